@@ -1,0 +1,158 @@
+# kvbook: plain `make` builds the command, the libraries and says what it found. `make help` lists the targets.
+CC ?= cc
+PREFIX ?= /usr/local
+BUILD ?= build
+OPT ?= -O2
+V ?= 0
+Q = $(if $(filter 1,$(V)),,@)
+
+WARN = -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes
+HARDEN = -fstack-protector-strong -D_FORTIFY_SOURCE=2
+CPPFLAGS += -Iinclude -I. -D_GNU_SOURCE
+CFLAGS += -std=c11 $(OPT) -g $(WARN) $(WERROR) $(HARDEN) -fopenmp -fPIC -fvisibility=hidden -ffp-contract=off
+LDFLAGS += -Wl,-z,relro,-z,now
+LIBS_RUNTIME = -lz -lm
+LIBS = -lopenblas -lpcre2-8 $(LIBS_RUNTIME)
+
+# A sanitizer build is the same tree in a folder of its own: make SAN=address,undefined BUILD=build/asan
+ifneq ($(SAN),)
+CFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
+LDFLAGS += -fsanitize=$(SAN)
+HARDEN =
+endif
+
+# The runtime library must link into an engine with libc, libm and zlib alone.
+RUNTIME_SRC = $(wildcard format/base/*.c format/*.c runtime/*.c)
+FULL_SRC = $(RUNTIME_SRC) $(wildcard kmeans/*.c model/*.c calib/*.c)
+TOOL_SRC = $(wildcard tools/*.c)
+TEST_SRC = $(wildcard tests/*/test_*.c)
+TEST_LIB_SRC = $(wildcard tests/support/*.c)
+FUZZ_SRC = $(wildcard tests/fuzz/fuzz_*.c)
+EXAMPLE_SRC = $(wildcard docs/examples/*.c)
+RECIPES = $(wildcard calib/recipes/*.json)
+
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
+FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
+EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
+
+.PHONY: all help deps check check-quick tests asan tsan fuzz demo bench install uninstall dist clean print-config
+.SECONDARY:
+
+all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
+
+help:
+	@echo 'make            build $(BUILD)/kvbook and the libraries'
+	@echo 'make deps       install what the build and the tests need (Debian; quick when nothing is missing)'
+	@echo 'make demo       deps, build, fetch a small model and text, calibrate a 1-bit book, evaluate it'
+	@echo 'make check      deps, build with -Werror, all tests, sanitizers; ends with "N passed, N failed"'
+	@echo 'make check-quick  the unit tests of the plain build only'
+	@echo 'make asan tsan  the unit tests under AddressSanitizer+UBSan, ThreadSanitizer'
+	@echo 'make fuzz       libFuzzer targets (clang) for the file readers'
+	@echo 'make bench      the benchmarks of bench/'
+	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
+	@echo 'Variables: CC OPT BUILD SAN PREFIX DESTDIR; V=1 shows the commands.'
+
+print-config:
+	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA off, FAISS off, MPI off -> $(BUILD)/'
+
+deps:
+	$(Q)tools/deps.sh
+
+$(BUILD)/obj/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
+$(BUILD)/obj/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
+
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	@[ $(V) = 1 ] || echo '  CC $<'
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/gen/recipes_data.c: $(RECIPES) tools/embed.sh
+	@mkdir -p $(@D)
+	$(Q)tools/embed.sh $(RECIPES) > $@.tmp && mv $@.tmp $@
+
+$(BUILD)/obj/gen/recipes_data.o: $(BUILD)/gen/recipes_data.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+
+$(BUILD)/libkvb-all.a: $(call obj,$(FULL_SRC)) $(if $(RECIPES),$(BUILD)/obj/gen/recipes_data.o)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/libkvbook.a: $(call obj,$(RUNTIME_SRC))
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/libkvb-kmeans.a: $(call obj,$(wildcard kmeans/*.c format/base/*.c))
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(filter-out -fopenmp,$(CFLAGS)) -shared -Wl,-soname,libkvbook.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(LIBS_RUNTIME)
+
+$(BUILD)/kvbook: $(call obj,$(TOOL_SRC)) $(BUILD)/libkvb-all.a
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -pie -o $@ $^ $(LIBS)
+
+$(BUILD)/libtest.a: $(call obj,$(TEST_LIB_SRC))
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+# A fuzz target replays its corpus in the tests; `make fuzz` links the same object with libFuzzer.
+$(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/replay.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+# Examples link as a user's program would: public headers, the runtime library, libm and zlib.
+$(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 $(WARN) -Werror -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(LIBS_RUNTIME)
+
+tests: $(TESTS) $(FUZZERS) $(EXAMPLES)
+
+check:
+	$(Q)tools/deps.sh
+	$(Q)tests/check.sh
+
+check-quick: all tests
+	$(Q)BUILD=$(BUILD) tests/run.sh
+
+asan:
+	$(Q)$(MAKE) SAN=address,undefined BUILD=build/asan OPT=-O1 tests
+	$(Q)BUILD=build/asan tests/run.sh
+
+tsan:
+	$(Q)$(MAKE) SAN=thread BUILD=build/tsan OPT=-O1 tests
+	$(Q)BUILD=build/tsan tests/run.sh
+
+fuzz:
+	$(Q)tests/fuzz/run.sh
+
+demo:
+	$(Q)tools/demo.sh
+
+bench: all
+	$(Q)bench/run.sh
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include/kvbook
+	install $(BUILD)/kvbook $(DESTDIR)$(PREFIX)/bin/kvbook
+	install -m 644 $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a $(DESTDIR)$(PREFIX)/lib/
+	install $(BUILD)/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
+	ln -sf libkvbook.so.1 $(DESTDIR)$(PREFIX)/lib/libkvbook.so
+	install -m 644 include/kvbook/*.h $(DESTDIR)$(PREFIX)/include/kvbook/
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/kvbook $(DESTDIR)$(PREFIX)/lib/libkvbook.a $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.a
+	rm -f $(DESTDIR)$(PREFIX)/lib/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
+	rm -rf $(DESTDIR)$(PREFIX)/include/kvbook
+
+dist:
+	git archive --prefix=kvbook/ -o kvbook.tar.gz HEAD
+
+clean:
+	rm -rf $(BUILD)
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -1,0 +1,53 @@
+/* What calibration keeps of a model's run over text: sampled keys (before RoPE) and values with their token weights, and
+ * the queries' second moments. One form in memory, whether it came from a run or from a `.kvc` file (spec/kvc-1.md). */
+#ifndef KVB_CALIB_CAPTURE_H
+#define KVB_CALIB_CAPTURE_H
+
+#include "model/model.h"
+#include "model/text.h"
+
+/* One layer. n rows per KV head; row r of every head and layer is the same token, in text order. */
+typedef struct kvb_capture_layer {
+    const uint16_t *keys;     /* [G][n][D] half floats, before RoPE */
+    const uint16_t *values;   /* [G][n][D] */
+    const float *weight_k;    /* [G][n] */
+    const float *weight_v;    /* [G][n] */
+    const float *moment_relative; /* [G][D][D]: mean of q q^T, q rotated back by a key position drawn from its past */
+    const float *moment_post;     /* [G][D][D]: mean of q q^T as rotated */
+} kvb_capture_layer;
+
+typedef struct kvb_capture {
+    uint32_t layers;
+    const kvb_layer *geometry;      /* [layers] */
+    const kvb_capture_layer *layer; /* [layers] */
+    uint64_t rows;                  /* n */
+    const uint32_t *row_chunk;      /* [n] the chunk each row came from, ascending */
+    const uint32_t *row_position;   /* [n] its position inside the chunk */
+    const char *meta_json;          /* what META of a book says of model, tokenizer and text */
+} kvb_capture;
+
+typedef struct kvb_capture_options {
+    uint32_t ctx;
+    uint64_t skip, chunks;
+    int32_t bos;          /* token put first in each chunk, or -1 */
+    uint64_t seed;        /* of sampled rows and drawn key positions */
+    uint64_t max_rows;    /* rows kept at most (0: all): the same number from every chunk, positions drawn by seed */
+    bool stop_on_nan;     /* a NaN or infinity in K, V or a weight ends the run with KVB_E_CHECK */
+    kvb_progress_fn progress;
+    void *progress_user;
+} kvb_capture_options;
+
+/* Owns a capture made by a run or read from a file. */
+typedef struct kvb_capture_store kvb_capture_store;
+kvb_status kvb_capture_run(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
+                           kvb_capture_store **store, kvb_error *err);
+/* The same straight into a file, one chunk in memory at a time. */
+kvb_status kvb_capture_run_to_file(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
+                                   const char *path, kvb_error *err);
+kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_error *err);
+void kvb_capture_close(kvb_capture_store *store);
+const kvb_capture *kvb_capture_view(const kvb_capture_store *store);
+/* Bytes one row takes over all layers and heads. */
+uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers);
+
+#endif

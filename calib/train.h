@@ -1,0 +1,31 @@
+/* From a capture to a book: per layer, KV head, K or V: transform, weighted k-means per group of channels. */
+#ifndef KVB_CALIB_TRAIN_H
+#define KVB_CALIB_TRAIN_H
+
+#include "calib/capture.h"
+#include "calib/recipe.h"
+
+typedef struct kvb_train_options {
+    uint64_t seed;
+    uint32_t holdout_every; /* one block of 256 tokens in so many is held out of training; 0: none. Default 16 */
+    uint32_t threads;
+    kvb_progress_fn progress; /* total in codebooks */
+    void *progress_user;
+} kvb_train_options;
+
+typedef struct kvb_train_report {
+    double key_error, value_error;                 /* means over codebooks, relative to a mean-only predictor */
+    double key_heldout_error, value_heldout_error; /* NaN without a hold-out */
+    double points_per_centroid;                    /* of the largest K */
+    double seconds;
+} kvb_train_report;
+
+void kvb_train_options_init(kvb_train_options *options);
+
+/* Trains one layer at a time and returns the image of the `.kvb` file (free with free()). KVB_E_USAGE where d does not
+ * divide D or there are fewer rows than centroids; KVB_E_CHECK where the capture holds NaN or all-zero weights (place
+ * named). The same capture, recipe and seed give the same bytes for any number of threads. */
+kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
+                          uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
+
+#endif

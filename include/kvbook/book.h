@@ -1,0 +1,120 @@
+/* Reading a book: the `.kvb` file with the codebooks of one model's KV cache.
+ *
+ * Words and shapes: L layers; per layer H query heads, G KV heads (H a multiple of G), head dimension D. A head's D
+ * channels are cut into S groups of d channels (S * d = D); each group has a codebook of K centroids, so a token's key
+ * or value is S codes of log2 K bits.
+ *
+ * A book is immutable once open and may be shared by any number of threads. Everything is validated at open;
+ * accessors cannot fail on indices inside the geometry. Pointers live until kvb_book_close(). */
+#ifndef KVBOOK_BOOK_H
+#define KVBOOK_BOOK_H
+
+#include <stddef.h>
+
+#include "kvbook/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct kvb_book kvb_book;
+
+typedef enum kvb_kind { KVB_KEY = 0, KVB_VALUE = 1 } kvb_kind;
+
+/* Where a key stands relative to its rotary position embedding when it is encoded. */
+typedef enum kvb_rope_frame {
+    KVB_FRAME_PRE = 0,   /* before RoPE */
+    KVB_FRAME_POST = 1,  /* after RoPE at its absolute position */
+    KVB_FRAME_BLOCK = 2, /* after RoPE at (position mod rope_block) */
+} kvb_rope_frame;
+
+/* Which channels form a rotary pair. */
+typedef enum kvb_rope_style {
+    KVB_ROPE_NONE = 0,        /* the model has no rotary embedding */
+    KVB_ROPE_INTERLEAVED = 1, /* channels (2i, 2i+1) */
+    KVB_ROPE_HALF = 2,        /* channels (i, i + rope_dims/2), "NeoX" */
+} kvb_rope_style;
+
+typedef enum kvb_layer_kind {
+    KVB_LAYER_FULL = 0,        /* full causal attention: has codebooks */
+    KVB_LAYER_SLIDING = 1,     /* sliding-window attention: has codebooks */
+    KVB_LAYER_UNSUPPORTED = 2, /* kept exact; META says why */
+} kvb_layer_kind;
+
+/* Geometry of one layer. */
+typedef struct kvb_layer {
+    uint32_t heads;    /* H */
+    uint32_t kv_heads; /* G */
+    uint32_t head_dim; /* D */
+    kvb_layer_kind kind;
+    uint32_t sliding_window; /* tokens; 0 where kind is not KVB_LAYER_SLIDING */
+    kvb_rope_frame frame;
+    uint32_t rope_block; /* B of KVB_FRAME_BLOCK, else 0 */
+    kvb_rope_style rope_style;
+    uint32_t rope_dims;         /* channels that rotate; the rest pass through */
+    double rope_base;           /* theta: channel pair i turns by position * rope_base^(-2i/rope_dims) / factor[i] */
+    const float *rope_factors;  /* [rope_dims/2], or NULL for all ones */
+    double attention_scale;     /* what q.k is multiplied by, usually 1/sqrt(D) */
+} kvb_layer;
+
+/* Codebooks of one (layer, KV head, K or V). A vector x of D channels is encoded as
+ * y = forward * (x - mean), cut into S groups, each replaced by its nearest centroid; decoded as inverse * y' + mean.
+ * mean, forward and inverse are NULL where the book has none (zero, identity). */
+typedef struct kvb_codebook {
+    uint32_t channels;         /* d */
+    uint32_t centroids;        /* K, a power of two */
+    uint32_t groups;           /* S */
+    uint32_t code_bits;        /* log2 K */
+    const uint16_t *table;     /* [S][K][d] IEEE half floats, 256-byte aligned in the file */
+    const float *mean;         /* [D] */
+    const float *forward;      /* [D][D] row-major, y_i = sum_j forward[i][j] * (x_j - mean_j) */
+    const float *inverse;      /* [D][D] row-major */
+} kvb_codebook;
+
+/* How a token's importance is estimated when anchors are chosen (AnTKV, arXiv 2506.19505). */
+typedef enum kvb_anchor_score {
+    KVB_SCORE_EXACT_K = 0,  /* (1/sqrt D) sum_i A_ij ||V_j - O_i||_1 ||Q_i||_2 */
+    KVB_SCORE_EXACT_V = 1,  /* attention mass: sum_i A_ij */
+    KVB_SCORE_KEY_NORM = 2, /* -||K_j||_2: keys of small norm attract attention */
+    KVB_SCORE_FIRST_N = 3,  /* the earliest tokens */
+    KVB_SCORE_RANDOM = 4,   /* keyed by (seed, layer, head, position) */
+} kvb_anchor_score;
+
+/* What a cache keeps exact. */
+typedef struct kvb_policy {
+    double anchor_fraction; /* 0 .. 1: of the tokens that have left the window */
+    kvb_anchor_score score;
+    uint32_t window; /* most recent tokens, the current one included; 0 keeps none, not even the current one */
+    uint32_t sinks;  /* first tokens */
+} kvb_policy;
+
+/* Opens and fully validates a file. On failure *book is NULL.
+ * KVB_E_IO if it cannot be read, KVB_E_FORMAT if anything in it is wrong (the error names the place). */
+KVB_API kvb_status kvb_book_open(const char *path, kvb_book **book, kvb_error *err);
+
+/* The same from memory; `bytes` is copied. `name` stands for the path in errors. */
+KVB_API kvb_status kvb_book_open_memory(const void *bytes, size_t size, const char *name, kvb_book **book,
+                                        kvb_error *err);
+
+/* Frees the book; NULL is allowed. */
+KVB_API void kvb_book_close(kvb_book *book);
+
+KVB_API uint32_t kvb_book_layers(const kvb_book *book);
+KVB_API const kvb_layer *kvb_book_layer(const kvb_book *book, uint32_t layer);
+
+/* NULL where the layer is KVB_LAYER_UNSUPPORTED or an index is outside the geometry. */
+KVB_API const kvb_codebook *kvb_book_codebook(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind);
+
+/* What the recipe of the book keeps exact. */
+KVB_API kvb_policy kvb_book_policy(const kvb_book *book);
+
+/* The identity: SHA-256 over the section table with its checksums. 32 bytes. */
+KVB_API const uint8_t *kvb_book_id(const kvb_book *book);
+
+/* The META section: UTF-8 JSON, NUL-terminated; *size excludes the NUL and may be NULL. */
+KVB_API const char *kvb_book_meta(const kvb_book *book, size_t *size);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

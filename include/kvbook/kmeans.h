@@ -1,0 +1,69 @@
+/* Weighted k-means for many small problems: minimise sum_i w_i ||x_i - c_a(i)||^2.
+ *
+ * A batch of independent problems is solved in one call. Points are read in place with a stride, so that the groups of
+ * channels of one capture need no copies. The result depends on the inputs and the seed, not on the number of threads. */
+#ifndef KVBOOK_KMEANS_H
+#define KVBOOK_KMEANS_H
+
+#include <stddef.h>
+
+#include "kvbook/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum kvb_points_type { KVB_POINTS_F32 = 0, KVB_POINTS_F16 = 1 } kvb_points_type;
+
+typedef struct kvb_kmeans_problem {
+    const void *points;       /* n rows of d channels; row i starts at points + i*stride elements */
+    kvb_points_type type;
+    size_t count;             /* n */
+    size_t stride;            /* in elements, >= d */
+    uint32_t channels;        /* d, 1..64 */
+    uint32_t centroids;       /* K, 1..65536, K <= n */
+    const float *weights;     /* [n], finite, >= 0, not all zero; or NULL for all ones */
+    const float *initial;     /* [K][d] to start from, or NULL to seed */
+    uint64_t seed;            /* stream of this problem's random numbers */
+    float *table;             /* out: [K][d] */
+} kvb_kmeans_problem;
+
+typedef struct kvb_kmeans_result {
+    double train_error;   /* sum_i w_i ||x_i - c||^2 / (d * sum_i w_i) over the training points, after the last update */
+    double heldout_error; /* the same over held-out points; NaN without a hold-out */
+    double variance;      /* weighted variance per channel: the error of one centroid at the mean */
+    double heldout_variance; /* the held-out points' mean squared distance to the training mean, per channel */
+    uint32_t iterations;  /* done */
+    uint32_t repairs;     /* empty clusters re-seeded */
+    uint32_t used;        /* centroids with at least one training point */
+    double entropy;       /* bits: of the training points' codes, unweighted */
+} kvb_kmeans_result;
+
+typedef enum kvb_kmeans_seeding {
+    KVB_SEED_PLUSPLUS = 0, /* weighted greedy k-means++ (Arthur and Vassilvitskii 2007), on a sample where n is large */
+    KVB_SEED_RANDOM = 1,   /* points drawn by weight, without replacement */
+} kvb_kmeans_seeding;
+
+typedef struct kvb_kmeans_options {
+    uint32_t struct_size;    /* sizeof(kvb_kmeans_options), set by the init function */
+    uint32_t iterations;     /* Lloyd iterations at most; default 15 */
+    kvb_kmeans_seeding seeding;
+    double tolerance;        /* stop when the relative improvement falls under it; default 0: never */
+    uint32_t holdout_every;  /* hold out one block of holdout_block points in every holdout_every; 0: none */
+    uint32_t holdout_block;  /* default 256: neighbouring tokens are alike, so whole runs are held out */
+    uint32_t threads;        /* 0: OpenMP's default */
+    kvb_progress_fn progress;
+    void *progress_user;
+} kvb_kmeans_options;
+
+KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);
+
+/* Solves `count` problems; results[count] may be NULL. Checks every problem before it starts: KVB_E_USAGE for sizes
+ * out of range or n < K (numbers named), KVB_E_CHECK for NaN, infinity or a negative weight (problem and row named). */
+KVB_API kvb_status kvb_kmeans_train(const kvb_kmeans_problem *problems, size_t count, const kvb_kmeans_options *options,
+                                    kvb_kmeans_result *results, kvb_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,22 @@
+#!/bin/sh
+# `make check`: everything that must hold before a commit, in the order that fails soonest.
+set -eu
+cd "$(dirname "$0")/.."
+jobs=$(nproc)
+make -j"$jobs" WERROR=-Werror all tests
+passed=0
+failed=0
+add() { # add BUILD
+    read -r ok bad skip <"$1/test-counts"
+    passed=$((passed + ok)); failed=$((failed + bad))
+}
+status=0
+rm -f build/test-counts build/asan/test-counts
+BUILD=build tests/run.sh || status=1
+add build
+echo "== the same unit tests and corpora under AddressSanitizer and UndefinedBehaviorSanitizer"
+make -j"$jobs" WERROR=-Werror SAN=address,undefined BUILD=build/asan OPT=-O1 tests >/dev/null
+BUILD=build/asan QUICK_SCRIPTS=1 tests/run.sh || status=1
+add build/asan
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ] && [ "$status" -eq 0 ]
