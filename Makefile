@@ -59,8 +59,8 @@ print-config:
 deps:
 	$(Q)tools/deps.sh
 
-$(BUILD)/obj/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c
-$(BUILD)/obj/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
+$(BUILD)/obj/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c -ffp-contract=fast
+$(BUILD)/obj/%_avx512.o: CFLAGS += -ffp-contract=fast -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)

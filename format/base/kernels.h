@@ -32,8 +32,14 @@ typedef struct kvb_kernels {
     /* y[i] += factor * x[i] */
     void (*axpy)(float *y, const float *x, size_t n, float factor);
 
+    /* y[i] += factor * a[i] * b[i] */
+    void (*axpy_product)(float *y, const float *a, const float *b, size_t n, float factor);
+
     /* sum of x[i] * y[i] */
     float (*dot)(const float *x, const float *y, size_t n);
+
+    /* gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i], the SwiGLU activation */
+    void (*silu_product)(float *gate, const float *up, size_t n);
 } kvb_kernels;
 
 /* The best build this machine can run. KVB_ISA=plain|avx2|avx512 in the environment asks for a lesser one. */
