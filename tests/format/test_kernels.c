@@ -1,0 +1,155 @@
+/* Every build of the vector kernels against loops in double, on shapes with odd tails. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+#include "format/base/checked.h"
+#include "format/base/kernels.h"
+#include "format/base/rng.h"
+
+static const char *const builds[] = {"plain", "avx2", "avx512"};
+
+static float *random_floats(size_t n, uint64_t key)
+{
+    float *x = kvb_alloc_array(n, sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)(2.0 * kvb_rng_unit(key, i) - 1.0);
+    return x;
+}
+
+static void check_product(const kvb_kernels *k, size_t m, size_t n, size_t depth, bool accumulate, bool l1)
+{
+    size_t lda = depth + 3, ldb = n + 5, ldc = n + 1;
+    float *a = random_floats(m * lda, 1), *b = random_floats(depth * ldb, 2), *c = random_floats(m * ldc, 3);
+    float *before = random_floats(m * ldc, 3);
+    if (l1)
+        k->l1(m, n, depth, a, lda, b, ldb, c, ldc);
+    else
+        k->gemm(m, n, depth, a, lda, b, ldb, c, ldc, accumulate);
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            double want = accumulate ? (double)before[i * ldc + j] : 0.0;
+            for (size_t p = 0; p < depth; p++) {
+                double x = (double)a[i * lda + p], y = (double)b[p * ldb + j];
+                want += l1 ? fabs(y - x) : x * y;
+            }
+            assert_true(fabs((double)c[i * ldc + j] - want) <= 1e-5 * (1.0 + fabs(want)));
+        }
+    for (size_t i = 0; i < m; i++) /* the padding of C is not ours */
+        assert_true(c[i * ldc + n] == before[i * ldc + n]);
+    free(a);
+    free(b);
+    free(c);
+    free(before);
+}
+
+static void test_products(void **state)
+{
+    (void)state;
+    static const size_t shapes[][3] = {{1, 1, 1}, {3, 64, 64}, {6, 128, 5}, {7, 67, 33}, {13, 48, 80}, {64, 128, 64}, {5, 15, 2}};
+    for (size_t v = 0; v < 3; v++) {
+        const kvb_kernels *k = kvb_kernels_named(builds[v]);
+        if (k == NULL)
+            continue;
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            check_product(k, shapes[s][0], shapes[s][1], shapes[s][2], false, false);
+            check_product(k, shapes[s][0], shapes[s][1], shapes[s][2], true, false);
+            check_product(k, shapes[s][0], shapes[s][1], shapes[s][2], false, true);
+        }
+    }
+}
+
+static void check_exp(const kvb_kernels *k, size_t n)
+{
+    float *x = kvb_alloc_array(n, sizeof *x), *got = kvb_alloc_array(n, sizeof *got);
+    for (size_t i = 0; i < n; i++)
+        x[i] = got[i] = (float)(160.0 * kvb_rng_unit(7, i) - 100.0);
+    x[0] = got[0] = -INFINITY;
+    float shift = 0.75f;
+    double sum = 0.0;
+    float said = k->exp_sum(got, n, shift);
+    for (size_t i = 0; i < n; i++) {
+        double want = exp((double)(x[i] - shift));
+        if (x[i] - shift < -87.6f)
+            assert_true(got[i] == 0.0f || fabs((double)got[i] - want) < 1e-37);
+        else
+            assert_true(fabs((double)got[i] - want) <= 3e-7 * want);
+        sum += (double)got[i];
+    }
+    assert_true(fabs((double)said - sum) <= 1e-5 * sum);
+    assert_true(got[0] == 0.0f);
+    free(x);
+    free(got);
+}
+
+static void test_rows(void **state)
+{
+    (void)state;
+    for (size_t v = 0; v < 3; v++) {
+        const kvb_kernels *k = kvb_kernels_named(builds[v]);
+        if (k == NULL)
+            continue;
+        for (size_t n = 1; n < 70; n += 4) {
+            float *x = random_floats(n, 11), *y = random_floats(n, 12), *z = random_floats(n, 13);
+            float most = -2.0f;
+            double product = 0.0;
+            for (size_t i = 0; i < n; i++) {
+                most = x[i] > most ? x[i] : most;
+                product += (double)x[i] * (double)y[i];
+            }
+            assert_true(k->max(x, n) == most);
+            assert_true(fabs((double)k->dot(x, y, n) - product) < 1e-5);
+            float first = z[0], last = z[n - 1];
+            k->axpy(z, x, n, 0.5f);
+            k->axpy_product(z, x, y, n, 2.0f);
+            k->scale(z, n, 3.0f);
+            assert_true(fabsf(z[0] - 3.0f * (first + 0.5f * x[0] + 2.0f * x[0] * y[0])) < 1e-5f);
+            assert_true(fabsf(z[n - 1] - 3.0f * (last + 0.5f * x[n - 1] + 2.0f * x[n - 1] * y[n - 1])) < 1e-5f);
+            float gate = x[n - 1];
+            k->silu_product(x, y, n);
+            assert_true(fabsf(x[n - 1] - gate / (1.0f + expf(-gate)) * y[n - 1]) < 1e-6f);
+            free(x);
+            free(y);
+            free(z);
+            check_exp(k, n);
+        }
+    }
+}
+
+static void test_nan_is_not_hidden(void **state)
+{
+    (void)state;
+    for (size_t v = 0; v < 3; v++) {
+        const kvb_kernels *k = kvb_kernels_named(builds[v]);
+        if (k == NULL)
+            continue;
+        float x[20] = {0};
+        x[3] = NAN;
+        assert_true(isnan(k->exp_sum(x, 20, 0.0f)));
+    }
+}
+
+static void test_choice(void **state)
+{
+    (void)state;
+    assert_non_null(kvb_kernels_best());
+    assert_null(kvb_kernels_named("no such build"));
+    setenv("KVB_ISA", "plain", 1);
+    assert_string_equal(kvb_kernels_best()->name, "plain");
+    unsetenv("KVB_ISA");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_nan_is_not_hidden),
+        cmocka_unit_test(test_choice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
