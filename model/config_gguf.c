@@ -1,0 +1,149 @@
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "model/weights.h"
+
+/* Reads "<architecture>.<suffix>". */
+static bool get_u32(const kvb_model *m, const char *suffix, uint32_t *value)
+{
+    char key[96];
+    uint64_t wide;
+    snprintf(key, sizeof key, "%s.%s", m->config.architecture, suffix);
+    if (!kvb_gguf_get_u64(m->gguf, key, &wide) || wide > UINT32_MAX)
+        return false;
+    *value = (uint32_t)wide;
+    return true;
+}
+
+static double get_f64(const kvb_model *m, const char *suffix, double otherwise)
+{
+    char key[96];
+    double value;
+    snprintf(key, sizeof key, "%s.%s", m->config.architecture, suffix);
+    return kvb_gguf_get_f64(m->gguf, key, &value) ? value : otherwise;
+}
+
+static kvb_status need_u32(const kvb_model *m, const char *suffix, uint32_t *value, kvb_error *err)
+{
+    if (get_u32(m, suffix, value) && *value > 0)
+        return KVB_OK;
+    return kvb_fail(err, KVB_E_FORMAT, m->path, "metadata %s.%s is missing or not a positive 32-bit number",
+                    m->config.architecture, suffix);
+}
+
+static void get_text(const kvb_gguf *g, const char *key, const char *otherwise, char *out, size_t room)
+{
+    const char *bytes;
+    uint64_t size;
+    if (kvb_gguf_get_string(g, key, &bytes, &size))
+        snprintf(out, room, "%.*s", (int)(size < room ? size : room - 1), bytes);
+    else
+        snprintf(out, room, "%s", otherwise);
+}
+
+static kvb_status check_geometry(const kvb_model *m, kvb_error *err)
+{
+    const kvb_layer *g = &m->config.geometry;
+    if (g->kv_heads == 0 || g->heads % g->kv_heads != 0)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "%u query heads are not a multiple of %u KV heads", g->heads,
+                        g->kv_heads);
+    if (g->rope_dims % 2 != 0 || g->rope_dims > g->head_dim)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "RoPE over %u of %u channels: expected an even number up to it",
+                        g->rope_dims, g->head_dim);
+    if (m->config.layers > 1024 || g->heads > 1024 || g->head_dim > 1024)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "%u layers, %u heads, head size %u: at most 1024 of each",
+                        m->config.layers, g->heads, g->head_dim);
+    if (!(m->config.norm_epsilon > 0.0) || !(g->rope_base > 0.0) || !isfinite(g->rope_base))
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "norm epsilon %g and RoPE base %g must be positive",
+                        m->config.norm_epsilon, g->rope_base);
+    return KVB_OK;
+}
+
+/* rope_freqs.weight divides each pair's frequency (Llama 3.1 and later); linear scaling divides all alike. */
+static kvb_status read_rope_factors(kvb_model *m, kvb_error *err)
+{
+    kvb_layer *g = &m->config.geometry;
+    const kvb_tensor *t = kvb_model_find(m, "rope_freqs.weight");
+    char scaling[32] = "", key[96];
+    snprintf(key, sizeof key, "%s.rope.scaling.type", m->config.architecture);
+    get_text(m->gguf, key, "none", scaling, sizeof scaling);
+    double factor = strcmp(scaling, "linear") == 0 ? get_f64(m, "rope.scaling.factor", 1.0) : 1.0;
+    if (strcmp(scaling, "none") != 0 && strcmp(scaling, "linear") != 0)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "RoPE scaling \"%s\" is not supported (none and linear are)",
+                        scaling);
+    if (t == NULL && factor == 1.0)
+        return KVB_OK;
+    if (!(factor > 0.0) || !isfinite(factor))
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "rope.scaling.factor is %g, expected a positive number", factor);
+    uint32_t pairs = g->rope_dims / 2;
+    if (t != NULL && (t->dtype != KVB_DTYPE_F32 || t->shape[0] != pairs))
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "rope_freqs.weight is not %u F32 values", pairs);
+    m->config.rope_factors = kvb_alloc_array(pairs, sizeof(float));
+    if (m->config.rope_factors == NULL)
+        return kvb_fail_memory(err, "RoPE factors");
+    if (t != NULL)
+        kvb_dequantise(t, 0, pairs, m->config.rope_factors);
+    for (uint32_t i = 0; i < pairs; i++) {
+        float value = (t != NULL ? m->config.rope_factors[i] : 1.0f) * (float)factor;
+        if (!(value > 0.0f) || !isfinite(value))
+            return kvb_fail(err, KVB_E_FORMAT, m->path, "rope_freqs.weight[%u] is not positive", i);
+        m->config.rope_factors[i] = value;
+    }
+    g->rope_factors = m->config.rope_factors;
+    return KVB_OK;
+}
+
+static kvb_status read_heads(kvb_model *m, kvb_error *err)
+{
+    kvb_model_config *c = &m->config;
+    kvb_layer *g = &c->geometry;
+    kvb_status status = need_u32(m, "attention.head_count", &g->heads, err);
+    if (status != KVB_OK)
+        return status;
+    if (!get_u32(m, "attention.head_count_kv", &g->kv_heads))
+        g->kv_heads = g->heads;
+    if (!get_u32(m, "attention.key_length", &g->head_dim)) {
+        if (c->embedding % g->heads != 0)
+            return kvb_fail(err, KVB_E_FORMAT, m->path, "%u channels are not a multiple of %u heads", c->embedding,
+                            g->heads);
+        g->head_dim = c->embedding / g->heads;
+    }
+    uint32_t value_dim = g->head_dim;
+    if (get_u32(m, "attention.value_length", &value_dim) && value_dim != g->head_dim)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "keys of %u and values of %u channels: they must be equal",
+                        g->head_dim, value_dim);
+    if (!get_u32(m, "rope.dimension_count", &g->rope_dims))
+        g->rope_dims = g->head_dim;
+    g->rope_style = KVB_ROPE_INTERLEAVED;
+    g->rope_base = get_f64(m, "rope.freq_base", 10000.0);
+    g->attention_scale = 1.0 / sqrt((double)g->head_dim);
+    return KVB_OK;
+}
+
+kvb_status kvb_config_from_gguf(kvb_model *m, kvb_error *err)
+{
+    kvb_model_config *c = &m->config;
+    get_text(m->gguf, "general.architecture", "", c->architecture, sizeof c->architecture);
+    if (strcmp(c->architecture, "llama") != 0)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "architecture \"%s\" is not supported (llama is)",
+                        c->architecture);
+    const char *slash = strrchr(m->path, '/');
+    get_text(m->gguf, "general.name", slash ? slash + 1 : m->path, c->name, sizeof c->name);
+    kvb_status s = need_u32(m, "block_count", &c->layers, err);
+    if (s == KVB_OK) s = need_u32(m, "embedding_length", &c->embedding, err);
+    if (s == KVB_OK) s = need_u32(m, "feed_forward_length", &c->ffn, err);
+    if (s == KVB_OK) s = need_u32(m, "context_length", &c->context, err);
+    if (s == KVB_OK) s = read_heads(m, err);
+    c->norm_epsilon = get_f64(m, "attention.layer_norm_rms_epsilon", 0.0);
+    if (s == KVB_OK) s = check_geometry(m, err);
+    if (s == KVB_OK) s = read_rope_factors(m, err);
+    const kvb_tensor *embedding = kvb_model_find(m, "token_embd.weight");
+    if (s == KVB_OK && (embedding == NULL || embedding->dims != 2 || embedding->shape[1] > UINT32_MAX))
+        s = kvb_fail(err, KVB_E_FORMAT, m->path, "tensor token_embd.weight is missing or not a matrix");
+    if (s == KVB_OK)
+        c->vocab = (uint32_t)embedding->shape[1];
+    return s;
+}

@@ -1,0 +1,276 @@
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "format/base/attention.h"
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/rope.h"
+#include "model/linear.h"
+#include "model/weights.h"
+
+/* Shapes: T tokens of the call, E channels, F hidden channels, H query heads, G KV heads, D channels of a head. */
+struct kvb_forward {
+    const kvb_model *model;
+    const kvb_kernels *kernels;
+    uint32_t max_tokens;
+    float *x;       /* [T][E] the residual stream */
+    float *norm;    /* [T][E] */
+    float *wide;    /* [T][max((H+2G)D, 2F)] */
+    float *mixed;   /* [T][HD] attention output, heads side by side */
+    float *q;       /* [H][T][D] */
+    float *k_pre;   /* [G][T][D] */
+    float *k;       /* [G][T][D] */
+    float *v;       /* [G][T][D] */
+    float *k_t;     /* [G][D][T padded] */
+    float *out;     /* [H][T][D] */
+    float *lse;     /* [H][T] */
+    float *weights; /* one matrix that is not resident */
+    float *scratch; /* [threads][attention scratch] */
+    int threads;
+    kvb_rope_table rope;
+};
+
+static float *floats(uint64_t count)
+{
+    return kvb_alloc_array(count, sizeof(float));
+}
+
+static bool allocate(kvb_forward *f)
+{
+    const kvb_model_config *c = &f->model->config;
+    const kvb_layer *g = &c->geometry;
+    uint64_t t = f->max_tokens, heads = (uint64_t)g->heads * g->head_dim, kv = (uint64_t)g->kv_heads * g->head_dim;
+    uint64_t qkv = heads + 2 * kv, wide = qkv > 2 * (uint64_t)c->ffn ? qkv : 2 * (uint64_t)c->ffn;
+    f->x = floats(t * c->embedding);
+    f->norm = floats(t * c->embedding);
+    f->wide = floats(t * wide);
+    f->mixed = floats(t * heads);
+    f->q = floats(t * heads);
+    f->out = floats(t * heads);
+    f->k_pre = floats(t * kv);
+    f->k = floats(t * kv);
+    f->v = floats(t * kv);
+    f->k_t = floats(kvb_attn_padded(f->max_tokens) * kv);
+    f->lse = floats(t * g->heads);
+    f->weights = floats(f->model->scratch_floats);
+    return f->x && f->norm && f->wide && f->mixed && f->q && f->out && f->k_pre && f->k && f->v && f->k_t && f->lse &&
+           f->weights;
+}
+
+kvb_status kvb_forward_create(const kvb_model *model, uint32_t max_tokens, kvb_forward **out, kvb_error *err)
+{
+    *out = NULL;
+    kvb_forward *f = kvb_alloc_zeroed(1, sizeof *f);
+    if (f == NULL)
+        return kvb_fail_memory(err, "forward pass");
+    f->model = model;
+    f->kernels = kvb_kernels_best();
+    f->max_tokens = max_tokens;
+    if (!allocate(f)) {
+        kvb_forward_destroy(f);
+        return kvb_fail(err, KVB_E_MEMORY, "forward pass", "out of memory for sequences of %u tokens", max_tokens);
+    }
+    *out = f;
+    return KVB_OK;
+}
+
+void kvb_forward_destroy(kvb_forward *f)
+{
+    if (f == NULL)
+        return;
+    float *all[] = {f->x, f->norm, f->wide, f->mixed, f->q, f->out, f->k_pre, f->k, f->v, f->k_t, f->lse, f->weights,
+                    f->scratch};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+    kvb_rope_table_free(&f->rope);
+    free(f);
+}
+
+/* Scratch per thread, and a RoPE table that covers the call's positions. */
+static kvb_status prepare(kvb_forward *f, uint32_t count, uint32_t position, kvb_error *err)
+{
+    const kvb_layer *g = &f->model->config.geometry;
+    if (omp_get_max_threads() > f->threads) {
+        free(f->scratch);
+        f->threads = omp_get_max_threads();
+        f->scratch = floats((uint64_t)f->threads * kvb_attn_scratch_floats(g->head_dim));
+        if (f->scratch == NULL) {
+            f->threads = 0;
+            return kvb_fail_memory(err, "attention scratch");
+        }
+    }
+    if (position + count <= f->rope.count)
+        return KVB_OK;
+    kvb_rope_table_free(&f->rope);
+    uint32_t wanted = position + count > f->max_tokens ? (position + count) * 2 : f->max_tokens;
+    kvb_status status = kvb_rope_table_create(&f->rope, g, 0, wanted, err);
+    if (status != KVB_OK)
+        f->rope.count = 0;
+    return status;
+}
+
+static void embed(kvb_forward *f, const uint32_t *tokens, uint32_t count)
+{
+    const uint64_t width = f->model->config.embedding;
+    const kvb_weight *e = &f->model->embedding;
+#pragma omp parallel for schedule(static)
+    for (uint32_t t = 0; t < count; t++)
+        kvb_dequantise(e->part[0], tokens[t] * width, width, f->x + t * width);
+}
+
+/* RMSNorm (arXiv 1910.07467) of each row. */
+static void rms_norm(const kvb_forward *f, uint32_t count, const float *weight, float *out)
+{
+    const uint32_t width = f->model->config.embedding;
+    const double epsilon = f->model->config.norm_epsilon;
+#pragma omp parallel for schedule(static)
+    for (uint32_t t = 0; t < count; t++) {
+        const float *x = f->x + (size_t)t * width;
+        double square = (double)f->kernels->dot(x, x, width) / width;
+        float factor = (float)(1.0 / sqrt(square + epsilon));
+        for (uint32_t c = 0; c < width; c++)
+            out[(size_t)t * width + c] = x[c] * factor * weight[c];
+    }
+}
+
+static void linear(const kvb_forward *f, const float *x, uint64_t ldx, const kvb_weight *w, uint32_t count,
+                   bool accumulate, float *y, uint64_t ldy)
+{
+    kvb_linear(x, ldx, kvb_weight_floats(w, f->weights), count, w->rows, w->cols, accumulate, y, ldy);
+}
+
+/* From rows of [q | k | v] to heads, with keys before and after RoPE. */
+static void split_heads(kvb_forward *f, uint32_t count, uint32_t position)
+{
+    const kvb_layer *g = &f->model->config.geometry;
+    const size_t dim = g->head_dim, row = (g->heads + 2 * (size_t)g->kv_heads) * dim;
+#pragma omp parallel for schedule(static)
+    for (uint32_t t = 0; t < count; t++) {
+        const float *from = f->wide + t * row;
+        for (uint32_t h = 0; h < g->heads; h++, from += dim)
+            kvb_rope_rotate(&f->rope, position + t, g->head_dim, from, f->q + ((size_t)h * count + t) * dim);
+        for (uint32_t h = 0; h < g->kv_heads; h++, from += dim) {
+            float *pre = f->k_pre + ((size_t)h * count + t) * dim;
+            memcpy(pre, from, dim * sizeof *pre);
+            kvb_rope_rotate(&f->rope, position + t, g->head_dim, pre, f->k + ((size_t)h * count + t) * dim);
+        }
+        for (uint32_t h = 0; h < g->kv_heads; h++, from += dim)
+            memcpy(f->v + ((size_t)h * count + t) * dim, from, dim * sizeof *from);
+    }
+}
+
+/* Tasks are (query head, block of queries), the longest rows first so that threads end together. */
+static void attend_exactly(kvb_forward *f, uint32_t count)
+{
+    const kvb_layer *g = &f->model->config.geometry;
+    const size_t dim = g->head_dim, ld = kvb_attn_padded(count);
+    const uint32_t group = g->heads / g->kv_heads, blocks = (count + KVB_ATTN_ROWS - 1) / KVB_ATTN_ROWS;
+    const uint32_t window = g->kind == KVB_LAYER_SLIDING ? g->sliding_window : 0;
+#pragma omp parallel
+    {
+        float *scratch = f->scratch + (size_t)omp_get_thread_num() * kvb_attn_scratch_floats(g->head_dim);
+#pragma omp for schedule(dynamic)
+        for (uint32_t h = 0; h < g->kv_heads; h++)
+            kvb_transpose(f->k + h * count * dim, dim, count, g->head_dim, f->k_t + h * ld * dim, ld);
+#pragma omp for schedule(dynamic)
+        for (uint32_t task = 0; task < g->heads * blocks; task++) {
+            uint32_t h = task % g->heads, first = (blocks - 1 - task / g->heads) * KVB_ATTN_ROWS;
+            uint32_t rows = count - first < KVB_ATTN_ROWS ? count - first : KVB_ATTN_ROWS;
+            size_t head = (size_t)h * count, kv = h / group;
+            kvb_attn_exact(f->kernels, f->q + head * dim, f->k_t + kv * ld * dim, ld, f->v + kv * count * dim, first,
+                           rows, g->head_dim, (float)g->attention_scale, window, f->out + (head + first) * dim,
+                           f->lse + head + first, scratch);
+        }
+    }
+}
+
+static void merge_heads(kvb_forward *f, uint32_t count)
+{
+    const kvb_layer *g = &f->model->config.geometry;
+    const size_t dim = g->head_dim;
+#pragma omp parallel for schedule(static)
+    for (uint32_t t = 0; t < count; t++)
+        for (uint32_t h = 0; h < g->heads; h++)
+            memcpy(f->mixed + ((size_t)t * g->heads + h) * dim, f->out + ((size_t)h * count + t) * dim,
+                   dim * sizeof *f->out);
+}
+
+static kvb_status attend(kvb_forward *f, uint32_t layer, uint32_t count, uint32_t position,
+                         const kvb_forward_hooks *hooks, kvb_error *err)
+{
+    const kvb_attention_call call = {layer, &f->model->geometry[layer], count, position, f->q, f->k_pre, f->k, f->v};
+    if (hooks != NULL && hooks->attend != NULL)
+        return hooks->attend(hooks->attend_user, &call, f->out, err);
+    attend_exactly(f, count);
+    if (hooks != NULL && hooks->observe != NULL)
+        return hooks->observe(hooks->observe_user, &call, f->out, f->lse, err);
+    return KVB_OK;
+}
+
+/* SwiGLU (arXiv 2002.05202): down(silu(gate) * up). */
+static void feed_forward(kvb_forward *f, uint32_t count, const kvb_layer_weights *w)
+{
+    const kvb_model_config *c = &f->model->config;
+    const size_t width = 2 * (size_t)c->ffn;
+    rms_norm(f, count, w->ffn_norm, f->norm);
+    linear(f, f->norm, c->embedding, &w->gate_up, count, false, f->wide, width);
+#pragma omp parallel for schedule(static)
+    for (uint32_t t = 0; t < count; t++)
+        f->kernels->silu_product(f->wide + t * width, f->wide + t * width + c->ffn, c->ffn);
+    linear(f, f->wide, width, &w->down, count, true, f->x, c->embedding);
+}
+
+static kvb_status run_layer(kvb_forward *f, uint32_t layer, uint32_t count, uint32_t position,
+                            const kvb_forward_hooks *hooks, kvb_error *err)
+{
+    const kvb_model_config *c = &f->model->config;
+    const kvb_layer_weights *w = &f->model->layer[layer];
+    rms_norm(f, count, w->attention_norm, f->norm);
+    linear(f, f->norm, c->embedding, &w->qkv, count, false, f->wide, w->qkv.rows);
+    split_heads(f, count, position);
+    kvb_status status = attend(f, layer, count, position, hooks, err);
+    if (status != KVB_OK)
+        return status;
+    merge_heads(f, count);
+    linear(f, f->mixed, w->out.cols, &w->out, count, true, f->x, c->embedding);
+    feed_forward(f, count, w);
+    return KVB_OK;
+}
+
+static kvb_status check_call(const kvb_forward *f, const uint32_t *tokens, uint32_t count, kvb_error *err)
+{
+    if (count == 0 || count > f->max_tokens)
+        return kvb_fail(err, KVB_E_USAGE, "forward pass", "%u tokens, expected 1 to %u", count, f->max_tokens);
+    for (uint32_t t = 0; t < count; t++)
+        if (tokens[t] >= f->model->config.vocab)
+            return kvb_fail(err, KVB_E_USAGE, "forward pass", "token %u is id %u of a vocabulary of %u", t, tokens[t],
+                            f->model->config.vocab);
+    return KVB_OK;
+}
+
+kvb_status kvb_forward_run(kvb_forward *f, const uint32_t *tokens, uint32_t count, uint32_t position,
+                           const kvb_forward_hooks *hooks, const float **hidden, kvb_error *err)
+{
+    uint32_t layers = f->model->config.layers;
+    if (hooks != NULL && hooks->stop_after_layer != 0 && hooks->stop_after_layer < layers)
+        layers = hooks->stop_after_layer;
+    kvb_status status = check_call(f, tokens, count, err);
+    if (status == KVB_OK)
+        status = prepare(f, count, position, err);
+    if (status != KVB_OK)
+        return status;
+    embed(f, tokens, count);
+    for (uint32_t l = 0; l < layers && status == KVB_OK; l++)
+        status = run_layer(f, l, count, position, hooks, err);
+    if (status != KVB_OK)
+        return status;
+    rms_norm(f, count, f->model->final_norm, f->norm);
+    *hidden = f->norm;
+    return KVB_OK;
+}
+
+void kvb_forward_logits(const kvb_forward *f, const float *hidden, uint32_t n, float *logits)
+{
+    linear(f, hidden, f->model->config.embedding, &f->model->head, n, false, logits, f->model->config.vocab);
+}

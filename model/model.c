@@ -1,0 +1,146 @@
+#include "model/model.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/sha256.h"
+#include "model/weights.h"
+
+void openblas_set_num_threads(int threads);
+
+static bool is_gguf(const char *path)
+{
+    char magic[4] = "";
+    FILE *f = fopen(path, "rb");
+    bool yes = f != NULL && fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0;
+    if (f != NULL)
+        fclose(f);
+    return yes;
+}
+
+static kvb_status open_gguf(kvb_model *m, kvb_error *err)
+{
+    kvb_status status = kvb_gguf_open(m->path, &m->gguf, err);
+    return status == KVB_OK ? kvb_config_from_gguf(m, err) : status;
+}
+
+static kvb_status open_llama2c(kvb_model *m, kvb_error *err)
+{
+    kvb_status status = kvb_mapfile_open(&m->llama2c, m->path, err);
+    return status == KVB_OK ? kvb_config_from_llama2c(m, err) : status;
+}
+
+static kvb_status open_tokenizer(kvb_model *m, const char *path, kvb_error *err)
+{
+    if (path != NULL)
+        return kvb_tokenizer_from_llama2c(path, m->config.vocab, &m->tokenizer, err);
+    if (m->gguf == NULL)
+        return kvb_fail(err, KVB_E_USAGE, m->path,
+                        "a llama2.c checkpoint has no vocabulary: name its tokenizer.bin with --tokenizer");
+    kvb_status status = kvb_tokenizer_from_gguf(m->gguf, &m->tokenizer, err);
+    if (status == KVB_OK && kvb_tokenizer_vocab(m->tokenizer) > m->config.vocab)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "%u tokens in the vocabulary, %u rows in token_embd.weight",
+                        kvb_tokenizer_vocab(m->tokenizer), m->config.vocab);
+    return status;
+}
+
+static kvb_status fill_geometry(kvb_model *m, kvb_error *err)
+{
+    m->geometry = kvb_alloc_array(m->config.layers, sizeof *m->geometry);
+    if (m->geometry == NULL)
+        return kvb_fail_memory(err, "model geometry");
+    for (uint32_t l = 0; l < m->config.layers; l++)
+        m->geometry[l] = m->config.geometry;
+    return KVB_OK;
+}
+
+/* The old RoPE tables at the end of a llama2.c file are hashed with its weights: a file has one identity. */
+static void hash_model(kvb_model *m, bool skip_weights)
+{
+    const uint8_t *meta = m->llama2c.bytes, *data = NULL;
+    uint64_t meta_size = 28, data_size = 0;
+    if (m->gguf != NULL)
+        kvb_gguf_spans(m->gguf, &meta, &meta_size, &data, &data_size);
+    else
+        data = m->llama2c.bytes + 28, data_size = m->llama2c.size - 28;
+    kvb_sha256_of(meta, meta_size, m->info.meta_sha256);
+    if (!skip_weights)
+        kvb_sha256_of(data, data_size, m->info.weights_sha256);
+}
+
+static void fill_info(kvb_model *m)
+{
+    m->info.path = m->path;
+    m->info.name = m->config.name;
+    m->info.architecture = m->config.architecture;
+    m->info.layers = m->config.layers;
+    m->info.embedding = m->config.embedding;
+    m->info.vocab = m->config.vocab;
+    m->info.context = m->config.context;
+    m->info.layer = m->geometry;
+}
+
+/* Products are cut into tiles and spread by OpenMP here, so each call of OpenBLAS is single-threaded: that is what
+ * makes results independent of the number of threads. */
+static kvb_status open_parts(kvb_model *m, const kvb_model_options *o, kvb_error *err)
+{
+    openblas_set_num_threads(1);
+    kvb_status s = is_gguf(m->path) ? open_gguf(m, err) : open_llama2c(m, err);
+    if (s == KVB_OK) s = fill_geometry(m, err);
+    if (s == KVB_OK) s = open_tokenizer(m, o ? o->tokenizer_path : NULL, err);
+    if (s == KVB_OK) s = kvb_weights_load(m, o ? o->max_weight_bytes : 0, err);
+    if (s == KVB_OK) {
+        fill_info(m);
+        hash_model(m, o != NULL && o->skip_weight_hash);
+    }
+    return s;
+}
+
+kvb_status kvb_model_open(const char *path, const kvb_model_options *options, kvb_model **model, kvb_error *err)
+{
+    *model = NULL;
+    kvb_model *m = kvb_alloc_zeroed(1, sizeof *m);
+    if (m == NULL || (m->path = strdup(path)) == NULL) {
+        free(m);
+        return kvb_fail_memory(err, path);
+    }
+    kvb_status status = open_parts(m, options, err);
+    if (status != KVB_OK) {
+        kvb_model_close(m);
+        return status;
+    }
+    *model = m;
+    return KVB_OK;
+}
+
+void kvb_model_close(kvb_model *m)
+{
+    if (m == NULL)
+        return;
+    kvb_weights_free(m);
+    kvb_tokenizer_free(m->tokenizer);
+    kvb_gguf_close(m->gguf);
+    kvb_mapfile_close(&m->llama2c);
+    free(m->tensors);
+    free(m->config.rope_factors);
+    free(m->geometry);
+    free(m->path);
+    free(m);
+}
+
+const kvb_model_info *kvb_model_get_info(const kvb_model *m)
+{
+    return &m->info;
+}
+
+const kvb_tokenizer *kvb_model_tokenizer(const kvb_model *m)
+{
+    return m->tokenizer;
+}
+
+const float *kvb_model_output_weight(const kvb_model *m, uint32_t layer)
+{
+    return m->layer[layer].out.resident;
+}
