@@ -1,7 +1,7 @@
 /* Strict JSON (RFC 8259) for metadata, recipes and --json output.
  *
  * The reader takes UTF-8 only and refuses NUL bytes and \u0000, duplicate keys, depth over 16, numbers that are not
- * finite, and anything after the value. Values live in one document freed as a whole; lookups never fail hard: a missing
+ * finite or have over 512 digits, and anything after the value. The locale does not matter. Values live in one document freed as a whole; lookups never fail hard: a missing
  * member is NULL, and every accessor takes NULL. */
 #ifndef KVB_BASE_JSON_H
 #define KVB_BASE_JSON_H
@@ -31,7 +31,7 @@ const char *kvb_json_key_at(const kvb_json *object, size_t i);
 const char *kvb_json_string(const kvb_json *v, const char *otherwise);
 double kvb_json_number(const kvb_json *v, double otherwise);
 bool kvb_json_bool(const kvb_json *v, bool otherwise);
-/* True where v is a number that is exactly a non-negative integer up to 2^53. */
+/* True where v is exactly a non-negative integer: plain digits up to 2^64 - 1, any other spelling (1e3, 2.0) up to 2^53. */
 bool kvb_json_u64(const kvb_json *v, uint64_t *value);
 
 /* Writer: a growing NUL-terminated text. Commas and indentation are its business. After an allocation failure every
@@ -48,8 +48,10 @@ void kvb_json_begin_object(kvb_json_writer *w, const char *key);
 void kvb_json_end_object(kvb_json_writer *w);
 void kvb_json_begin_array(kvb_json_writer *w, const char *key);
 void kvb_json_end_array(kvb_json_writer *w);
+/* NULL is written as null; bytes that are not UTF-8 as U+FFFD. */
 void kvb_json_put_string(kvb_json_writer *w, const char *key, const char *value);
-void kvb_json_put_number(kvb_json_writer *w, const char *key, double value); /* shortest form that reads back equal */
+/* The shortest form that reads back equal; null where the value is not finite. */
+void kvb_json_put_number(kvb_json_writer *w, const char *key, double value);
 void kvb_json_put_u64(kvb_json_writer *w, const char *key, uint64_t value);
 void kvb_json_put_bool(kvb_json_writer *w, const char *key, bool value);
 void kvb_json_put_null(kvb_json_writer *w, const char *key);

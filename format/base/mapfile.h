@@ -1,4 +1,5 @@
-/* A whole file mapped read-only. */
+/* A whole file mapped read-only. Whoever truncates the file while it is mapped kills the reader (SIGBUS): right for model
+ * files of many gigabytes, not for books, which are read into memory. */
 #ifndef KVB_BASE_MAPFILE_H
 #define KVB_BASE_MAPFILE_H
 
@@ -18,7 +19,10 @@ kvb_status kvb_mapfile_open(kvb_mapfile *map, const char *path, kvb_error *err);
 /* Closing a zeroed kvb_mapfile is allowed. */
 void kvb_mapfile_close(kvb_mapfile *map);
 
-/* The whole of a regular file as allocated bytes with a NUL after them; free with free(). */
+/* The whole of a regular file as allocated bytes with a NUL after them, aligned to 64; free with free(). */
 kvb_status kvb_read_file(const char *path, uint64_t limit, char **bytes, size_t *size, kvb_error *err);
+
+/* The first `want` bytes of a regular file, or fewer where it is shorter: to tell file types apart cheaply. */
+kvb_status kvb_read_prefix(const char *path, void *bytes, size_t want, size_t *got, kvb_error *err);
 
 #endif
