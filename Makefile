@@ -105,6 +105,9 @@ $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/repla
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+# The atomic writer is tested with each system call it makes failing in turn.
+$(BUILD)/tests/format/test_outfile: LDFLAGS += -Wl,--wrap=pwrite,--wrap=fsync,--wrap=close,--wrap=rename
+
 # Examples link as a user's program would: public headers, the runtime library, libm and zlib.
 $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a
 	@mkdir -p $(@D)
