@@ -1,5 +1,4 @@
 /* Opening a `.kvc` file: a safetensors file with the tensors and metadata of spec/kvc-1.md. */
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,10 +37,9 @@ static kvb_status check_version(kvc_reader *r)
         return refuse(r, "kvc.version", what);
     }
     const char *minor = version[1] == '.' ? version + 2 : "0";
-    for (const char *c = minor; *c != '\0'; c++)
-        if (!isdigit((unsigned char)*c))
-            return refuse(r, "kvc.version", "expected 1 or 1.N");
-    r->newer_minor = strcmp(minor, "0") != 0 && minor[0] != '\0';
+    if (minor[0] == '\0' || minor[strspn(minor, "0123456789")] != '\0')
+        return refuse(r, "kvc.version", "expected 1 or 1.N");
+    r->newer_minor = strcmp(minor, "0") != 0;
     return KVB_OK;
 }
 
