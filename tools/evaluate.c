@@ -2,267 +2,235 @@
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/base/kernels.h"
+#include "tools/score.h"
 
-/* Logits are made and read a block of rows at a time: 128 rows of a vocabulary of 49,152 are 25 MB. */
-enum { ROW_BLOCK = 128 };
+enum { BLOCK_ROWS = 128, BLOCK_FLOATS = 1 << 25 };
 
-typedef struct evaluation {
-    const kvb_model *model;
-    const kvb_eval_options *options;
-    const kvb_eval_variant *variants;
-    size_t variant_count;
-    kvb_eval_score *scores;
+/* What one pass over all chunks adds up to; per chunk, so that errors can be estimated and sums have one order. */
+typedef struct pass_sums {
+    double *nll; /* [chunks] means over a chunk's targets */
+    double kl, agree, seconds;
+} pass_sums;
+
+/* Shapes: T tokens, E channels, V words of the vocabulary, n variants. Pass 0 is the exact one, 1 + i variant i. */
+typedef struct evaluator {
+    const kvb_input *input;
+    const kvb_eval_variant *variant; /* [n] */
+    size_t variants;
+    kvb_eval_variant current; /* what the attention hook reads */
+    bool exact;
+    kvb_progress *progress;
     const kvb_kernels *kernels;
-    uint32_t width, vocab;
     kvb_forward *forward;
-    uint32_t *ids;        /* [ctx] */
-    float *exact_hidden;  /* [ctx][E] */
-    float *exact_logits;  /* [ROW_BLOCK][vocab], turned into probabilities */
-    float *logits;        /* [ROW_BLOCK][vocab] */
-    double *chunk_nll;    /* [1 + variants] of the current chunk: sums */
-    double *difference;   /* [variants][2]: sum and sum of squares over chunks of the mean difference */
-    uint64_t done, total;
-} evaluation;
+    uint32_t width, vocab, block; /* E, V, rows scored at a time */
+    uint32_t *tokens;             /* [T] */
+    float *hidden;                /* [1 + n][T][E] */
+    float *logits[2];             /* [block][V]: exact, variant */
+    kvb_row_score *score[2];      /* [block] */
+    double *kl;                   /* [block] */
+    pass_sums *pass;              /* [1 + n] */
+    uint64_t chunk, done, total;  /* tokens, for the progress line */
+} evaluator;
 
-/* One row's share of the scores. */
-typedef struct row_score {
-    double nll, kl;
-    uint32_t agrees;
-} row_score;
 
-static double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-void kvb_openmp_parallel(void (*task)(void *user, size_t i), void *user, size_t count)
+void kvb_parallel_openmp(void (*task)(void *user, size_t i), void *user, size_t count)
 {
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < count; i++)
         task(user, i);
 }
 
-/* Turns logits into exp(logit - max); returns log-sum-exp. */
-static double soften(const kvb_kernels *k, float *logits, uint32_t n, float *most)
+static kvb_status cancelled(kvb_error *err)
 {
-    *most = k->max(logits, n);
-    return (double)*most + log((double)k->exp_sum(logits, n, *most));
+    return kvb_fail(err, KVB_E_CANCELLED, "eval", "interrupted; nothing was written");
 }
 
-/* Sum over the vocabulary of p * (log p - log q), from the exact row's exponentials p' = exp(x - max) and the variant's
- * logits y: sum p (x - y) - lse_x + lse_y, where x = log p' + max. Entries under 1e-30 of the largest are nothing. */
-static double divergence(const float *exact, double exact_lse, float exact_max, const float *logits, double lse,
-                         uint32_t n)
+static kvb_status attend_quantised(void *user, const kvb_attention_call *call, float *out, kvb_error *err)
 {
-    double sum = 0.0, mass = exp((double)exact_max - exact_lse);
-    for (uint32_t v = 0; v < n; v++) {
-        if (exact[v] < 1e-12f)
-            continue;
-        double p = (double)exact[v] * mass;
-        sum += p * (log((double)exact[v]) + (double)exact_max - exact_lse - ((double)logits[v] - lse));
+    const kvb_eval_variant *variant = user;
+    if (kvb_interrupted())
+        return cancelled(err);
+    const kvb_prefill p = {
+        .book = variant->book, .layer = call->layer, .tokens = call->tokens, .policy = &variant->policy,
+        .protocol = variant->protocol, .seed = variant->seed, .q = call->q, .k_pre = call->k_pre, .k = call->k,
+        .v = call->v,
+    };
+    return kvb_prefill_attend(&p, kvb_parallel_openmp, out, err);
+}
+
+static float *hidden_of(const evaluator *e, size_t pass)
+{
+    return e->hidden + pass * e->input->ctx * e->width;
+}
+
+static kvb_status allocate(evaluator *e, kvb_error *err)
+{
+    const kvb_model_info *info = kvb_model_get_info(e->input->model);
+    const uint32_t ctx = e->input->ctx;
+    const size_t passes = 1 + e->variants;
+    e->width = info->embedding;
+    e->vocab = info->vocab;
+    /* A matter of the vocabulary alone: products must be cut the same way whatever the machine. */
+    e->block = BLOCK_FLOATS / e->vocab < BLOCK_ROWS ? BLOCK_FLOATS / e->vocab : BLOCK_ROWS;
+    e->block = e->block == 0 ? 1 : e->block;
+    uint64_t floats, rows = (uint64_t)ctx * e->width;
+    if (!kvb_mul_u64(rows, passes, &floats))
+        return kvb_fail_memory(err, "hidden states");
+    e->tokens = kvb_alloc_array(ctx, sizeof *e->tokens);
+    e->hidden = kvb_alloc_array(floats, sizeof *e->hidden);
+    e->kl = kvb_alloc_array(e->block, sizeof *e->kl);
+    e->pass = kvb_alloc_zeroed(passes, sizeof *e->pass);
+    bool ok = e->tokens != NULL && e->hidden != NULL && e->kl != NULL && e->pass != NULL;
+    for (int i = 0; i < 2; i++) {
+        e->logits[i] = kvb_alloc_array((size_t)e->block * e->vocab, sizeof *e->logits[i]);
+        e->score[i] = kvb_alloc_array(e->block, sizeof *e->score[i]);
+        ok = ok && e->logits[i] != NULL && e->score[i] != NULL;
     }
-    return sum > 0.0 ? sum : 0.0;
+    for (size_t i = 0; ok && i < passes; i++)
+        ok = (e->pass[i].nll = kvb_alloc_zeroed(e->input->chunks, sizeof *e->pass[i].nll)) != NULL;
+    if (!ok)
+        return kvb_fail(err, KVB_E_MEMORY, "evaluation", "out of memory for chunks of %u tokens; use a smaller --ctx", ctx);
+    return kvb_forward_create(e->input->model, ctx, &e->forward, err);
 }
 
-static uint32_t argmax(const float *x, uint32_t n, float most)
+static void release(evaluator *e)
 {
-    for (uint32_t v = 0; v < n; v++)
-        if (x[v] == most)
-            return v;
-    return n;
-}
-
-static kvb_status attend_variant(void *user, const kvb_attention_call *call, float *out, kvb_error *err)
-{
-    const kvb_eval_variant *v = user;
-    kvb_prefill p = {v->book, call->layer, call->tokens, &v->policy, v->protocol, v->seed,
-                     call->q,  call->k_pre, call->k,      call->v};
-    return kvb_prefill_attend(&p, kvb_openmp_parallel, out, err);
-}
-
-/* Negative log-likelihoods of a block of rows whose logits are exact: leaves exponentials, their lse and max. */
-static void score_exact_rows(const evaluation *e, uint32_t first, uint32_t rows, double *lse, float *most,
-                             row_score *row)
-{
-#pragma omp parallel for schedule(static)
-    for (uint32_t r = 0; r < rows; r++) {
-        float *x = e->exact_logits + (size_t)r * e->vocab;
-        double target = (double)x[e->ids[first + r + 1]];
-        lse[r] = soften(e->kernels, x, e->vocab, &most[r]);
-        row[r] = (row_score){.nll = lse[r] - target, .agrees = 1};
+    for (size_t i = 0; e->pass != NULL && i < 1 + e->variants; i++)
+        free(e->pass[i].nll);
+    free(e->pass);
+    free(e->tokens);
+    free(e->hidden);
+    free(e->kl);
+    for (int i = 0; i < 2; i++) {
+        free(e->logits[i]);
+        free(e->score[i]);
     }
-}
-
-static void score_variant_rows(const evaluation *e, uint32_t first, uint32_t rows, const double *lse,
-                               const float *most, row_score *row)
-{
-#pragma omp parallel
-    {
-        float *copy = kvb_alloc_array(e->vocab, sizeof *copy);
-#pragma omp for schedule(static)
-        for (uint32_t r = 0; r < rows; r++) {
-            const float *x = e->logits + (size_t)r * e->vocab, *exact = e->exact_logits + (size_t)r * e->vocab;
-            float largest;
-            if (copy == NULL) {
-                row[r].nll = NAN;
-                continue;
-            }
-            memcpy(copy, x, e->vocab * sizeof *copy);
-            double own = soften(e->kernels, copy, e->vocab, &largest);
-            row[r] = (row_score){.nll = own - (double)x[e->ids[first + r + 1]]};
-            if (!e->options->exact)
-                continue;
-            row[r].kl = divergence(exact, lse[r], most[r], x, own, e->vocab);
-            row[r].agrees = argmax(exact, e->vocab, 1.0f) == argmax(x, e->vocab, largest);
-        }
-        free(copy);
-    }
-}
-
-/* Sums in row order, whatever thread made a row. */
-static void add_rows(kvb_eval_score *score, double *chunk_nll, const row_score *row, uint32_t rows)
-{
-    for (uint32_t r = 0; r < rows; r++) {
-        score->nll += row[r].nll;
-        score->kl += row[r].kl;
-        score->top1 += row[r].agrees;
-        *chunk_nll += row[r].nll;
-    }
-    score->targets += rows;
-}
-
-/* Scores the hidden states of one pass; which = 0 for the exact one. */
-static void score_pass(evaluation *e, size_t which, const float *hidden)
-{
-    double lse[ROW_BLOCK];
-    float most[ROW_BLOCK];
-    row_score row[ROW_BLOCK];
-    uint32_t targets = e->options->ctx - 1;
-    for (uint32_t first = 0; first < targets; first += ROW_BLOCK) {
-        uint32_t rows = targets - first < ROW_BLOCK ? targets - first : ROW_BLOCK;
-        if (e->options->exact) {
-            kvb_forward_logits(e->forward, e->exact_hidden + (size_t)first * e->width, rows, e->exact_logits);
-            score_exact_rows(e, first, rows, lse, most, row);
-        }
-        if (which > 0) {
-            kvb_forward_logits(e->forward, hidden + (size_t)first * e->width, rows, e->logits);
-            score_variant_rows(e, first, rows, lse, most, row);
-        }
-        add_rows(&e->scores[which], &e->chunk_nll[which], row, rows);
-    }
-}
-
-static kvb_status report(evaluation *e, kvb_error *err)
-{
-    e->done++;
-    if (e->options->progress != NULL &&
-        e->options->progress(e->options->progress_user, "evaluate", e->done, e->total) != 0)
-        return kvb_fail(err, KVB_E_CANCELLED, "evaluate", "stopped after %llu of %llu passes",
-                        (unsigned long long)e->done, (unsigned long long)e->total);
-    return KVB_OK;
-}
-
-static kvb_status run_pass(evaluation *e, size_t which, kvb_error *err)
-{
-    const float *hidden;
-    kvb_forward_hooks hooks = {0};
-    double start = seconds_now();
-    if (which > 0) {
-        hooks.attend = attend_variant;
-        hooks.attend_user = (void *)(uintptr_t)&e->variants[which - 1];
-    }
-    kvb_status status = kvb_forward_run(e->forward, e->ids, e->options->ctx, 0, &hooks, &hidden, err);
-    if (status != KVB_OK)
-        return status;
-    if (which == 0)
-        memcpy(e->exact_hidden, hidden, (size_t)e->options->ctx * e->width * sizeof *hidden);
-    score_pass(e, which, hidden);
-    e->scores[which].seconds += seconds_now() - start;
-    if (!isfinite(e->chunk_nll[which]))
-        return kvb_fail(err, KVB_E_CHECK, "evaluate", "the likelihood is not a number: the model or the book gives NaN");
-    return report(e, err);
-}
-
-static kvb_status run_chunk(evaluation *e, kvb_error *err)
-{
-    kvb_status status = KVB_OK;
-    memset(e->chunk_nll, 0, (1 + e->variant_count) * sizeof *e->chunk_nll);
-    if (e->options->exact)
-        status = run_pass(e, 0, err);
-    for (size_t v = 0; v < e->variant_count && status == KVB_OK; v++) {
-        status = run_pass(e, 1 + v, err);
-        double difference = (e->chunk_nll[1 + v] - e->chunk_nll[0]) / (e->options->ctx - 1);
-        e->difference[2 * v] += difference;
-        e->difference[2 * v + 1] += difference * difference;
-    }
-    return status;
-}
-
-/* From sums to means. */
-static void finish(evaluation *e)
-{
-    for (size_t i = 0; i <= e->variant_count; i++) {
-        kvb_eval_score *s = &e->scores[i];
-        double n = (double)s->targets, chunks = (double)e->options->chunks;
-        bool compared = i > 0 && e->options->exact;
-        s->nll /= n;
-        s->kl = compared ? s->kl / n : NAN;
-        s->top1 = compared ? s->top1 / n : NAN;
-        s->nll_difference_se = NAN;
-        if (compared && e->options->chunks > 1) {
-            double mean = e->difference[2 * (i - 1)] / chunks;
-            double variance = (e->difference[2 * (i - 1) + 1] - chunks * mean * mean) / (chunks - 1.0);
-            s->nll_difference_se = sqrt(variance > 0.0 ? variance / chunks : 0.0);
-        }
-    }
-}
-
-static kvb_status allocate(evaluation *e, kvb_error *err)
-{
-    size_t block = (size_t)ROW_BLOCK * e->vocab;
-    e->ids = kvb_alloc_array(e->options->ctx, sizeof *e->ids);
-    e->logits = kvb_alloc_array(e->variant_count > 0 ? block : 0, sizeof *e->logits);
-    e->exact_logits = kvb_alloc_array(e->options->exact ? block : 0, sizeof *e->exact_logits);
-    e->exact_hidden = kvb_alloc_array(e->options->exact ? (size_t)e->options->ctx * e->width : 0, sizeof(float));
-    e->chunk_nll = kvb_alloc_zeroed(1 + e->variant_count, sizeof *e->chunk_nll);
-    e->difference = kvb_alloc_zeroed(2 * e->variant_count, sizeof *e->difference);
-    if (!e->ids || !e->logits || !e->exact_logits || !e->exact_hidden || !e->chunk_nll || !e->difference)
-        return kvb_fail_memory(err, "evaluate");
-    return kvb_forward_create(e->model, e->options->ctx, &e->forward, err);
-}
-
-static void release(evaluation *e)
-{
-    void *all[] = {e->ids, e->logits, e->exact_logits, e->exact_hidden, e->chunk_nll, e->difference};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        free(all[i]);
     kvb_forward_destroy(e->forward);
 }
 
-kvb_status kvb_evaluate(const kvb_model *model, const kvb_text *text, const kvb_eval_options *options,
-                        const kvb_eval_variant *variants, size_t count, kvb_eval_score *scores, kvb_error *err)
+static kvb_status run_pass(evaluator *e, size_t pass, kvb_error *err)
 {
-    const kvb_model_info *info = kvb_model_get_info(model);
-    evaluation e = {.model = model, .options = options, .variants = variants, .variant_count = count,
-                    .scores = scores, .kernels = kvb_kernels_best(), .width = info->embedding, .vocab = info->vocab};
-    if (options->ctx < 2)
-        return kvb_fail(err, KVB_E_USAGE, "evaluate", "chunks of %u tokens have no targets", options->ctx);
-    e.total = options->chunks * (count + (options->exact ? 1 : 0));
-    memset(scores, 0, (1 + count) * sizeof *scores);
-    kvb_status status = allocate(&e, err);
-    for (uint64_t c = 0; c < options->chunks && status == KVB_OK; c++) {
-        kvb_text_chunk(text, options->ctx, options->skip, c, options->bos, e.ids);
-        status = run_chunk(&e, err);
+    kvb_forward_hooks hooks = {0};
+    double start = kvb_seconds();
+    if (pass > 0) {
+        e->current = e->variant[pass - 1];
+        hooks.attend = attend_quantised;
+        hooks.attend_user = &e->current;
     }
-    if (status == KVB_OK)
-        finish(&e);
+    const float *hidden;
+    kvb_status status = kvb_forward_run(e->forward, e->tokens, e->input->ctx, 0, &hooks, &hidden, err);
+    if (status != KVB_OK)
+        return status;
+    memcpy(hidden_of(e, pass), hidden, (size_t)e->input->ctx * e->width * sizeof *hidden);
+    e->pass[pass].seconds += kvb_seconds() - start;
+    e->done += e->input->ctx;
+    return kvb_progress_report(e->progress, "eval (tokens)", e->done, e->total) ? cancelled(err) : KVB_OK;
+}
+
+/* Logits and scores of rows first .. first+rows-1 of one pass. */
+static void score_block(evaluator *e, size_t pass, uint32_t first, uint32_t rows)
+{
+    const int slot = pass > 0;
+    double start = kvb_seconds();
+    kvb_forward_logits(e->forward, hidden_of(e, pass) + (size_t)first * e->width, rows, e->logits[slot]);
+    kvb_score_rows(e->kernels, e->logits[slot], rows, e->vocab, e->tokens + first + 1, e->score[slot]);
+    pass_sums *s = &e->pass[pass];
+    for (uint32_t r = 0; r < rows; r++)
+        s->nll[e->chunk] += e->score[slot][r].nll;
+    if (pass > 0 && e->exact) {
+        kvb_score_divergence(e->kernels, e->logits[0], e->score[0], e->logits[1], e->score[1], rows, e->vocab, e->kl);
+        for (uint32_t r = 0; r < rows; r++) {
+            s->kl += e->kl[r];
+            s->agree += e->score[0][r].top == e->score[1][r].top;
+        }
+    }
+    s->seconds += kvb_seconds() - start;
+}
+
+/* The last token predicts nothing of this chunk. */
+static kvb_status score_chunk(evaluator *e, kvb_error *err)
+{
+    const uint32_t targets = e->input->ctx - 1;
+    const size_t first_pass = e->exact ? 0 : 1;
+    for (uint32_t at = 0; at < targets; at += e->block)
+        for (size_t pass = first_pass; pass <= e->variants; pass++)
+            score_block(e, pass, at, targets - at < e->block ? targets - at : e->block);
+    for (size_t pass = first_pass; pass <= e->variants; pass++) {
+        double *nll = &e->pass[pass].nll[e->chunk];
+        *nll /= targets;
+        if (!isfinite(*nll))
+            return kvb_fail(err, KVB_E_CHECK, "eval", "the likelihood of chunk %llu is not a finite number with %s",
+                            (unsigned long long)(e->input->skip + e->chunk),
+                            pass > 0 ? "a quantised cache: the book does not fit this model's values"
+                                     : "the exact cache: the model file holds bad weights");
+    }
+    return KVB_OK;
+}
+
+static kvb_status run_chunk(evaluator *e, uint64_t chunk, kvb_error *err)
+{
+    const kvb_input *in = e->input;
+    e->chunk = chunk;
+    kvb_text_chunk(&in->text, in->ctx, in->skip, chunk, in->bos, e->tokens);
+    kvb_status status = KVB_OK;
+    for (size_t pass = e->exact ? 0 : 1; pass <= e->variants && status == KVB_OK; pass++)
+        status = run_pass(e, pass, err);
+    return status == KVB_OK ? score_chunk(e, err) : status;
+}
+
+/* Chunks differ far more from each other than a variant does from the exact cache on one of them: hence the paired
+ * difference. */
+static void compare_chunks(const double *nll, const double *exact, uint64_t chunks, kvb_eval_score *score)
+{
+    double sum = 0, square = 0;
+    for (uint64_t c = 0; c < chunks; c++)
+        sum += nll[c] - exact[c];
+    score->delta = sum / (double)chunks;
+    for (uint64_t c = 0; c < chunks; c++)
+        square += pow(nll[c] - exact[c] - score->delta, 2);
+    score->delta_error = chunks > 1 ? sqrt(square / (double)(chunks - 1) / (double)chunks) : NAN;
+}
+
+static kvb_eval_score summarise(const evaluator *e, size_t pass)
+{
+    const pass_sums *s = &e->pass[pass];
+    const uint64_t chunks = e->input->chunks;
+    const double targets = (double)chunks * (e->input->ctx - 1);
+    kvb_eval_score score = {NAN, NAN, NAN, NAN, NAN, s->seconds};
+    if (pass == 0 && !e->exact)
+        return score;
+    double sum = 0;
+    for (uint64_t c = 0; c < chunks; c++)
+        sum += s->nll[c];
+    score.ppl = exp(sum / (double)chunks);
+    if (pass > 0 && e->exact) {
+        score.kl = s->kl / targets;
+        score.top1 = s->agree / targets;
+        compare_chunks(s->nll, e->pass[0].nll, chunks, &score);
+    }
+    return score;
+}
+
+kvb_status kvb_evaluate(const kvb_input *input, const kvb_eval_variant *variants, size_t count, bool exact,
+                        kvb_progress *p, kvb_eval_result *result, kvb_error *err)
+{
+    evaluator e = {.input = input, .variant = variants, .variants = count, .exact = exact, .progress = p,
+                   .kernels = kvb_kernels_best()};
+    e.total = input->chunks * input->ctx * (count + (exact ? 1 : 0));
+    kvb_status status = allocate(&e, err);
+    if (status == KVB_OK && kvb_progress_report(p, "eval (tokens)", 0, e.total))
+        status = cancelled(err);
+    for (uint64_t c = 0; c < input->chunks && status == KVB_OK; c++)
+        status = run_chunk(&e, c, err);
+    if (status == KVB_OK) {
+        result->targets = input->chunks * (input->ctx - 1);
+        result->exact = summarise(&e, 0);
+        for (size_t i = 0; i < count; i++)
+            result->variant[i] = summarise(&e, 1 + i);
+    }
     release(&e);
     return status;
 }
