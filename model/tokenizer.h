@@ -10,7 +10,9 @@ typedef struct kvb_tokenizer kvb_tokenizer;
 
 /* Byte-level BPE ("gpt2", with the pre-tokenizer that tokenizer.ggml.pre names: default/gpt-2, smollm, llama-bpe,
  * qwen2; another is named in the error) or SentencePiece-style BPE ("llama"). KVB_E_FORMAT where the vocabulary is
- * inconsistent: merges naming unknown tokens, ids out of range, missing byte tokens. */
+ * inconsistent: merges naming unknown tokens, ids out of range, missing byte tokens (all 256 of SentencePiece, the
+ * printable ASCII ones of byte-level BPE: such vocabularies often lack rare bytes, which then vanish from a text, as in
+ * llama.cpp). A vocabulary without tokenizer.ggml.pre is split by `default`. */
 kvb_status kvb_tokenizer_from_gguf(const kvb_gguf *g, kvb_tokenizer **t, kvb_error *err);
 /* llama2.c's tokenizer.bin, of `vocab` entries (SentencePiece-style). */
 kvb_status kvb_tokenizer_from_llama2c(const char *path, uint32_t vocab, kvb_tokenizer **t, kvb_error *err);
@@ -26,7 +28,8 @@ int32_t kvb_tokenizer_eos(const kvb_tokenizer *t);
 bool kvb_tokenizer_wants_bos(const kvb_tokenizer *t);
 
 /* Encodes UTF-8 bytes; adds no BOS. Text is data: with `parse_special` false (evaluation, calibration) a special token's
- * spelling inside the text is ordinary text; with true (prompts) it becomes that token, as llama.cpp does. Invalid UTF-8
+ * spelling inside the text is ordinary text; with true (prompts) it becomes that token. User-defined tokens of the
+ * vocabulary are tokens always. Both as in llama.cpp, but that a special token never forms by merging. Invalid UTF-8
  * does not fail: each offending byte is tokenised as U+FFFD. Ids are allocated; free with free(). */
 kvb_status kvb_tokenizer_encode(const kvb_tokenizer *t, const char *text, size_t size, bool parse_special,
                                 uint32_t **ids, size_t *count, kvb_error *err);

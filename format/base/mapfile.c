@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "format/base/checked.h"
 #include "format/base/fail.h"
 
 /* O_NONBLOCK: opening a FIFO without a writer would wait for ever. It means nothing for a regular file. */
@@ -105,7 +106,7 @@ kvb_status kvb_read_file(const char *path, uint64_t limit, char **bytes, size_t 
                           (unsigned long long)length, (unsigned long long)limit);
         goto out;
     }
-    buffer = malloc((size_t)length + 1);
+    buffer = kvb_alloc_array((size_t)length + 1, 1);
     if (buffer == NULL) {
         status = kvb_fail_memory(err, path);
         goto out;

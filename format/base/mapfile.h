@@ -19,7 +19,7 @@ kvb_status kvb_mapfile_open(kvb_mapfile *map, const char *path, kvb_error *err);
 /* Closing a zeroed kvb_mapfile is allowed. */
 void kvb_mapfile_close(kvb_mapfile *map);
 
-/* The whole of a regular file as allocated bytes with a NUL after them; free with free(). */
+/* The whole of a regular file as allocated bytes with a NUL after them, aligned to 64; free with free(). */
 kvb_status kvb_read_file(const char *path, uint64_t limit, char **bytes, size_t *size, kvb_error *err);
 
 /* The first `want` bytes of a regular file, or fewer where it is shorter: to tell file types apart cheaply. */

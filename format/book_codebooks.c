@@ -1,0 +1,290 @@
+/* The sections of layers and heads: ROPE, CODE, MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
+ * multiples of 256 bytes, and the machine is little-endian (kvb_book_parse made sure). */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "format/base/checked.h"
+#include "format/base/cursor.h"
+#include "format/base/fail.h"
+#include "format/base/rng.h"
+#include "format/book_reader.h"
+
+/* The identity check of a transform: so many vectors of +-1, and how far off each coordinate may come back. */
+enum { PROBES = 8 };
+static const double probe_tolerance = 1e-2;
+
+/* What an entry of a head has to say, apart from its shape. */
+static kvb_entry head_entry(const kvb_entry *e, uint32_t dtype)
+{
+    return (kvb_entry){.dtype = (uint16_t)dtype, .kind = e->kind, .layer = e->layer, .head = e->head};
+}
+
+/* The codebook a section belongs to. */
+static kvb_status find_slot(const kvb_reader *r, const kvb_entry *e, uint32_t *slot)
+{
+    const kvb_book *book = r->book;
+    if (e->layer >= book->layers)
+        return kvb_section_fail(r, e, "layer %u, the geometry has %u", e->layer, book->layers);
+    const kvb_layer *l = &book->layer[e->layer];
+    if (book->first[e->layer] == KVB_NO_CODEBOOKS)
+        return kvb_section_fail(r, e, "belongs to layer %u, which is marked unsupported", e->layer);
+    if (e->head >= l->kv_heads)
+        return kvb_section_fail(r, e, "head %u, the layer has %u KV heads", e->head, l->kv_heads);
+    if (e->kind > KVB_VALUE)
+        return kvb_section_fail(r, e, "kind %u, expected 0 (key) or 1 (value)", e->kind);
+    *slot = book->first[e->layer] + 2 * e->head + e->kind;
+    return KVB_OK;
+}
+
+static kvb_status check_finite(const kvb_reader *r, const kvb_entry *e, const float *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(values[i]))
+            return kvb_section_fail(r, e, "value %zu is %g, expected a finite number", i, (double)values[i]);
+    return KVB_OK;
+}
+
+static kvb_status read_rope(const kvb_reader *r, const kvb_entry *e)
+{
+    if (e->layer >= r->book->layers)
+        return kvb_section_fail(r, e, "layer %u, the geometry has %u", e->layer, r->book->layers);
+    kvb_layer *l = &r->book->layer[e->layer];
+    if (l->rope_factors != NULL)
+        return kvb_section_fail(r, e, "a second one for this layer");
+    if (l->rope_style == KVB_ROPE_NONE)
+        return kvb_section_fail(r, e, "the layer has no RoPE");
+    kvb_entry want = {.dtype = KVB_ELEMENT_F32, .kind = KVB_SHARED, .layer = e->layer, .head = KVB_SHARED, .dims = 1,
+                      .shape = {l->rope_dims / 2}};
+    kvb_status status = kvb_section_expect(r, e, &want, false);
+    if (status != KVB_OK)
+        return status;
+    l->rope_factors = (const float *)(const void *)kvb_section_bytes(r, e);
+    for (uint32_t i = 0; i < l->rope_dims / 2; i++)
+        if (!isnormal(l->rope_factors[i]) || l->rope_factors[i] < 0)
+            return kvb_section_fail(r, e, "frequency factor %u is %g, expected a positive number", i,
+                                    (double)l->rope_factors[i]);
+    return KVB_OK;
+}
+
+/* Equal as numbers: the two zeros are one value. */
+static bool same_half(uint16_t a, uint16_t b)
+{
+    return a == b || ((a | b) & 0x7FFF) == 0;
+}
+
+static bool all_centroids_equal(const uint16_t *table, uint32_t centroids, uint32_t channels)
+{
+    for (size_t i = channels; i < (size_t)centroids * channels; i++)
+        if (!same_half(table[i], table[i % channels]))
+            return false;
+    return true;
+}
+
+static kvb_status check_centroids(const kvb_reader *r, const kvb_entry *e, const kvb_codebook *c)
+{
+    size_t group = (size_t)c->centroids * c->channels, total = group * c->groups;
+    for (size_t i = 0; i < total; i++)
+        if ((c->table[i] & 0x7C00) == 0x7C00)
+            return kvb_section_fail(r, e, "group %zu, centroid %zu, channel %zu is not a finite number", i / group,
+                                    i % group / c->channels, i % c->channels);
+    for (uint32_t s = 0; s < c->groups; s++)
+        if (all_centroids_equal(c->table + s * group, c->centroids, c->channels))
+            return kvb_section_fail(r, e, "group %u: all %u centroids are equal; the calibration that wrote it saw no "
+                                    "variation", s, c->centroids);
+    return KVB_OK;
+}
+
+static uint32_t log2_of(uint32_t power)
+{
+    return (uint32_t)__builtin_ctz(power);
+}
+
+static kvb_status read_centroids(const kvb_reader *r, const kvb_entry *e)
+{
+    uint32_t slot = 0;
+    char problem[200];
+    kvb_status status = find_slot(r, e, &slot);
+    if (status != KVB_OK)
+        return status;
+    kvb_codebook *c = &r->book->codebook[slot];
+    uint32_t head_dim = r->book->layer[e->layer].head_dim;
+    if (c->table != NULL)
+        return kvb_section_fail(r, e, "a second one for this head");
+    if (kvb_shape_problem(head_dim, e->channels, e->centroids, problem, sizeof problem))
+        return kvb_section_fail(r, e, "%s", problem);
+    kvb_entry want = head_entry(e, KVB_ELEMENT_F16);
+    want.channels = e->channels;
+    want.centroids = e->centroids;
+    want.groups = head_dim / e->channels;
+    want.dims = 3;
+    want.shape[0] = want.groups;
+    want.shape[1] = e->centroids;
+    want.shape[2] = e->channels;
+    status = kvb_section_expect(r, e, &want, false);
+    if (status != KVB_OK)
+        return status;
+    c->channels = e->channels;
+    c->centroids = e->centroids;
+    c->groups = want.groups;
+    c->code_bits = log2_of(e->centroids);
+    c->table = (const uint16_t *)(const void *)kvb_section_bytes(r, e);
+    return check_centroids(r, e, c);
+}
+
+static kvb_status read_mean(const kvb_reader *r, const kvb_entry *e)
+{
+    uint32_t slot = 0;
+    kvb_status status = find_slot(r, e, &slot);
+    if (status != KVB_OK)
+        return status;
+    kvb_codebook *c = &r->book->codebook[slot];
+    if (c->mean != NULL)
+        return kvb_section_fail(r, e, "a second one for this head");
+    kvb_entry want = head_entry(e, KVB_ELEMENT_F32);
+    want.dims = 1;
+    want.shape[0] = r->book->layer[e->layer].head_dim;
+    status = kvb_section_expect(r, e, &want, false);
+    if (status != KVB_OK)
+        return status;
+    c->mean = (const float *)(const void *)kvb_section_bytes(r, e);
+    return check_finite(r, e, c->mean, want.shape[0]);
+}
+
+static void multiply(const float *matrix, uint32_t n, const double *x, double *y)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        double sum = 0;
+        for (uint32_t j = 0; j < n; j++)
+            sum += (double)matrix[(size_t)i * n + j] * x[j];
+        y[i] = sum;
+    }
+}
+
+/* Freivalds' check: inverse * (forward * x) must give x back for random x. A product of the matrices would take D times
+ * as long, and a hostile file could make opening it take hours. */
+static kvb_status check_inverse(const kvb_reader *r, const kvb_entry *e, const kvb_codebook *c, uint32_t n)
+{
+    double x[KVB_MAX_HEAD_DIM], y[KVB_MAX_HEAD_DIM], back[KVB_MAX_HEAD_DIM];
+    for (uint32_t probe = 0; probe < PROBES; probe++) {
+        for (uint32_t j = 0; j < n; j++)
+            x[j] = kvb_rng_u64(probe, j) >> 63 ? 1 : -1;
+        multiply(c->forward, n, x, y);
+        multiply(c->inverse, n, y, back);
+        for (uint32_t i = 0; i < n; i++)
+            if (!(fabs(back[i] - x[i]) <= probe_tolerance))
+                return kvb_section_fail(r, e, "the transform and its inverse do not undo each other: channel %u comes "
+                                        "back as %g instead of %g", i, back[i], x[i]);
+    }
+    return KVB_OK;
+}
+
+static kvb_status read_transform(const kvb_reader *r, const kvb_entry *e)
+{
+    uint32_t slot = 0;
+    kvb_status status = find_slot(r, e, &slot);
+    if (status != KVB_OK)
+        return status;
+    kvb_codebook *c = &r->book->codebook[slot];
+    if (c->forward != NULL)
+        return kvb_section_fail(r, e, "a second one for this head");
+    uint32_t n = r->book->layer[e->layer].head_dim;
+    kvb_entry want = head_entry(e, KVB_ELEMENT_F32);
+    want.dims = 3;
+    want.shape[0] = 2;
+    want.shape[1] = want.shape[2] = n;
+    status = kvb_section_expect(r, e, &want, false);
+    if (status != KVB_OK)
+        return status;
+    size_t square = (size_t)n * n;
+    c->forward = (const float *)(const void *)kvb_section_bytes(r, e);
+    c->inverse = c->forward + square;
+    status = check_finite(r, e, c->forward, 2 * square);
+    return status == KVB_OK ? check_inverse(r, e, c, n) : status;
+}
+
+/* NaN stands for unknown; errors, shares and bits are never negative or infinite. */
+static bool quality_is_good(const kvb_quality *q)
+{
+    const float values[] = {q->train_error, q->heldout_error, q->usage, q->entropy};
+    for (size_t i = 0; i < KVB_QUALITY_VALUES; i++)
+        if (isinf(values[i]) || values[i] < 0)
+            return false;
+    return true;
+}
+
+static kvb_status parse_quality(const kvb_reader *r, const kvb_entry *e, uint8_t *raw, kvb_quality *quality)
+{
+    kvb_status status = kvb_section_copy(r, e, raw);
+    if (status != KVB_OK)
+        return status;
+    kvb_cursor c = kvb_cursor_over(raw, (size_t)e->raw_size);
+    for (uint32_t s = 0; s < e->shape[0]; s++) {
+        quality[s].train_error = kvb_cursor_f32(&c);
+        quality[s].heldout_error = kvb_cursor_f32(&c);
+        quality[s].usage = kvb_cursor_f32(&c);
+        quality[s].entropy = kvb_cursor_f32(&c);
+        if (!quality_is_good(&quality[s]))
+            return kvb_section_fail(r, e, "group %u has an infinite or negative figure", s);
+    }
+    return KVB_OK;
+}
+
+static kvb_status read_quality(const kvb_reader *r, const kvb_entry *e)
+{
+    uint32_t slot = 0;
+    kvb_status status = find_slot(r, e, &slot);
+    if (status != KVB_OK)
+        return status;
+    if (r->book->quality[slot] != NULL)
+        return kvb_section_fail(r, e, "a second one for this head");
+    kvb_entry want = head_entry(e, KVB_ELEMENT_F32);
+    want.dims = 2;
+    want.shape[0] = r->book->codebook[slot].groups;
+    want.shape[1] = KVB_QUALITY_VALUES;
+    status = kvb_section_expect(r, e, &want, true);
+    if (status != KVB_OK)
+        return status;
+    uint8_t *raw = kvb_alloc_array((size_t)e->raw_size, 1);
+    r->book->quality[slot] = kvb_alloc_zeroed(want.shape[0], sizeof(kvb_quality));
+    if (raw == NULL || r->book->quality[slot] == NULL)
+        status = kvb_fail_memory(r->err, r->name);
+    else
+        status = parse_quality(r, e, raw, r->book->quality[slot]);
+    free(raw);
+    return status;
+}
+
+static kvb_status check_complete(const kvb_reader *r)
+{
+    const kvb_book *book = r->book;
+    for (uint32_t l = 0; l < book->layers; l++) {
+        if (book->first[l] == KVB_NO_CODEBOOKS)
+            continue;
+        for (uint32_t i = 0; i < 2 * book->layer[l].kv_heads; i++)
+            if (book->codebook[book->first[l] + i].table == NULL)
+                return kvb_reader_fail(r, "section table", "there is no CODE section for layer %u, head %u, %s", l, i / 2,
+                                       i % 2 == KVB_KEY ? "key" : "value");
+    }
+    return KVB_OK;
+}
+
+kvb_status kvb_reader_codebooks(kvb_reader *r)
+{
+    /* In this order: quality is checked against the shape of the codebook. */
+    static const struct {
+        const char *type;
+        kvb_status (*read)(const kvb_reader *r, const kvb_entry *e);
+    } steps[] = {{"ROPE", read_rope}, {"CODE", read_centroids}, {"MEAN", read_mean}, {"XFRM", read_transform}};
+    for (size_t s = 0; s < sizeof steps / sizeof *steps; s++)
+        for (uint32_t i = 0; i < r->header.sections; i++) {
+            kvb_status status = strcmp(r->entry[i].type, steps[s].type) == 0 ? steps[s].read(r, &r->entry[i]) : KVB_OK;
+            if (status != KVB_OK)
+                return status;
+        }
+    kvb_status status = check_complete(r);
+    for (uint32_t i = 0; status == KVB_OK && i < r->header.sections; i++)
+        if (strcmp(r->entry[i].type, "qual") == 0)
+            status = read_quality(r, &r->entry[i]);
+    return status;
+}

@@ -1,0 +1,92 @@
+/* One section of a book: what its table entry must say, and its content. */
+#include <string.h>
+#include <zlib.h>
+
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/book_reader.h"
+
+static bool shape_size(const kvb_entry *e, uint64_t *size)
+{
+    *size = kvb_element_size(e->dtype);
+    for (uint32_t i = 0; i < e->dims; i++)
+        if (!kvb_mul_u64(*size, e->shape[i], size))
+            return false;
+    return true;
+}
+
+kvb_status kvb_section_expect(const kvb_reader *r, const kvb_entry *e, const kvb_entry *want, bool may_compress)
+{
+    const struct {
+        const char *field;
+        uint32_t found, expected;
+    } fields[] = {
+        {"dtype", e->dtype, want->dtype},          {"kind", e->kind, want->kind},
+        {"layer", e->layer, want->layer},          {"head", e->head, want->head},
+        {"first group", e->first_group, want->first_group}, {"groups", e->groups, want->groups},
+        {"d", e->channels, want->channels},        {"K", e->centroids, want->centroids},
+        {"dimensions", e->dims, want->dims},       {"shape[0]", e->shape[0], want->shape[0]},
+        {"shape[1]", e->shape[1], want->shape[1]}, {"shape[2]", e->shape[2], want->shape[2]},
+        {"shape[3]", e->shape[3], want->shape[3]},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (fields[i].found != fields[i].expected)
+            return kvb_section_fail(r, e, "%s is %u, expected %u", fields[i].field, fields[i].found,
+                                    fields[i].expected);
+    uint64_t size;
+    if (!shape_size(e, &size) || size != e->raw_size)
+        return kvb_section_fail(r, e, "%llu bytes, its shape and dtype make another size",
+                                (unsigned long long)e->raw_size);
+    if (e->codec != KVB_CODEC_RAW && !may_compress)
+        return kvb_section_fail(r, e, "is compressed, this section must be stored raw");
+    return KVB_OK;
+}
+
+const uint8_t *kvb_section_bytes(const kvb_reader *r, const kvb_entry *e)
+{
+    return r->book->bytes + e->offset;
+}
+
+/* Into exactly raw_size bytes; the stream must end with them and with the stored bytes. Sizes are under 2^32 here: the
+ * caller has checked raw_size against a shape of small limits, and stored bytes that are left over are an error. */
+static kvb_status inflate_section(const kvb_reader *r, const kvb_entry *e, uint8_t *out)
+{
+    if (e->stored_size > UINT32_MAX || e->raw_size > UINT32_MAX)
+        return kvb_section_fail(r, e, "is too large to be compressed");
+    z_stream z = {0};
+    if (inflateInit(&z) != Z_OK)
+        return kvb_fail_memory(r->err, r->name);
+    z.next_in = (z_const Bytef *)(uintptr_t)kvb_section_bytes(r, e);
+    z.avail_in = (uInt)e->stored_size;
+    z.next_out = out;
+    z.avail_out = (uInt)e->raw_size;
+    int result = inflate(&z, Z_FINISH);
+    uInt left_in = z.avail_in, left_out = z.avail_out;
+    inflateEnd(&z);
+    if (result == Z_MEM_ERROR)
+        return kvb_fail_memory(r->err, r->name);
+    if (result == Z_NEED_DICT)
+        return kvb_section_fail(r, e, "its zlib stream wants a preset dictionary");
+    if (result != Z_STREAM_END)
+        return kvb_section_fail(r, e, result == Z_DATA_ERROR ? "its zlib stream of %llu bytes is damaged"
+                                      : left_out == 0        ? "its zlib stream holds more than %llu bytes"
+                                                             : "its zlib stream ends before %llu bytes",
+                                (unsigned long long)e->raw_size);
+    if (left_out != 0)
+        return kvb_section_fail(r, e, "its zlib stream ends before %llu bytes", (unsigned long long)e->raw_size);
+    if (left_in != 0)
+        return kvb_section_fail(r, e, "%u bytes follow its zlib stream", left_in);
+    return KVB_OK;
+}
+
+kvb_status kvb_section_copy(const kvb_reader *r, const kvb_entry *e, uint8_t *out)
+{
+    if (e->codec == KVB_CODEC_RAW) {
+        memcpy(out, kvb_section_bytes(r, e), (size_t)e->raw_size);
+        return KVB_OK;
+    }
+    kvb_status status = inflate_section(r, e, out);
+    if (status == KVB_OK && (uint32_t)crc32_z(0, out, (z_size_t)e->raw_size) != e->raw_crc)
+        return kvb_section_fail(r, e, "the inflated bytes do not have the checksum %08x", e->raw_crc);
+    return status;
+}

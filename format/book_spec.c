@@ -1,0 +1,89 @@
+/* What a spec must satisfy before a book is built from it. Content that the reader judges (equal centroids, transforms
+ * that do not undo each other) is left to it: the writer reads every image back before handing it out. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "format/base/fail.h"
+#include "format/book_spec.h"
+
+static kvb_status check_floats(const float *values, size_t count, double limit, const char *where, const char *what,
+                               kvb_error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        double value = (double)values[i];
+        if (!isfinite(value))
+            return kvb_fail(err, KVB_E_CHECK, where, "%s value %zu is %g, expected a finite number", what, i, value);
+        if (fabs(value) > limit)
+            return kvb_fail(err, KVB_E_CHECK, where, "%s value %zu is %g, a half float holds at most %g", what, i, value,
+                            limit);
+    }
+    return KVB_OK;
+}
+
+static kvb_status check_part(const kvb_book_part *p, uint32_t head_dim, const char *where, kvb_error *err)
+{
+    char problem[200];
+    if (p->table == NULL)
+        return kvb_fail(err, KVB_E_USAGE, where, "there is no codebook, expected one for every head of a coded layer");
+    if (kvb_shape_problem(head_dim, p->channels, p->centroids, problem, sizeof problem))
+        return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
+    if ((p->forward == NULL) != (p->inverse == NULL))
+        return kvb_fail(err, KVB_E_USAGE, where, "a transform without its inverse, or the reverse");
+    size_t square = (size_t)head_dim * head_dim;
+    kvb_status status = check_floats(p->table, (size_t)head_dim * p->centroids, 65504, where, "centroid", err);
+    if (status == KVB_OK && p->mean != NULL)
+        status = check_floats(p->mean, head_dim, INFINITY, where, "mean", err);
+    if (status == KVB_OK && p->forward != NULL)
+        status = check_floats(p->forward, square, INFINITY, where, "transform", err);
+    if (status == KVB_OK && p->inverse != NULL)
+        status = check_floats(p->inverse, square, INFINITY, where, "inverse transform", err);
+    return status;
+}
+
+static kvb_status check_layer(const kvb_book_spec *spec, uint32_t i, kvb_error *err)
+{
+    const kvb_layer *l = &spec->layer[i];
+    char where[80], problem[200];
+    snprintf(where, sizeof where, "layer %u", i);
+    if (kvb_layer_problem(l, problem, sizeof problem))
+        return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
+    if (l->rope_factors != NULL && l->rope_style == KVB_ROPE_NONE)
+        return kvb_fail(err, KVB_E_USAGE, where, "RoPE frequency factors in a layer without RoPE");
+    if (l->kind == KVB_LAYER_UNSUPPORTED)
+        return KVB_OK;
+    if (l->kv_heads > spec->part_heads)
+        return kvb_fail(err, KVB_E_USAGE, where, "%u KV heads, the parts have room for %u", l->kv_heads,
+                        spec->part_heads);
+    kvb_status status = KVB_OK;
+    for (uint32_t n = 0; status == KVB_OK && n < 2 * l->kv_heads; n++) {
+        snprintf(where, sizeof where, "layer %u, head %u, %s", i, n / 2, n % 2 == KVB_KEY ? "key" : "value");
+        status = check_part(kvb_spec_part(spec, i, n / 2, n % 2), l->head_dim, where, err);
+    }
+    return status;
+}
+
+const kvb_book_part *kvb_spec_part(const kvb_book_spec *spec, uint32_t layer, uint32_t head, uint32_t kind)
+{
+    return &spec->part[((size_t)layer * spec->part_heads + head) * 2 + kind];
+}
+
+kvb_status kvb_spec_check(const kvb_book_spec *spec, kvb_error *err)
+{
+    char problem[200];
+    if (spec->layers < 1 || spec->layers > KVB_MAX_LAYERS)
+        return kvb_fail(err, KVB_E_USAGE, "book", "%u layers, expected 1..%d", spec->layers, KVB_MAX_LAYERS);
+    if (kvb_policy_problem(&spec->policy, problem, sizeof problem))
+        return kvb_fail(err, KVB_E_USAGE, "policy", "%s", problem);
+    if (spec->meta_json == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "META", "is missing, expected a JSON object");
+    kvb_status status = kvb_meta_check(spec->meta_json, strlen(spec->meta_json), "META", err);
+    if (status == KVB_E_FORMAT) {
+        if (err != NULL)
+            err->code = KVB_E_USAGE;
+        return KVB_E_USAGE;
+    }
+    for (uint32_t i = 0; status == KVB_OK && i < spec->layers; i++)
+        status = check_layer(spec, i, err);
+    return status;
+}

@@ -1,0 +1,12 @@
+/* Checks of what a book is built from, private to the writer. */
+#ifndef KVB_FORMAT_BOOK_SPEC_H
+#define KVB_FORMAT_BOOK_SPEC_H
+
+#include "format/book_write.h"
+#include "format/kvb_layout.h"
+
+/* KVB_E_USAGE where the spec contradicts itself, KVB_E_CHECK where a value is not finite or too large. */
+kvb_status kvb_spec_check(const kvb_book_spec *spec, kvb_error *err);
+const kvb_book_part *kvb_spec_part(const kvb_book_spec *spec, uint32_t layer, uint32_t head, uint32_t kind);
+
+#endif

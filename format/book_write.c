@@ -1,0 +1,419 @@
+/* Two passes: list the sections with their sizes, then fill one image. Centroids are converted straight into it. */
+#include "format/book_write.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/half.h"
+#include "format/base/sha256.h"
+#include "format/book_reader.h"
+#include "format/book_spec.h"
+
+/* A section on its way: its entry and where its bytes come from. */
+typedef struct section {
+    kvb_entry entry;
+    uint8_t *bytes;         /* made in advance, owned; or NULL: */
+    const float *floats[2]; /* stored one after the other, as halves if the dtype says so */
+    size_t counts[2];
+} section;
+
+typedef struct writer {
+    const kvb_book_spec *spec;
+    section *section;
+    uint32_t count;
+    uint8_t *image;
+    size_t size;
+    kvb_error *err;
+} writer;
+
+/* Little-endian bytes, appended. */
+typedef struct bytes {
+    uint8_t *at;
+} bytes;
+
+static void put(bytes *b, uint64_t value, unsigned width)
+{
+    for (unsigned i = 0; i < width; i++)
+        *b->at++ = (uint8_t)(value >> (8 * i));
+}
+
+static void put_f64(bytes *b, double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    put(b, bits, 8);
+}
+
+/* What is not a number, such as an error relative to no variance, is unknown; unknown has one spelling. */
+static void put_figure(bytes *b, float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    put(b, isfinite(value) ? bits : 0x7FC00000, 4);
+}
+
+static uint32_t crc_of(const uint8_t *from, size_t size)
+{
+    return (uint32_t)crc32_z(0, from, size);
+}
+
+/* --- the list of sections --- */
+
+/* The room was counted before: this cannot run over. */
+static section *add(writer *w, const char *type, uint32_t kind, uint32_t layer, uint32_t head)
+{
+    section *s = &w->section[w->count++];
+    memcpy(s->entry.type, type, sizeof s->entry.type);
+    s->entry.kind = kind;
+    s->entry.layer = layer;
+    s->entry.head = head;
+    return s;
+}
+
+static kvb_status use_bytes(writer *w, section *s, uint8_t *raw, size_t size)
+{
+    if (raw == NULL)
+        return kvb_fail_memory(w->err, "book");
+    s->bytes = raw;
+    s->entry.stored_size = s->entry.raw_size = size;
+    s->entry.stored_crc = s->entry.raw_crc = crc_of(raw, size);
+    return KVB_OK;
+}
+
+/* Compresses a section made by use_bytes() where that makes it smaller. */
+static kvb_status compress_section(writer *w, section *s)
+{
+    uLongf size = compressBound((uLong)s->entry.raw_size);
+    uint8_t *packed = kvb_alloc_array(size, 1);
+    if (packed == NULL || compress2(packed, &size, s->bytes, (uLong)s->entry.raw_size, 9) != Z_OK) {
+        free(packed);
+        return kvb_fail_memory(w->err, "book");
+    }
+    if (size >= s->entry.raw_size) {
+        free(packed);
+        return KVB_OK;
+    }
+    free(s->bytes);
+    s->bytes = packed;
+    s->entry.codec = KVB_CODEC_ZLIB;
+    s->entry.stored_size = size;
+    s->entry.stored_crc = crc_of(packed, size);
+    return KVB_OK;
+}
+
+/* A section of bytes that belongs to the whole book. */
+static kvb_status add_blob(writer *w, const char *type, uint8_t *raw, size_t size)
+{
+    section *s = add(w, type, KVB_SHARED, KVB_SHARED, KVB_SHARED);
+    s->entry.dims = 1;
+    s->entry.shape[0] = (uint32_t)size;
+    return use_bytes(w, s, raw, size);
+}
+
+static kvb_status add_meta(writer *w)
+{
+    size_t size = strlen(w->spec->meta_json);
+    uint8_t *raw = kvb_alloc_array(size, 1);
+    if (raw != NULL)
+        memcpy(raw, w->spec->meta_json, size);
+    kvb_status status = add_blob(w, "META", raw, size);
+    return status == KVB_OK && w->spec->compress ? compress_section(w, &w->section[w->count - 1]) : status;
+}
+
+static void put_layer(bytes *b, const kvb_layer *l)
+{
+    put(b, l->heads, 4);
+    put(b, l->kv_heads, 4);
+    put(b, l->head_dim, 4);
+    put(b, l->kind, 4);
+    put(b, l->sliding_window, 4);
+    put(b, l->frame, 4);
+    put(b, l->rope_block, 4);
+    put(b, l->rope_style, 4);
+    put(b, l->rope_dims, 4);
+    put(b, 0, 4);
+    put_f64(b, l->rope_style == KVB_ROPE_NONE ? 0 : l->rope_base);
+    put_f64(b, l->attention_scale);
+    put(b, 0, 8);
+}
+
+static kvb_status add_geometry(writer *w)
+{
+    size_t size = KVB_GEOM_HEAD + (size_t)w->spec->layers * KVB_GEOM_RECORD;
+    uint8_t *raw = kvb_alloc_array(size, 1);
+    if (raw != NULL) {
+        bytes b = {raw};
+        put(&b, w->spec->layers, 4);
+        put(&b, KVB_GEOM_RECORD, 4);
+        for (uint32_t i = 0; i < w->spec->layers; i++)
+            put_layer(&b, &w->spec->layer[i]);
+    }
+    return add_blob(w, "GEOM", raw, size);
+}
+
+static kvb_status add_policy(writer *w)
+{
+    const kvb_policy *p = &w->spec->policy;
+    uint8_t *raw = kvb_alloc_array(KVB_POLICY_SIZE, 1);
+    if (raw != NULL) {
+        bytes b = {raw};
+        put_f64(&b, p->anchor_fraction);
+        put(&b, p->score, 4);
+        put(&b, p->window, 4);
+        put(&b, p->sinks, 4);
+        put(&b, 0, 4);
+        put(&b, 0, 8);
+    }
+    return add_blob(w, "POLC", raw, KVB_POLICY_SIZE);
+}
+
+/* A section of one or two float arrays that stay where they are until the image is filled. */
+static section *add_floats(writer *w, const char *type, uint32_t kind, uint32_t layer, uint32_t head, uint32_t dtype)
+{
+    section *s = add(w, type, kind, layer, head);
+    s->entry.dtype = (uint16_t)dtype;
+    return s;
+}
+
+static void set_source(section *s, unsigned i, const float *floats, size_t count)
+{
+    s->floats[i] = floats;
+    s->counts[i] = count;
+    s->entry.raw_size += (uint64_t)count * kvb_element_size(s->entry.dtype);
+    s->entry.stored_size = s->entry.raw_size;
+}
+
+static void set_shape(section *s, uint32_t dims, uint32_t a, uint32_t b, uint32_t c)
+{
+    s->entry.dims = dims;
+    s->entry.shape[0] = a;
+    s->entry.shape[1] = b;
+    s->entry.shape[2] = c;
+}
+
+static void add_rope(writer *w, uint32_t layer)
+{
+    const kvb_layer *l = &w->spec->layer[layer];
+    if (l->rope_factors == NULL)
+        return;
+    section *s = add_floats(w, "ROPE", KVB_SHARED, layer, KVB_SHARED, KVB_ELEMENT_F32);
+    set_shape(s, 1, l->rope_dims / 2, 0, 0);
+    set_source(s, 0, l->rope_factors, l->rope_dims / 2);
+}
+
+static kvb_status add_quality(writer *w, const kvb_book_part *p, uint32_t groups, const kvb_entry *of)
+{
+    size_t size = (size_t)groups * KVB_QUALITY_VALUES * 4;
+    section *s = add_floats(w, "qual", of->kind, of->layer, of->head, KVB_ELEMENT_F32);
+    set_shape(s, 2, groups, KVB_QUALITY_VALUES, 0);
+    uint8_t *raw = kvb_alloc_array(size, 1);
+    if (raw != NULL) {
+        bytes b = {raw};
+        for (uint32_t i = 0; i < groups; i++) {
+            put_figure(&b, p->quality[i].train_error);
+            put_figure(&b, p->quality[i].heldout_error);
+            put_figure(&b, p->quality[i].usage);
+            put_figure(&b, p->quality[i].entropy);
+        }
+    }
+    kvb_status status = use_bytes(w, s, raw, size);
+    return status == KVB_OK && w->spec->compress ? compress_section(w, s) : status;
+}
+
+static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t kind)
+{
+    const kvb_book_part *p = kvb_spec_part(w->spec, layer, head, kind);
+    uint32_t n = w->spec->layer[layer].head_dim, groups = n / p->channels;
+    size_t square = (size_t)n * n;
+    if (p->mean != NULL) {
+        section *s = add_floats(w, "MEAN", kind, layer, head, KVB_ELEMENT_F32);
+        set_shape(s, 1, n, 0, 0);
+        set_source(s, 0, p->mean, n);
+    }
+    if (p->forward != NULL) {
+        section *s = add_floats(w, "XFRM", kind, layer, head, KVB_ELEMENT_F32);
+        set_shape(s, 3, 2, n, n);
+        set_source(s, 0, p->forward, square);
+        set_source(s, 1, p->inverse, square);
+    }
+    section *s = add_floats(w, "CODE", kind, layer, head, KVB_ELEMENT_F16);
+    s->entry.groups = groups;
+    s->entry.channels = p->channels;
+    s->entry.centroids = p->centroids;
+    set_shape(s, 3, groups, p->centroids, p->channels);
+    set_source(s, 0, p->table, (size_t)n * p->centroids);
+    return p->quality != NULL ? add_quality(w, p, groups, &s->entry) : KVB_OK;
+}
+
+static kvb_status add_parts(writer *w, uint32_t layer)
+{
+    const kvb_layer *l = &w->spec->layer[layer];
+    kvb_status status = KVB_OK;
+    if (l->kind == KVB_LAYER_UNSUPPORTED)
+        return KVB_OK;
+    for (uint32_t n = 0; status == KVB_OK && n < 2 * l->kv_heads; n++)
+        status = add_part(w, layer, n / 2, n % 2);
+    return status;
+}
+
+static kvb_status list_sections(writer *w)
+{
+    size_t most = 3;
+    for (uint32_t i = 0; i < w->spec->layers; i++)
+        most += 1 + 2 * (size_t)w->spec->layer[i].kv_heads * 4;
+    w->section = kvb_alloc_zeroed(most, sizeof *w->section);
+    if (w->section == NULL)
+        return kvb_fail_memory(w->err, "book");
+    kvb_status status = add_meta(w);
+    if (status == KVB_OK)
+        status = add_geometry(w);
+    if (status == KVB_OK)
+        status = add_policy(w);
+    for (uint32_t i = 0; i < w->spec->layers; i++)
+        add_rope(w, i);
+    for (uint32_t i = 0; status == KVB_OK && i < w->spec->layers; i++)
+        status = add_parts(w, i);
+    return status;
+}
+
+/* --- the image --- */
+
+static kvb_status place_sections(writer *w)
+{
+    uint64_t end = KVB_HEADER_SIZE + (uint64_t)w->count * KVB_ENTRY_SIZE;
+    bool fits = w->count <= KVB_MAX_SECTIONS;
+    for (uint32_t i = 0; fits && i < w->count; i++) {
+        kvb_entry *e = &w->section[i].entry;
+        fits = kvb_align_u64(end, KVB_SECTION_ALIGN, &e->offset) && kvb_add_u64(e->offset, e->stored_size, &end) &&
+               end <= KVB_MAX_FILE;
+    }
+    if (!fits)
+        return kvb_fail(w->err, KVB_E_USAGE, "book", "would have over 2^20 sections or 16 GiB");
+    w->size = (size_t)end;
+    w->image = kvb_alloc_zeroed(w->size, 1);
+    return w->image != NULL ? KVB_OK : kvb_fail_memory(w->err, "book");
+}
+
+static void fill_section(writer *w, section *s)
+{
+    uint8_t *to = w->image + s->entry.offset;
+    if (s->bytes != NULL) {
+        memcpy(to, s->bytes, (size_t)s->entry.stored_size);
+        return;
+    }
+    for (unsigned i = 0; i < 2 && s->floats[i] != NULL; i++) {
+        if (s->entry.dtype == KVB_ELEMENT_F16)
+            kvb_half_from_floats((uint16_t *)(void *)to, s->floats[i], s->counts[i]);
+        else
+            memcpy(to, s->floats[i], s->counts[i] * sizeof(float));
+        to += s->counts[i] * kvb_element_size(s->entry.dtype);
+    }
+    s->entry.stored_crc = s->entry.raw_crc = crc_of(w->image + s->entry.offset, (size_t)s->entry.stored_size);
+}
+
+static void put_entry(bytes *b, const kvb_entry *e)
+{
+    memcpy(b->at, e->type, 4);
+    b->at += 4;
+    put(b, e->codec, 2);
+    put(b, e->dtype, 2);
+    put(b, e->kind, 4);
+    put(b, e->layer, 4);
+    put(b, e->head, 4);
+    put(b, e->first_group, 4);
+    put(b, e->groups, 4);
+    put(b, e->channels, 4);
+    put(b, e->centroids, 4);
+    put(b, e->dims, 4);
+    for (unsigned i = 0; i < 4; i++)
+        put(b, e->shape[i], 4);
+    put(b, e->offset, 8);
+    put(b, e->stored_size, 8);
+    put(b, e->raw_size, 8);
+    put(b, e->stored_crc, 4);
+    put(b, e->raw_crc, 4);
+    put(b, 0, 8);
+}
+
+static void put_header(const writer *w)
+{
+    const uint8_t *table = w->image + KVB_HEADER_SIZE;
+    size_t table_size = (size_t)w->count * KVB_ENTRY_SIZE;
+    bytes b = {w->image};
+    memcpy(b.at, KVB_MAGIC, KVB_MAGIC_SIZE);
+    b.at += KVB_MAGIC_SIZE;
+    put(&b, KVB_FILE_MAJOR, 2);
+    put(&b, KVB_FILE_MINOR, 2);
+    put(&b, KVB_HEADER_SIZE, 4);
+    put(&b, w->size, 8);
+    put(&b, 0, 4); /* incompatible flags */
+    put(&b, 0, 4); /* compatible flags */
+    put(&b, KVB_HEADER_SIZE, 8);
+    put(&b, w->count, 4);
+    put(&b, KVB_ENTRY_SIZE, 4);
+    put(&b, KVB_BYTE_ORDER, 4);
+    put(&b, crc_of(table, table_size), 4);
+    kvb_sha256_of(table, table_size, b.at);
+    b.at = w->image + KVB_HEADER_SIZE - 4;
+    put(&b, crc_of(w->image, KVB_HEADER_SIZE - 4), 4);
+}
+
+/* What the reader would refuse must never be written. */
+static kvb_status read_back(const writer *w)
+{
+    kvb_book *book = calloc(1, sizeof *book);
+    if (book == NULL)
+        return kvb_fail_memory(w->err, "book");
+    book->bytes = w->image;
+    book->size = w->size;
+    kvb_status status = kvb_book_parse(book, "the book to write", w->err);
+    kvb_book_close(book);
+    if (status == KVB_E_FORMAT) {
+        status = KVB_E_CHECK;
+        if (w->err != NULL)
+            w->err->code = status;
+    }
+    return status;
+}
+
+static kvb_status build_image(writer *w)
+{
+    kvb_status status = place_sections(w);
+    if (status != KVB_OK)
+        return status;
+    bytes table = {w->image + KVB_HEADER_SIZE};
+    for (uint32_t i = 0; i < w->count; i++) {
+        fill_section(w, &w->section[i]);
+        put_entry(&table, &w->section[i].entry);
+    }
+    put_header(w);
+    return read_back(w);
+}
+
+kvb_status kvb_book_build(const kvb_book_spec *spec, uint8_t **image, size_t *size, kvb_error *err)
+{
+    *image = NULL;
+    *size = 0;
+    kvb_status status = kvb_spec_check(spec, err);
+    if (status != KVB_OK)
+        return status;
+    writer w = {.spec = spec, .err = err};
+    status = list_sections(&w);
+    if (status == KVB_OK)
+        status = build_image(&w);
+    for (uint32_t i = 0; i < w.count; i++)
+        free(w.section[i].bytes);
+    free(w.section);
+    if (status != KVB_OK) {
+        free(w.image);
+        return status;
+    }
+    *image = w.image;
+    *size = w.size;
+    return KVB_OK;
+}

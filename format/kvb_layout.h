@@ -1,0 +1,80 @@
+/* The bytes of `.kvb` version 1 as constants and parsed forms, for its reader and its writer. spec/kvb-1.md explains. */
+#ifndef KVB_FORMAT_KVB_LAYOUT_H
+#define KVB_FORMAT_KVB_LAYOUT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kvbook/book.h"
+
+#define KVB_MAGIC "\x89KVB\r\n\x1a\n"
+#define KVB_SHARED UINT32_MAX /* a section that belongs to no one layer, head or kind */
+
+enum {
+    KVB_FILE_MAJOR = 1,
+    KVB_FILE_MINOR = 0,
+    KVB_MAGIC_SIZE = 8,
+    KVB_HEADER_SIZE = 128,
+    KVB_ENTRY_SIZE = 96,
+    KVB_SECTION_ALIGN = 256,
+    KVB_BYTE_ORDER = 0x01020304,
+    KVB_ORDER_OFFSET = 48, /* of the byte-order tag in the header */
+
+    KVB_GEOM_HEAD = 8,
+    KVB_GEOM_RECORD = 64,
+    KVB_POLICY_SIZE = 32,
+    KVB_QUALITY_VALUES = 4,
+};
+
+/* Limits. */
+enum {
+    KVB_MAX_HEADER = 4096,
+    KVB_MAX_ENTRY = 4096,
+    KVB_MAX_SECTIONS = 1 << 20,
+    KVB_MAX_META = 1 << 20,
+    KVB_MAX_LAYERS = 1024,
+    KVB_MAX_HEADS = 1024,
+    KVB_MAX_HEAD_DIM = 1024,
+    KVB_MAX_CENTROIDS = 65536,
+    KVB_MAX_CHANNELS = 256,
+    KVB_MAX_ROPE_BLOCK = 1 << 20,
+};
+#define KVB_MAX_FILE ((uint64_t)16 << 30)
+
+typedef enum kvb_codec { KVB_CODEC_RAW = 0, KVB_CODEC_ZLIB = 1 } kvb_codec;
+typedef enum kvb_element { KVB_ELEMENT_BYTE = 0, KVB_ELEMENT_F16 = 1, KVB_ELEMENT_F32 = 2 } kvb_element;
+
+typedef struct kvb_header {
+    uint16_t major, minor;
+    uint32_t header_size;
+    uint64_t file_size;
+    uint32_t incompatible, compatible;
+    uint64_t table_offset;
+    uint32_t sections, entry_size;
+    uint32_t table_crc;
+    uint8_t book_id[32];
+} kvb_header;
+
+/* One row of the section table. */
+typedef struct kvb_entry {
+    char type[5]; /* NUL-terminated here */
+    uint16_t codec, dtype;
+    uint32_t kind, layer, head; /* KVB_SHARED where it does not apply */
+    uint32_t first_group, groups, channels, centroids;
+    uint32_t dims, shape[4];
+    uint64_t offset, stored_size, raw_size;
+    uint32_t stored_crc, raw_crc;
+} kvb_entry;
+
+/* Bytes of one element; 0 for an unknown dtype. */
+uint32_t kvb_element_size(uint32_t dtype);
+/* What layer, policy and codebook rules a geometry breaks: a sentence in `problem`, or false where all is well. Readers
+ * and the writer share these rules. */
+bool kvb_layer_problem(const kvb_layer *layer, char *problem, size_t size);
+bool kvb_policy_problem(const kvb_policy *policy, char *problem, size_t size);
+bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t centroids, char *problem, size_t size);
+/* META is an object by the rules of format/base/json.h, begins with '{' and fits its limit. */
+kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err);
+
+#endif

@@ -1,0 +1,112 @@
+/* What a book may say of its geometry: one set of rules for reading and writing. */
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "format/base/fail.h"
+#include "format/base/json.h"
+#include "format/kvb_layout.h"
+
+typedef struct complaint {
+    char *text;
+    size_t size;
+} complaint;
+
+static bool complain(complaint c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static bool complain(complaint c, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(c.text, c.size, format, args);
+    va_end(args);
+    return true;
+}
+
+uint32_t kvb_element_size(uint32_t dtype)
+{
+    static const uint32_t size[] = {1, 2, 4};
+    return dtype < 3 ? size[dtype] : 0;
+}
+
+static bool heads_problem(const kvb_layer *l, complaint c)
+{
+    if (l->heads < 1 || l->heads > KVB_MAX_HEADS)
+        return complain(c, "%u query heads, expected 1..%d", l->heads, KVB_MAX_HEADS);
+    if (l->kv_heads < 1 || l->kv_heads > l->heads || l->heads % l->kv_heads != 0)
+        return complain(c, "%u KV heads, expected a divisor of the %u query heads", l->kv_heads, l->heads);
+    if (l->head_dim < 1 || l->head_dim > KVB_MAX_HEAD_DIM)
+        return complain(c, "head dimension %u, expected 1..%d", l->head_dim, KVB_MAX_HEAD_DIM);
+    return false;
+}
+
+/* Enums are compared as unsigned: the compiler may choose a signed type, and the value came from outside. */
+static bool attention_problem(const kvb_layer *l, complaint c)
+{
+    if ((unsigned)l->kind > KVB_LAYER_UNSUPPORTED)
+        return complain(c, "layer kind %u, expected 0..2", (unsigned)l->kind);
+    if ((l->kind == KVB_LAYER_SLIDING) != (l->sliding_window > 0))
+        return complain(c, "sliding window of %u tokens in a layer of kind %u (only kind 1 has one)", l->sliding_window,
+                        (unsigned)l->kind);
+    if (!isnormal(l->attention_scale) || l->attention_scale < 0)
+        return complain(c, "attention scale %g, expected a positive number", l->attention_scale);
+    return false;
+}
+
+static bool rope_problem(const kvb_layer *l, complaint c)
+{
+    if ((unsigned)l->frame > KVB_FRAME_BLOCK)
+        return complain(c, "RoPE frame %u, expected 0..2", (unsigned)l->frame);
+    if ((l->frame == KVB_FRAME_BLOCK) != (l->rope_block > 0) || l->rope_block > KVB_MAX_ROPE_BLOCK)
+        return complain(c, "RoPE block of %u tokens in frame %u (only frame 2 has one, of 1..%d)", l->rope_block,
+                        (unsigned)l->frame, KVB_MAX_ROPE_BLOCK);
+    if ((unsigned)l->rope_style > KVB_ROPE_HALF)
+        return complain(c, "RoPE style %u, expected 0..2", (unsigned)l->rope_style);
+    if (l->rope_style == KVB_ROPE_NONE)
+        return l->rope_dims != 0 && complain(c, "%u rotating channels without RoPE, expected 0", l->rope_dims);
+    if (l->rope_dims < 2 || l->rope_dims % 2 != 0 || l->rope_dims > l->head_dim)
+        return complain(c, "%u rotating channels, expected an even number of 2..%u", l->rope_dims, l->head_dim);
+    if (!isnormal(l->rope_base) || l->rope_base < 0)
+        return complain(c, "RoPE base %g, expected a positive number", l->rope_base);
+    return false;
+}
+
+bool kvb_layer_problem(const kvb_layer *layer, char *problem, size_t size)
+{
+    complaint c = {problem, size};
+    return heads_problem(layer, c) || attention_problem(layer, c) || rope_problem(layer, c);
+}
+
+bool kvb_policy_problem(const kvb_policy *policy, char *problem, size_t size)
+{
+    complaint c = {problem, size};
+    if (!(policy->anchor_fraction >= 0 && policy->anchor_fraction <= 1))
+        return complain(c, "anchor fraction %g, expected 0..1", policy->anchor_fraction);
+    if ((unsigned)policy->score > KVB_SCORE_RANDOM)
+        return complain(c, "anchor score %u, expected 0..%d", (unsigned)policy->score, KVB_SCORE_RANDOM);
+    return false;
+}
+
+bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t centroids, char *problem, size_t size)
+{
+    complaint c = {problem, size};
+    if (channels < 1 || channels > KVB_MAX_CHANNELS || head_dim % channels != 0)
+        return complain(c, "d = %u channels per group, expected 1..%d and a divisor of the head dimension %u", channels,
+                        KVB_MAX_CHANNELS, head_dim);
+    if (centroids < 2 || centroids > KVB_MAX_CENTROIDS || (centroids & (centroids - 1)) != 0)
+        return complain(c, "K = %u centroids, expected a power of two of 2..%d", centroids, KVB_MAX_CENTROIDS);
+    return false;
+}
+
+kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err)
+{
+    if (size < 1 || size > KVB_MAX_META)
+        return kvb_fail(err, KVB_E_FORMAT, where, "META has %llu bytes, expected 1..%d", (unsigned long long)size,
+                        KVB_MAX_META);
+    if (text[0] != '{')
+        return kvb_fail(err, KVB_E_FORMAT, where, "META does not begin with '{'");
+    kvb_json_doc *doc;
+    kvb_status status = kvb_json_parse(text, (size_t)size, where, &doc, err);
+    kvb_json_free(doc);
+    return status;
+}

@@ -1,0 +1,16 @@
+#include "kmeans/kmeans_kernels.h"
+
+#if defined(__AVX2__)
+#include "kmeans/kmeans_kernels_body.h"
+
+const kvb_kmeans_kernels *kvb_kmeans_kernels_avx2(void)
+{
+    static const kvb_kmeans_kernels kernels = {accumulate, candidates};
+    return __builtin_cpu_supports("avx2") ? &kernels : NULL;
+}
+#else
+const kvb_kmeans_kernels *kvb_kmeans_kernels_avx2(void)
+{
+    return NULL;
+}
+#endif
