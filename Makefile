@@ -100,8 +100,8 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
-# Makes the tiny model that the command-line tests run on.
-$(BUILD)/tests/make_tiny_gguf: $(BUILD)/obj/tests/tools/make_tiny_gguf.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
+# The tiny model that the command-line tests run on, and the seeds of the GGUF fuzzer.
+$(BUILD)/tests/make_%: $(BUILD)/obj/tests/tools/make_%.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
