@@ -150,3 +150,48 @@ void rt_rows_take(const float *x, uint32_t heads, uint32_t tokens, uint32_t head
     for (uint32_t h = 0; h < heads; h++)
         memcpy(out + (size_t)h * head_dim, x + ((size_t)h * tokens + t) * head_dim, head_dim * sizeof *out);
 }
+
+void rt_attend(const kvb_layer *layer, const float *q, const double *keys, const float *values, uint32_t count,
+               double *out, double *probs)
+{
+    const uint32_t dim = layer->head_dim;
+    double most = -INFINITY, sum = 0.0;
+    uint32_t low = layer->sliding_window != 0 && count > layer->sliding_window ? count - layer->sliding_window : 0;
+    for (uint32_t j = low; j < count; j++) {
+        probs[j] = 0.0;
+        for (uint32_t c = 0; c < dim; c++)
+            probs[j] += (double)q[c] * keys[(size_t)j * dim + c] * layer->attention_scale;
+        most = probs[j] > most ? probs[j] : most;
+    }
+    for (uint32_t j = 0; j < count; j++)
+        sum += probs[j] = j < low ? 0.0 : exp(probs[j] - most);
+    for (uint32_t c = 0; c < dim; c++)
+        out[c] = 0.0;
+    for (uint32_t j = 0; j < count; j++) {
+        probs[j] /= sum;
+        for (uint32_t c = 0; c < dim; c++)
+            out[c] += probs[j] * (double)values[(size_t)j * dim + c];
+    }
+}
+
+kvb_status rt_run_cache(kvb_cache *cache, const kvb_layer *g, uint32_t layer, const rt_rows *rows, float *out,
+                        kvb_error *err)
+{
+    const size_t kv = (size_t)g->kv_heads * g->head_dim, qs = (size_t)g->heads * g->head_dim;
+    float *memory = malloc((2 * kv + 2 * qs) * sizeof *memory);
+    float *key = memory, *value = key + kv, *q = value + kv, *o = q + qs;
+    kvb_status status = memory != NULL ? KVB_OK : KVB_E_MEMORY;
+    for (uint32_t t = 0; status == KVB_OK && t < rows->tokens; t++) {
+        rt_rows_take(rows->k_pre, g->kv_heads, rows->tokens, g->head_dim, t, key);
+        rt_rows_take(rows->v, g->kv_heads, rows->tokens, g->head_dim, t, value);
+        rt_rows_take(rows->q, g->heads, rows->tokens, g->head_dim, t, q);
+        status = kvb_cache_append(cache, layer, key, value, err);
+        if (status == KVB_OK)
+            status = kvb_cache_attend(cache, layer, q, o, err);
+        for (uint32_t h = 0; h < g->heads; h++)
+            memcpy(out + ((size_t)h * rows->tokens + t) * g->head_dim, o + (size_t)h * g->head_dim,
+                   g->head_dim * sizeof *out);
+    }
+    free(memory);
+    return status;
+}
