@@ -94,6 +94,7 @@ void kvb_progress_finish(kvb_progress *p)
     if (!p->silent)
         fprintf(stderr, "%s: %llu in %s (%.3g/s)\n", p->step, (unsigned long long)p->done, kvb_time_text(elapsed, took),
                 elapsed > 0 ? (double)p->done / elapsed : 0.0);
+    memcpy(p->finished, p->step, sizeof p->finished);
     p->step[0] = '\0';
     p->drawn = 0;
 }
@@ -109,6 +110,9 @@ int kvb_progress_report(void *progress, const char *step, uint64_t done, uint64_
 {
     kvb_progress *p = progress;
     double now = kvb_seconds();
+    /* A library may say "all done" more than once; the step has had its line. */
+    if (p->step[0] == '\0' && done >= total && strncmp(p->finished, step, sizeof p->finished - 1) == 0)
+        return kvb_interrupted();
     if (strncmp(p->step, step, sizeof p->step - 1) != 0) {
         kvb_progress_finish(p);
         snprintf(p->step, sizeof p->step, "%s", step);

@@ -17,6 +17,7 @@ typedef struct kvb_progress {
     bool live;     /* redraw a line: stderr is a terminal and nobody said --no-progress */
     bool silent;   /* no progress at all, finished steps neither */
     char step[64]; /* the one under way; "" between steps */
+    char finished[64]; /* the one before it */
     uint64_t total, done;
     double started, drawn; /* seconds of the monotonic clock */
 } kvb_progress;

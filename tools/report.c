@@ -118,6 +118,18 @@ static void put_score(FILE *out, const kvb_json *score)
     fputs("</tr>\n", out);
 }
 
+/* What a score of a book says of the exact cache beside it. */
+static void put_exact(FILE *out, const kvb_json *score)
+{
+    if (kvb_json_type_of(kvb_json_get(score, "book")) == KVB_JSON_NULL)
+        return;
+    fputs("<tr><td>exact cache</td>", out);
+    put_number(out, score, "ppl_exact", 3, 1);
+    for (int i = 0; i < 4; i++)
+        fputs("<td class=n>&ndash;</td>", out);
+    fputs("<td class=n>16</td><td class=n>16</td><td class=n>16</td></tr>\n", out);
+}
+
 static void put_scores(const kvb_report *r, FILE *out)
 {
     if (r->scores == 0)
@@ -129,6 +141,7 @@ static void put_scores(const kvb_report *r, FILE *out)
             "<th class=n>at 128K</th></tr>\n",
             kvb_json_number(kvb_json_get(r->score[0], "chunks"), NAN),
             kvb_json_number(kvb_json_get(r->score[0], "ctx"), NAN));
+    put_exact(out, r->score[0]);
     for (size_t i = 0; i < r->scores; i++)
         put_score(out, r->score[i]);
     fputs("</table>\n", out);
