@@ -36,7 +36,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: all help deps check check-quick tests asan tsan fuzz demo bench install uninstall dist clean print-config
+.PHONY: all help deps check check-quick tests asan tsan fuzz golden demo bench install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
@@ -49,6 +49,7 @@ help:
 	@echo 'make check-quick  the unit tests of the plain build only'
 	@echo 'make asan tsan  the unit tests under AddressSanitizer+UBSan, ThreadSanitizer'
 	@echo 'make fuzz       libFuzzer targets (clang) for the file readers'
+	@echo 'make golden     write the golden books of the tests again'
 	@echo 'make bench      the benchmarks of bench/'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'Variables: CC OPT BUILD SAN PREFIX DESTDIR; V=1 shows the commands.'
@@ -112,6 +113,7 @@ $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/repla
 
 # The atomic writer is tested with each system call it makes failing in turn.
 $(BUILD)/tests/format/test_outfile: LDFLAGS += -Wl,--wrap=pwrite,--wrap=fsync,--wrap=close,--wrap=rename
+$(BUILD)/tests/format/test_format_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
 # Examples link as a user's program would: public headers, the runtime library, libm and zlib.
 $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a
@@ -137,6 +139,10 @@ tsan:
 
 fuzz:
 	$(Q)tests/fuzz/run.sh
+
+golden: $(BUILD)/tests/golden/make_golden
+	$(Q)$(BUILD)/tests/golden/make_golden tests/golden
+	$(Q)tests/golden-errors/forge.py
 
 demo:
 	$(Q)tools/demo.sh

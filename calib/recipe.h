@@ -6,7 +6,8 @@
  *    "kmeans": {"iterations": 15, "seeding": "kmeans++"},
  *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0}}
  *
- * Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. */
+ * Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
+ * "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of the command line overrides. */
 #ifndef KVB_CALIB_RECIPE_H
 #define KVB_CALIB_RECIPE_H
 
@@ -49,6 +50,8 @@ typedef struct kvb_recipe {
 
 /* By name, or by path where `name` holds a '/' or ends in ".json". KVB_E_USAGE for an unknown name (nearest named). */
 kvb_status kvb_recipe_load(const char *name, kvb_recipe *recipe, kvb_error *err);
+/* The same from a text; `file` stands for it in errors. KVB_E_FORMAT for anything wrong in it. */
+kvb_status kvb_recipe_parse(const char *text, size_t size, const char *file, kvb_recipe *recipe, kvb_error *err);
 void kvb_recipe_free(kvb_recipe *recipe);
 
 /* The usual shapes: 0.375 = 32x4096, 0.5 = 16x256, 0.75 = 16x4096, 1 = 8x256, 2 = 4x256, 3 = 4x4096, 4 = 2x256 (d x K).

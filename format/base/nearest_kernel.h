@@ -14,7 +14,10 @@
 
 #define ALWAYS static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define UNROLL_CHANNELS _Pragma("GCC unroll 8")
+/* The points do not change from group to group, but the registers belong to the accumulators: without this the compiler
+ * would load all points once and spill them. */
+#define KEEP_IN_MEMORY(pointer) __asm__("" : "+r"(pointer))
+#define UNROLL_CHANNELS _Pragma("GCC unroll 2")
 
 /* Up to so many groups the index is tracked centroid by centroid: evaluating a group again would cost more. */
 enum { DIRECT_GROUPS = 2 };
@@ -36,6 +39,7 @@ ALWAYS void step(const float *x, const float *minus2, const float *norms, uint32
     }
     UNROLL_CHANNELS for (uint32_t k = 0; k < d; k++) {
         VF xs[KERNEL_POINTS];
+        KEEP_IN_MEMORY(x);
         UNROLL for (uint32_t p = 0; p < points; p++)
             xs[p] = V_LOAD(x + vector_at(p, d) + (size_t)k * KVB_TILE);
         UNROLL for (uint32_t c = 0; c < KERNEL_CENTROIDS; c++) {

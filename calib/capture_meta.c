@@ -1,0 +1,84 @@
+#include "calib/capture_meta.h"
+
+#include <string.h>
+
+#include "format/base/json.h"
+#include "format/base/sha256.h"
+
+static void put_hash(kvb_json_writer *w, const char *key, const uint8_t digest[32])
+{
+    char hex[65];
+    kvb_sha256_hex(digest, hex);
+    kvb_json_put_string(w, key, hex);
+}
+
+static void put_model(kvb_json_writer *w, const kvb_model *model)
+{
+    const kvb_model_info *info = kvb_model_get_info(model);
+    kvb_json_begin_object(w, "model");
+    kvb_json_put_string(w, "name", info->name);
+    kvb_json_put_string(w, "architecture", info->architecture);
+    put_hash(w, "meta_sha256", info->meta_sha256);
+    put_hash(w, "weights_sha256", info->weights_sha256);
+    kvb_json_put_u64(w, "layers", info->layers);
+    kvb_json_put_u64(w, "embedding", info->embedding);
+    kvb_json_put_u64(w, "vocab", info->vocab);
+    kvb_json_put_u64(w, "context", info->context);
+    kvb_json_end_object(w);
+    kvb_json_begin_object(w, "tokenizer");
+    put_hash(w, "sha256", kvb_tokenizer_id(kvb_model_tokenizer(model)));
+    kvb_json_end_object(w);
+}
+
+/* The name alone: folders are the user's business, and differ between machines. */
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+static void put_text(kvb_json_writer *w, const kvb_text *text, const kvb_capture_options *options, uint64_t chunks)
+{
+    kvb_json_begin_object(w, "text");
+    kvb_json_begin_array(w, "sources");
+    for (size_t i = 0; i < text->source_count; i++) {
+        kvb_json_begin_object(w, NULL);
+        kvb_json_put_string(w, "name", base_name(text->sources[i].path));
+        put_hash(w, "sha256", text->sources[i].sha256);
+        kvb_json_put_u64(w, "bytes", text->sources[i].bytes);
+        kvb_json_put_u64(w, "tokens", text->sources[i].tokens);
+        kvb_json_end_object(w);
+    }
+    kvb_json_end_array(w);
+    kvb_json_put_u64(w, "ctx", options->ctx);
+    kvb_json_put_u64(w, "skip", options->skip);
+    kvb_json_put_u64(w, "chunks", chunks);
+    if (options->bos >= 0)
+        kvb_json_put_u64(w, "bos", (uint64_t)options->bos);
+    else
+        kvb_json_put_null(w, "bos");
+    kvb_json_end_object(w);
+}
+
+char *kvb_capture_meta_write(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
+                             uint64_t chunks, const kvb_capture_counts *counts)
+{
+    kvb_json_writer w = {.compact = true};
+    kvb_json_begin_object(&w, NULL);
+    kvb_json_put_string(&w, "tool", "kvbook");
+    kvb_json_put_string(&w, "version", KVB_VERSION);
+    put_model(&w, model);
+    put_text(&w, text, options, chunks);
+    kvb_json_begin_object(&w, "capture");
+    kvb_json_put_u64(&w, "rows", counts->rows);
+    kvb_json_put_u64(&w, "seed", options->seed);
+    kvb_json_put_u64(&w, "saturated", counts->saturated);
+    kvb_json_put_u64(&w, "quarantined", counts->quarantined);
+    kvb_json_put_u64(&w, "bad_queries", counts->bad_queries);
+    kvb_json_end_object(&w);
+    kvb_json_end_object(&w);
+    const char *json = kvb_json_writer_text(&w);
+    char *copy = json != NULL ? strdup(json) : NULL;
+    kvb_json_writer_free(&w);
+    return copy;
+}

@@ -1,0 +1,362 @@
+#include "calib/recipe.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "calib/suggest.h"
+#include "format/base/fail.h"
+#include "format/base/mapfile.h"
+
+enum { RECIPE_MOST_BYTES = 1 << 20, MOST_CHANNELS = 64, MOST_CENTROIDS = 65536, MOST_ITERATIONS = 1000 };
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static const char *const weightings[] = {"none", "exact-k", "exact-v"};
+static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
+static const char *const seedings[] = {"kmeans++", "random"};
+
+/* What a failing check needs to name its place. */
+typedef struct recipe_reader {
+    const char *file;
+    kvb_recipe *recipe;
+    kvb_error *err;
+} recipe_reader;
+
+static kvb_status refuse(const recipe_reader *r, const char *place, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static kvb_status refuse(const recipe_reader *r, const char *place, const char *format, ...)
+{
+    char where[256], message[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    snprintf(where, sizeof where, "%s: %s", r->file, place);
+    return kvb_fail(r->err, KVB_E_FORMAT, where, "%s", message);
+}
+
+/* A user's word in an error: printable and short. */
+static const char *quoted(const char *word, char *text, size_t size)
+{
+    size_t n = 0;
+    for (; word[n] != '\0' && n + 4 < size; n++)
+        text[n] = (unsigned char)word[n] < 0x20 || word[n] == 0x7f ? '?' : word[n];
+    memcpy(text + n, word[n] != '\0' ? "..." : "", word[n] != '\0' ? 4 : 1);
+    return text;
+}
+
+static kvb_status read_word(const recipe_reader *r, const char *place, const kvb_json *v, const char *const *known,
+                            size_t count, uint32_t *index)
+{
+    char list[200], word[64];
+    if (v == NULL)
+        return KVB_OK;
+    const char *text = kvb_json_string(v, NULL);
+    if (text == NULL)
+        return refuse(r, place, "expected a string, one of: %s", kvb_join_words(known, count, list, sizeof list));
+    for (uint32_t i = 0; i < count; i++)
+        if (strcmp(text, known[i]) == 0) {
+            *index = i;
+            return KVB_OK;
+        }
+    return refuse(r, place, "unknown value \"%s\"; did you mean \"%s\"? Known: %s", quoted(text, word, sizeof word),
+                  kvb_suggest(text, known, count), kvb_join_words(known, count, list, sizeof list));
+}
+
+static kvb_status read_bool(const recipe_reader *r, const char *place, const kvb_json *v, bool *value)
+{
+    if (v == NULL)
+        return KVB_OK;
+    if (kvb_json_type_of(v) != KVB_JSON_BOOL)
+        return refuse(r, place, "expected true or false");
+    *value = kvb_json_bool(v, false);
+    return KVB_OK;
+}
+
+static kvb_status read_u32(const recipe_reader *r, const char *place, const kvb_json *v, uint32_t least, uint32_t most,
+                           uint32_t *value)
+{
+    uint64_t number;
+    if (v == NULL)
+        return KVB_OK;
+    if (!kvb_json_u64(v, &number) || number < least || number > most)
+        return refuse(r, place, "expected a whole number from %u to %u", least, most);
+    *value = (uint32_t)number;
+    return KVB_OK;
+}
+
+/* Refuses members that nobody reads: a misspelt option must not pass for its default. */
+static kvb_status check_members(const recipe_reader *r, const char *place, const kvb_json *object,
+                                const char *const *known, size_t count)
+{
+    char list[200], word[64];
+    if (object == NULL)
+        return KVB_OK;
+    if (kvb_json_type_of(object) != KVB_JSON_OBJECT)
+        return refuse(r, place, "expected an object");
+    for (size_t i = 0; i < kvb_json_count(object); i++) {
+        const char *key = kvb_json_key_at(object, i);
+        size_t k = 0;
+        while (k < count && strcmp(key, known[k]) != 0)
+            k++;
+        if (k == count)
+            return refuse(r, place, "unknown key \"%s\"; did you mean \"%s\"? Known: %s",
+                          quoted(key, word, sizeof word), kvb_suggest(key, known, count),
+                          kvb_join_words(known, count, list, sizeof list));
+    }
+    return KVB_OK;
+}
+
+static kvb_status read_frame(const recipe_reader *r, const kvb_json *v)
+{
+    static const char *const known[] = {"pre", "post", "block:16"};
+    if (v == NULL)
+        return KVB_OK;
+    const char *text = kvb_json_string(v, "");
+    if (strncmp(text, "block:", 6) == 0) {
+        char *end;
+        unsigned long block = strtoul(text + 6, &end, 10);
+        if (text[6] < '1' || text[6] > '9' || *end != '\0' || block > 65536)
+            return refuse(r, "keys.frame", "expected block:B with B from 1 to 65536, such as \"block:16\"");
+        r->recipe->frame = KVB_FRAME_BLOCK;
+        r->recipe->rope_block = (uint32_t)block;
+        return KVB_OK;
+    }
+    uint32_t index = 0;
+    kvb_status status = read_word(r, "keys.frame", v, known, COUNT(known), &index);
+    if (status == KVB_OK)
+        r->recipe->frame = index == 0 ? KVB_FRAME_PRE : KVB_FRAME_POST;
+    return status;
+}
+
+/* "8x256" to d and K; the message where it is none. */
+static const char *parse_shape(const char *text, uint32_t *channels, uint32_t *centroids)
+{
+    char *end;
+    if (text[0] < '1' || text[0] > '9')
+        return "expected d x K, such as 8x256";
+    unsigned long d = strtoul(text, &end, 10);
+    if (*end != 'x' || end[1] < '1' || end[1] > '9')
+        return "expected d x K, such as 8x256";
+    unsigned long k = strtoul(end + 1, &end, 10);
+    if (*end != '\0')
+        return "expected d x K, such as 8x256";
+    if (d > MOST_CHANNELS)
+        return "d (channels of a group) must be 1 to 64";
+    if (k < 2 || k > MOST_CENTROIDS || (k & (k - 1)) != 0)
+        return "K (centroids) must be a power of two from 2 to 65536";
+    *channels = (uint32_t)d;
+    *centroids = (uint32_t)k;
+    return NULL;
+}
+
+static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_json *object)
+{
+    static const char *const members[] = {"weights", "mean", "shape", "frame"};
+    const char *name = kind == KVB_KEY ? "keys" : "values";
+    kvb_recipe_kind *k = &r->recipe->kind[kind];
+    char place[32];
+    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 4 : 3);
+    if (status != KVB_OK || object == NULL)
+        return status;
+    uint32_t weights = k->weights;
+    snprintf(place, sizeof place, "%s.weights", name);
+    status = read_word(r, place, kvb_json_get(object, "weights"), weightings, COUNT(weightings), &weights);
+    if (status != KVB_OK)
+        return status;
+    k->weights = (kvb_weighting)weights;
+    snprintf(place, sizeof place, "%s.mean", name);
+    status = read_bool(r, place, kvb_json_get(object, "mean"), &k->mean);
+    const kvb_json *shape = kvb_json_get(object, "shape");
+    if (status != KVB_OK || shape == NULL)
+        return status;
+    const char *problem = parse_shape(kvb_json_string(shape, ""), &k->channels, &k->centroids);
+    snprintf(place, sizeof place, "%s.shape", name);
+    return problem == NULL ? KVB_OK : refuse(r, place, "%s", problem);
+}
+
+static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)
+{
+    static const char *const members[] = {"iterations", "seeding"};
+    kvb_status status = check_members(r, "kmeans", object, members, COUNT(members));
+    if (status != KVB_OK)
+        return status;
+    status = read_u32(r, "kmeans.iterations", kvb_json_get(object, "iterations"), 1, MOST_ITERATIONS,
+                      &r->recipe->iterations);
+    if (status != KVB_OK)
+        return status;
+    uint32_t seeding = r->recipe->seeding;
+    status = read_word(r, "kmeans.seeding", kvb_json_get(object, "seeding"), seedings, COUNT(seedings), &seeding);
+    r->recipe->seeding = (kvb_kmeans_seeding)seeding;
+    return status;
+}
+
+static kvb_status read_cache(const recipe_reader *r, const kvb_json *object)
+{
+    static const char *const members[] = {"anchors", "score", "window", "sinks"};
+    kvb_policy *p = &r->recipe->policy;
+    kvb_status status = check_members(r, "cache", object, members, COUNT(members));
+    if (status != KVB_OK)
+        return status;
+    const kvb_json *anchors = kvb_json_get(object, "anchors");
+    if (anchors != NULL) {
+        p->anchor_fraction = kvb_json_number(anchors, -1.0);
+        if (!(p->anchor_fraction >= 0.0 && p->anchor_fraction <= 1.0))
+            return refuse(r, "cache.anchors", "expected a fraction of the tokens, 0 to 1");
+    }
+    uint32_t score = p->score;
+    status = read_word(r, "cache.score", kvb_json_get(object, "score"), scores, COUNT(scores), &score);
+    p->score = (kvb_anchor_score)score;
+    if (status == KVB_OK)
+        status = read_u32(r, "cache.window", kvb_json_get(object, "window"), 0, 1u << 30, &p->window);
+    if (status == KVB_OK)
+        status = read_u32(r, "cache.sinks", kvb_json_get(object, "sinks"), 0, 1u << 30, &p->sinks);
+    return status;
+}
+
+static kvb_status read_texts(const recipe_reader *r, const kvb_json *root)
+{
+    uint64_t schema;
+    if (!kvb_json_u64(kvb_json_get(root, "schema"), &schema))
+        return refuse(r, "schema", "missing; expected \"schema\": 1");
+    if (schema != 1)
+        return refuse(r, "schema", "found %llu, expected 1: a newer kvbook wrote this recipe",
+                      (unsigned long long)schema);
+    const char *name = kvb_json_string(kvb_json_get(root, "name"), "");
+    if (name[0] == '\0' || strlen(name) >= sizeof r->recipe->name)
+        return refuse(r, "name", "expected a string of 1 to %zu bytes", sizeof r->recipe->name - 1);
+    memcpy(r->recipe->name, name, strlen(name) + 1);
+    static const char *const texts[] = {"source", "about"};
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        const kvb_json *v = kvb_json_get(root, texts[i]);
+        if (v != NULL && kvb_json_type_of(v) != KVB_JSON_STRING)
+            return refuse(r, texts[i], "expected a string");
+    }
+    return KVB_OK;
+}
+
+static kvb_status read_recipe(const recipe_reader *r)
+{
+    static const char *const members[] = {"schema", "name", "source", "about", "keys", "values", "kmeans", "cache"};
+    const kvb_json *root = kvb_json_root(r->recipe->doc);
+    kvb_status status = kvb_json_type_of(root) == KVB_JSON_OBJECT
+                            ? check_members(r, "recipe", root, members, COUNT(members))
+                            : refuse(r, "recipe", "expected one JSON object");
+    if (status == KVB_OK)
+        status = read_texts(r, root);
+    if (status == KVB_OK)
+        status = read_kind(r, KVB_KEY, kvb_json_get(root, "keys"));
+    if (status == KVB_OK)
+        status = read_kind(r, KVB_VALUE, kvb_json_get(root, "values"));
+    if (status == KVB_OK)
+        status = read_frame(r, kvb_json_get(kvb_json_get(root, "keys"), "frame"));
+    if (status == KVB_OK)
+        status = read_kmeans(r, kvb_json_get(root, "kmeans"));
+    if (status == KVB_OK)
+        status = read_cache(r, kvb_json_get(root, "cache"));
+    return status;
+}
+
+static bool is_path(const char *name)
+{
+    size_t n = strlen(name);
+    return strchr(name, '/') != NULL || (n > 5 && strcmp(name + n - 5, ".json") == 0);
+}
+
+static const char *built_in(const char *name)
+{
+    for (size_t i = 0; i < kvb_recipe_text_count; i++)
+        if (strcmp(name, kvb_recipe_texts[i].name) == 0)
+            return kvb_recipe_texts[i].json;
+    return NULL;
+}
+
+static kvb_status refuse_name(const char *name, kvb_error *err)
+{
+    const char *known[64];
+    char list[300], word[64];
+    size_t count = kvb_recipe_text_count < COUNT(known) ? kvb_recipe_text_count : COUNT(known);
+    for (size_t i = 0; i < count; i++)
+        known[i] = kvb_recipe_texts[i].name;
+    return kvb_fail(err, KVB_E_USAGE, "recipe",
+                    "unknown recipe \"%s\"; did you mean \"%s\"? Known: %s; a recipe file's name holds '/' or ends "
+                    "in .json",
+                    quoted(name, word, sizeof word), kvb_suggest(name, known, count),
+                    kvb_join_words(known, count, list, sizeof list));
+}
+
+kvb_status kvb_recipe_parse(const char *text, size_t size, const char *file, kvb_recipe *recipe, kvb_error *err)
+{
+    *recipe = (kvb_recipe){.frame = KVB_FRAME_PRE, .iterations = 15, .seeding = KVB_SEED_PLUSPLUS};
+    recipe_reader reader = {file, recipe, err};
+    kvb_status status = kvb_json_parse(text, size, file, &recipe->doc, err);
+    if (status == KVB_OK)
+        status = read_recipe(&reader);
+    if (status != KVB_OK)
+        kvb_recipe_free(recipe);
+    return status;
+}
+
+kvb_status kvb_recipe_load(const char *name, kvb_recipe *recipe, kvb_error *err)
+{
+    char *bytes;
+    size_t size;
+    *recipe = (kvb_recipe){0};
+    if (!is_path(name)) {
+        const char *text = built_in(name);
+        return text == NULL ? refuse_name(name, err) : kvb_recipe_parse(text, strlen(text), name, recipe, err);
+    }
+    kvb_status status = kvb_read_file(name, RECIPE_MOST_BYTES, &bytes, &size, err);
+    if (status != KVB_OK)
+        return status;
+    status = kvb_recipe_parse(bytes, size, name, recipe, err);
+    free(bytes);
+    return status;
+}
+
+void kvb_recipe_free(kvb_recipe *recipe)
+{
+    kvb_json_free(recipe->doc);
+    *recipe = (kvb_recipe){0};
+}
+
+kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
+{
+    static const struct {
+        double bits;
+        uint32_t channels, centroids;
+    } usual[] = {{0.375, 32, 4096}, {0.5, 16, 256}, {0.75, 16, 4096}, {1, 8, 256}, {2, 4, 256}, {3, 4, 4096}, {4, 2, 256}};
+    for (size_t i = 0; i < COUNT(usual); i++)
+        if (bits == usual[i].bits) {
+            for (int kind = 0; kind < 2; kind++) {
+                recipe->kind[kind].channels = usual[i].channels;
+                recipe->kind[kind].centroids = usual[i].centroids;
+            }
+            return KVB_OK;
+        }
+    return kvb_fail(err, KVB_E_USAGE, "bits",
+                    "no usual shape for %g bits; known: 0.375, 0.5, 0.75, 1, 2, 3, 4; give shapes (d x K) for others",
+                    bits);
+}
+
+kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err)
+{
+    char word[64];
+    const char *problem = parse_shape(shape, &recipe->kind[kind].channels, &recipe->kind[kind].centroids);
+    if (problem == NULL)
+        return KVB_OK;
+    return kvb_fail(err, KVB_E_USAGE, kind == KVB_KEY ? "shape of the keys" : "shape of the values",
+                    "found \"%s\": %s", quoted(shape, word, sizeof word), problem);
+}
+
+double kvb_recipe_nominal_bits(const kvb_recipe *recipe)
+{
+    double sum = 0.0;
+    for (int kind = 0; kind < 2; kind++)
+        if (recipe->kind[kind].channels != 0)
+            sum += log2(recipe->kind[kind].centroids) / recipe->kind[kind].channels;
+    return sum / 2.0;
+}

@@ -1,0 +1,36 @@
+/* What the files of training share. */
+#ifndef KVB_CALIB_TRAIN_IMPL_H
+#define KVB_CALIB_TRAIN_IMPL_H
+
+#include "calib/train.h"
+#include "format/book_write.h"
+
+enum { KVB_HOLDOUT_BLOCK = 256, KVB_TRAIN_MOST_DIM = 1024 };
+
+/* Points and weights of one layer and kind, ready for k-means. */
+typedef struct kvb_train_points {
+    const kvb_capture *capture;
+    const kvb_recipe *recipe;
+    uint32_t layer, threads;
+    kvb_kind kind;
+    float *moved;  /* [G][n][D] after RoPE and mean removal; NULL: the capture's half floats as they are */
+    float *weight; /* [G][n] with mean 1 in each head; NULL: all ones */
+    float *mean;   /* [G][D], or NULL */
+} kvb_train_points;
+
+/* Checks and prepares; `points` has its first five members filled in. On failure nothing is left to free. */
+kvb_status kvb_train_points_create(kvb_train_points *points, kvb_error *err);
+void kvb_train_points_free(kvb_train_points *points);
+
+/* META of the book: the capture's, the recipe and how it was trained. NULL if out of memory; free with free().
+ * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
+kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
+                                const kvb_train_report *report, uint32_t holdout_every, char **meta, kvb_error *err);
+
+/* "keys" or "values" */
+static inline const char *kvb_train_kind_name(kvb_kind kind)
+{
+    return kind == KVB_KEY ? "keys" : "values";
+}
+
+#endif

@@ -1,0 +1,103 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "calib/train_impl.h"
+#include "format/base/fail.h"
+
+/* What training itself writes; a capture's META has no say in it. */
+static bool is_own(const char *key)
+{
+    static const char *const own[] = {"recipe", "training", "created"};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        if (strcmp(key, own[i]) == 0)
+            return true;
+    return false;
+}
+
+/* Only from SOURCE_DATE_EPOCH: a clock would make every run's bytes differ. */
+static void put_created(kvb_json_writer *w)
+{
+    const char *text = getenv("SOURCE_DATE_EPOCH");
+    char *end, stamp[32];
+    struct tm tm;
+    if (text == NULL || *text < '0' || *text > '9')
+        return;
+    errno = 0;
+    long long seconds = strtoll(text, &end, 10);
+    time_t at = (time_t)seconds;
+    if (errno != 0 || *end != '\0' || gmtime_r(&at, &tm) == NULL ||
+        strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
+        return;
+    kvb_json_put_string(w, "created", stamp);
+}
+
+static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind)
+{
+    static const char *const weightings[] = {"none", "exact-k", "exact-v"};
+    const kvb_recipe_kind *k = &recipe->kind[kind];
+    kvb_json_begin_object(w, kvb_train_kind_name(kind));
+    kvb_json_put_u64(w, "channels", k->channels);
+    kvb_json_put_u64(w, "centroids", k->centroids);
+    kvb_json_put_string(w, "weights", weightings[k->weights]);
+    kvb_json_put_bool(w, "mean", k->mean);
+    kvb_json_end_object(w);
+}
+
+static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
+{
+    kvb_json_begin_object(w, "quality");
+    kvb_json_put_number(w, "key_error", report->key_error);
+    kvb_json_put_number(w, "value_error", report->value_error);
+    kvb_json_put_number(w, "key_heldout_error", report->key_heldout_error);
+    kvb_json_put_number(w, "value_heldout_error", report->value_heldout_error);
+    kvb_json_put_number(w, "points_per_centroid", report->points_per_centroid);
+    kvb_json_end_object(w);
+}
+
+static void put_training(kvb_json_writer *w, const kvb_capture *capture, const kvb_recipe *recipe,
+                         const kvb_train_options *options, const kvb_train_report *report, uint32_t holdout_every)
+{
+    kvb_json_begin_object(w, "training");
+    kvb_json_put_number(w, "bits_nominal", kvb_recipe_nominal_bits(recipe));
+    put_kind(w, recipe, KVB_KEY);
+    put_kind(w, recipe, KVB_VALUE);
+    kvb_json_put_u64(w, "rows", capture->rows);
+    kvb_json_put_u64(w, "seed", options->seed);
+    kvb_json_begin_object(w, "kmeans");
+    kvb_json_put_u64(w, "iterations", recipe->iterations);
+    kvb_json_put_string(w, "seeding", recipe->seeding == KVB_SEED_PLUSPLUS ? "kmeans++" : "random");
+    kvb_json_put_u64(w, "holdout_every", holdout_every);
+    kvb_json_put_u64(w, "holdout_block", KVB_HOLDOUT_BLOCK);
+    kvb_json_end_object(w);
+    put_quality(w, report);
+    kvb_json_put_string(w, "device", "cpu");
+    kvb_json_end_object(w);
+}
+
+kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
+                                const kvb_train_report *report, uint32_t holdout_every, char **meta, kvb_error *err)
+{
+    kvb_json_doc *doc = NULL;
+    kvb_json_writer w = {.compact = true};
+    const char *given = capture->meta_json != NULL ? capture->meta_json : "{}";
+    *meta = NULL;
+    kvb_status status = kvb_json_parse(given, strlen(given), "META of the capture", &doc, err);
+    if (status != KVB_OK)
+        return status;
+    const kvb_json *root = kvb_json_root(doc);
+    kvb_json_begin_object(&w, NULL);
+    for (size_t i = 0; kvb_json_type_of(root) == KVB_JSON_OBJECT && i < kvb_json_count(root); i++)
+        if (!is_own(kvb_json_key_at(root, i)))
+            kvb_json_put_value(&w, kvb_json_key_at(root, i), kvb_json_at(root, i));
+    kvb_json_put_value(&w, "recipe", kvb_json_root(recipe->doc));
+    put_training(&w, capture, recipe, options, report, holdout_every);
+    put_created(&w);
+    kvb_json_end_object(&w);
+    const char *text = kvb_json_writer_text(&w);
+    *meta = text != NULL ? strdup(text) : NULL;
+    kvb_json_writer_free(&w);
+    kvb_json_free(doc);
+    return *meta != NULL ? KVB_OK : kvb_fail_memory(err, "META of the book");
+}

@@ -1,0 +1,235 @@
+#include <inttypes.h>
+#include <math.h>
+#include <omp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "calib/train_impl.h"
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/half.h"
+#include "format/base/rope.h"
+
+static const kvb_layer *geometry(const kvb_train_points *p)
+{
+    return &p->capture->geometry[p->layer];
+}
+
+static const uint16_t *captured(const kvb_train_points *p)
+{
+    const kvb_capture_layer *l = &p->capture->layer[p->layer];
+    return p->kind == KVB_KEY ? l->keys : l->values;
+}
+
+static kvb_status refuse(const kvb_train_points *p, uint32_t head, kvb_status status, kvb_error *err,
+                         const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+static kvb_status refuse(const kvb_train_points *p, uint32_t head, kvb_status status, kvb_error *err,
+                         const char *format, ...)
+{
+    char where[128], message[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    snprintf(where, sizeof where, "layer %u, KV head %u, %s", p->layer, head, kvb_train_kind_name(p->kind));
+    return kvb_fail(err, status, where, "%s", message);
+}
+
+/* The first half float of a head that is a NaN or infinity, or UINT64_MAX. */
+static uint64_t find_bad_half(const uint16_t *half, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        if ((half[i] & 0x7c00) == 0x7c00)
+            return i;
+    return UINT64_MAX;
+}
+
+static kvb_status check_finite(const kvb_train_points *p, kvb_error *err)
+{
+    const kvb_layer *g = geometry(p);
+    const kvb_capture *c = p->capture;
+    uint64_t size = c->rows * g->head_dim;
+    for (uint32_t head = 0; head < g->kv_heads; head++) {
+        uint64_t bad = find_bad_half(captured(p) + head * size, size);
+        if (bad == UINT64_MAX)
+            continue;
+        uint64_t row = bad / g->head_dim;
+        char place[80] = "";
+        if (c->row_chunk != NULL)
+            snprintf(place, sizeof place, " (chunk %u, token %u)", c->row_chunk[row], c->row_position[row]);
+        return refuse(p, head, KVB_E_CHECK, err,
+                      "row %" PRIu64 "%s, channel %" PRIu64 " is a NaN or infinity; expected finite numbers: capture "
+                      "again, or let the capture leave such rows out",
+                      row, place, bad % g->head_dim);
+    }
+    return KVB_OK;
+}
+
+/* The capture's weights that the recipe asks for; NULL and OK where it asks for none. */
+static kvb_status choose_weights(const kvb_train_points *p, const float **weights, kvb_error *err)
+{
+    kvb_weighting wanted = p->recipe->kind[p->kind].weights;
+    const kvb_capture_layer *l = &p->capture->layer[p->layer];
+    *weights = wanted == KVB_WEIGHT_EXACT_K ? l->weight_k : wanted == KVB_WEIGHT_EXACT_V ? l->weight_v : NULL;
+    if (wanted == KVB_WEIGHT_NONE || *weights != NULL)
+        return KVB_OK;
+    return refuse(p, 0, KVB_E_MISMATCH, err,
+                  "the capture has no layers.%u.%s, and recipe \"%s\" weights the %s by it: use a capture with weights, "
+                  "or a recipe with \"weights\": \"none\"",
+                  p->layer, wanted == KVB_WEIGHT_EXACT_K ? "weight_k" : "weight_v", p->recipe->name,
+                  kvb_train_kind_name(p->kind));
+}
+
+/* Rows that the capture left out have two weights of 0; without weighting the others count 1 each. */
+static bool is_left_out(const kvb_capture_layer *l, size_t row)
+{
+    return l->weight_k != NULL && l->weight_v != NULL && l->weight_k[row] == 0.0f && l->weight_v[row] == 0.0f;
+}
+
+static bool any_left_out(const kvb_train_points *p)
+{
+    size_t count = geometry(p)->kv_heads * (size_t)p->capture->rows;
+    for (size_t i = 0; i < count; i++)
+        if (is_left_out(&p->capture->layer[p->layer], i))
+            return true;
+    return false;
+}
+
+static kvb_status normalise_head(const kvb_train_points *p, uint32_t head, const float *from, kvb_error *err)
+{
+    uint64_t n = p->capture->rows;
+    float *to = p->weight + head * n;
+    double sum = 0.0;
+    for (uint64_t i = 0; i < n; i++) {
+        float w = from != NULL ? from[head * n + i]
+                               : (is_left_out(&p->capture->layer[p->layer], head * n + i) ? 0.0f : 1.0f);
+        if (!(w >= 0.0f) || !isfinite(w))
+            return refuse(p, head, KVB_E_CHECK, err,
+                          "row %" PRIu64 " has a weight of %g; expected finite numbers from 0 on", i, (double)w);
+        to[i] = w;
+        sum += (double)w;
+    }
+    if (!(sum > 0.0))
+        return refuse(p, head, KVB_E_CHECK, err, "all %" PRIu64 " weights are 0: nothing to train on", n);
+    double scale = (double)n / sum;
+    for (uint64_t i = 0; i < n; i++)
+        to[i] = (float)((double)to[i] * scale);
+    return KVB_OK;
+}
+
+static kvb_status prepare_weights(kvb_train_points *p, kvb_error *err)
+{
+    const float *from;
+    kvb_status status = choose_weights(p, &from, err);
+    if (status != KVB_OK || (from == NULL && !any_left_out(p)))
+        return status;
+    p->weight = kvb_alloc_array((size_t)geometry(p)->kv_heads * p->capture->rows, sizeof *p->weight);
+    if (p->weight == NULL)
+        return kvb_fail_memory(err, "training weights");
+    for (uint32_t head = 0; status == KVB_OK && head < geometry(p)->kv_heads; head++)
+        status = normalise_head(p, head, from, err);
+    return status;
+}
+
+/* Positions that the frame turns keys by, and the table for them. */
+static kvb_status make_rope(const kvb_train_points *p, kvb_rope_table *rope, kvb_error *err)
+{
+    const kvb_capture *c = p->capture;
+    uint32_t count = p->recipe->rope_block;
+    if (c->row_position == NULL)
+        return refuse(p, 0, KVB_E_MISMATCH, err,
+                      "the capture has no row_position, which the frame of recipe \"%s\" needs: use a capture with it, "
+                      "or the frame \"pre\"",
+                      p->recipe->name);
+    if (p->recipe->frame == KVB_FRAME_POST) {
+        count = 0;
+        for (uint64_t i = 0; i < c->rows; i++)
+            count = c->row_position[i] >= count ? c->row_position[i] + 1 : count;
+    }
+    return kvb_rope_table_create(rope, geometry(p), 0, count, err);
+}
+
+static void move_rows(const kvb_train_points *p, const kvb_rope_table *rope, uint32_t head)
+{
+    uint32_t dim = geometry(p)->head_dim;
+    uint64_t n = p->capture->rows, block = p->recipe->frame == KVB_FRAME_BLOCK ? p->recipe->rope_block : 0;
+    float *to = p->moved + head * n * dim;
+    kvb_half_to_floats(to, captured(p) + head * n * dim, n * dim);
+    for (uint64_t i = 0; rope != NULL && i < n; i++) {
+        uint64_t position = p->capture->row_position[i];
+        kvb_rope_rotate(rope, (int64_t)(block != 0 ? position % block : position), dim, to + i * dim, to + i * dim);
+    }
+}
+
+/* Weighted mean in double, in order of rows. */
+static void remove_mean(const kvb_train_points *p, uint32_t head)
+{
+    double sum[KVB_TRAIN_MOST_DIM] = {0}, total = 0.0;
+    uint32_t dim = geometry(p)->head_dim;
+    uint64_t n = p->capture->rows;
+    const float *weight = p->weight != NULL ? p->weight + head * n : NULL;
+    float *x = p->moved + head * n * dim, *mean = p->mean + (size_t)head * dim;
+    for (uint64_t i = 0; i < n; i++) {
+        double w = weight != NULL ? (double)weight[i] : 1.0;
+        total += w;
+        for (uint32_t c = 0; c < dim; c++)
+            sum[c] += w * (double)x[i * dim + c];
+    }
+    for (uint32_t c = 0; c < dim; c++)
+        mean[c] = (float)(sum[c] / total);
+    for (uint64_t i = 0; i < n; i++)
+        for (uint32_t c = 0; c < dim; c++)
+            x[i * dim + c] -= mean[c];
+}
+
+static kvb_status move_points(kvb_train_points *p, kvb_error *err)
+{
+    const kvb_layer *g = geometry(p);
+    bool turn = p->kind == KVB_KEY && p->recipe->frame != KVB_FRAME_PRE && g->rope_style != KVB_ROPE_NONE;
+    bool centre = p->recipe->kind[p->kind].mean;
+    kvb_rope_table rope = {0};
+    if (!turn && !centre)
+        return KVB_OK;
+    kvb_status status = turn ? make_rope(p, &rope, err) : KVB_OK;
+    if (status != KVB_OK)
+        return status;
+    p->moved = kvb_alloc_array((size_t)g->kv_heads * p->capture->rows, g->head_dim * sizeof *p->moved);
+    p->mean = centre ? kvb_alloc_array((size_t)g->kv_heads * g->head_dim, sizeof *p->mean) : NULL;
+    if (p->moved == NULL || (centre && p->mean == NULL)) {
+        kvb_rope_table_free(&rope);
+        return kvb_fail_memory(err, "training points");
+    }
+    int threads = p->threads != 0 ? (int)p->threads : omp_get_max_threads();
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (uint32_t head = 0; head < g->kv_heads; head++) {
+        move_rows(p, turn ? &rope : NULL, head);
+        if (centre)
+            remove_mean(p, head);
+    }
+    kvb_rope_table_free(&rope);
+    return KVB_OK;
+}
+
+kvb_status kvb_train_points_create(kvb_train_points *points, kvb_error *err)
+{
+    points->moved = points->weight = points->mean = NULL;
+    kvb_status status = check_finite(points, err);
+    if (status == KVB_OK)
+        status = prepare_weights(points, err);
+    if (status == KVB_OK)
+        status = move_points(points, err);
+    if (status != KVB_OK)
+        kvb_train_points_free(points);
+    return status;
+}
+
+void kvb_train_points_free(kvb_train_points *points)
+{
+    free(points->moved);
+    free(points->weight);
+    free(points->mean);
+    points->moved = points->weight = points->mean = NULL;
+}

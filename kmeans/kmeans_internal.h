@@ -1,0 +1,108 @@
+/* What the files of kmeans/ share. One problem is solved in a frame of its own, y = x * scale - origin, where scale is a
+ * power of two that brings the largest |x| near 1 and origin lies near the mean: so squares neither overflow nor vanish
+ * and no digits are lost to an offset. Weights are scaled by a power of two as well. */
+#ifndef KVB_KMEANS_INTERNAL_H
+#define KVB_KMEANS_INTERNAL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "format/base/nearest.h"
+#include "kmeans/kmeans_kernels.h"
+#include "kvbook/kmeans.h"
+
+enum { KVB_KMEANS_CHANNELS = 64, KVB_KMEANS_CENTROIDS = 65536 };
+
+/* What one pass over the input finds out. */
+typedef struct kvb_kmeans_range {
+    float largest;        /* |x|, over all points */
+    float largest_weight; /* 1 without weights */
+    bool weighted;        /* false also where all weights are equal */
+    size_t training;      /* points that are not held out */
+} kvb_kmeans_range;
+
+typedef struct kvb_kmeans_frame {
+    uint32_t channels;
+    float scale, weight_scale;
+    float origin[KVB_KMEANS_CHANNELS];
+} kvb_kmeans_frame;
+
+/* Points in the frame: transposed for the search, and row by row for the sums. */
+typedef struct kvb_kmeans_points {
+    uint32_t channels;   /* d */
+    uint32_t row_floats; /* d + 1 rounded up to a multiple of 4 */
+    size_t count;
+    float *tiles; /* [ceil(n/16)][d][16]: y, zeros past n */
+    float *rows;  /* [n][row_floats]: w*y, then w, then zeros */
+} kvb_kmeans_points;
+
+/* One call of kvb_kmeans_train(): how far it is and whether it should stop. */
+typedef struct kvb_kmeans_run {
+    const kvb_kmeans_options *options;
+    atomic_bool cancelled;
+    _Atomic uint64_t done;
+    uint64_t total;
+} kvb_kmeans_run;
+
+/* One problem at work. */
+typedef struct kvb_kmeans_job {
+    kvb_kmeans_run *run;
+    const kvb_kmeans_problem *problem;
+    const kvb_kmeans_kernels *kernels;
+    kvb_kmeans_frame frame;
+    kvb_kmeans_points training, heldout;
+    uint32_t channels, centroids;
+    int threads;         /* that work inside this problem */
+    bool caller;         /* runs on the thread that called kvb_kmeans_train() */
+    kvb_nearest *search; /* holds `table` */
+    float *table;        /* [K][d] in the frame */
+    uint32_t *codes;     /* [n] of the last assignment */
+    float *distances;    /* [n] of the last assignment, only where a tolerance asks for them */
+    size_t segments;     /* fixed ranges of points, so that sums do not depend on the threads */
+    double *sums;        /* [segments][K][row_floats] */
+    double *errors;      /* [segments] */
+} kvb_kmeans_job;
+
+/* kmeans_check.c */
+kvb_status kvb_kmeans_check(const kvb_kmeans_problem *problem, size_t number, const kvb_kmeans_options *options,
+                            kvb_kmeans_range *range, kvb_error *err);
+/* Points come in runs of holdout_block; the last of every holdout_every runs is held out. */
+bool kvb_kmeans_held_out(const kvb_kmeans_options *options, size_t point);
+
+/* kmeans_points.c */
+void kvb_kmeans_frame_choose(kvb_kmeans_frame *frame, const kvb_kmeans_problem *problem,
+                             const kvb_kmeans_range *range);
+kvb_status kvb_kmeans_points_load(kvb_kmeans_points *points, const kvb_kmeans_frame *frame,
+                                  const kvb_kmeans_problem *problem, const kvb_kmeans_range *range,
+                                  const kvb_kmeans_options *options, bool heldout, kvb_error *err);
+void kvb_kmeans_points_free(kvb_kmeans_points *points);
+void kvb_kmeans_row_read(const kvb_kmeans_problem *problem, size_t row, float *x);
+static inline float kvb_kmeans_weight(const kvb_kmeans_points *points, size_t i)
+{
+    return points->rows[i * points->row_floats + points->channels];
+}
+
+/* kmeans_seed.c: fills job->table. */
+kvb_status kvb_kmeans_seed(kvb_kmeans_job *job, kvb_error *err);
+
+/* kmeans_lloyd.c */
+kvb_status kvb_kmeans_job_open(kvb_kmeans_job *job, kvb_error *err);
+void kvb_kmeans_job_close(kvb_kmeans_job *job);
+/* Codes of all training points for job->table, with the sums of every segment where asked. */
+void kvb_kmeans_assign(kvb_kmeans_job *job, bool with_sums);
+/* Iterates from job->table. */
+kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
+/* Calls the progress callback and notes its answer; on the calling thread only. */
+void kvb_kmeans_report(kvb_kmeans_run *run);
+/* True where the caller asked to stop; asks where this is the calling thread. */
+bool kvb_kmeans_cancelled(kvb_kmeans_job *job);
+
+/* kmeans_repair.c: gives centroids without weight (in the merged sums) new places and counts those it moved. */
+kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *moved, kvb_error *err);
+/* Weight times squared distance of point i to a centroid of the frame. */
+double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *centroid);
+
+/* kmeans_stats.c: errors, usage and entropy of job->table. */
+kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
+
+#endif

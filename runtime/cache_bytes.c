@@ -1,0 +1,97 @@
+/* What a cache holds, in bytes: counted from its structures, or predicted from a policy. */
+#include "runtime/cache_store.h"
+
+/* Tokens of one KV head by where they live. */
+typedef struct token_counts {
+    uint64_t sinks, window, anchors, coded;
+} token_counts;
+
+/* An anchor's place in the index is its position and its score; a token of the window carries its score so far. */
+enum { INDEX_ANCHOR = sizeof(uint32_t) + sizeof(float), INDEX_WINDOW = sizeof(double) };
+
+static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_dim, const kvb_policy *policy,
+                     const kvb_codebook *keys, const kvb_codebook *values)
+{
+    const uint64_t row = (uint64_t)2 * head_dim * sizeof(uint16_t);
+    b->sinks += n->sinks * row;
+    b->window += n->window * row;
+    b->anchors += n->anchors * row;
+    b->index += n->anchors * INDEX_ANCHOR;
+    if (kvb_policy_scores_attention(policy))
+        b->index += n->window * INDEX_WINDOW;
+    if (keys != NULL && values != NULL)
+        b->codes += n->coded * (kvb_packed_bytes(keys->groups, keys->code_bits) +
+                                kvb_packed_bytes(values->groups, values->code_bits));
+    b->elements += (n->sinks + n->window + n->anchors + n->coded) * 2 * head_dim;
+}
+
+static uint64_t codebook_bytes(const kvb_codebook *c)
+{
+    if (c == NULL)
+        return 0;
+    const uint64_t dim = (uint64_t)c->groups * c->channels, matrix = dim * dim * sizeof(float);
+    return dim * c->centroids * sizeof(uint16_t) + (c->mean != NULL ? dim * sizeof(float) : 0) +
+           (c->forward != NULL ? matrix : 0) + (c->inverse != NULL ? matrix : 0);
+}
+
+static uint64_t book_bytes(const kvb_book *book)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; book != NULL && i < kvb_book_layers(book); i++)
+        for (uint32_t g = 0; g < kvb_book_layer(book, i)->kv_heads; g++)
+            sum += codebook_bytes(kvb_book_codebook(book, i, g, KVB_KEY)) +
+                   codebook_bytes(kvb_book_codebook(book, i, g, KVB_VALUE));
+    return sum;
+}
+
+static void finish(kvb_cache_bytes *b, const kvb_book *book)
+{
+    b->codebooks = book_bytes(book);
+    b->total = b->codes + b->anchors + b->window + b->sinks + b->index + b->codebooks;
+}
+
+kvb_cache_bytes kvb_cache_count_bytes(const kvb_cache *cache)
+{
+    kvb_cache_bytes b = {0};
+    for (uint32_t i = 0; cache != NULL && i < cache->layers; i++) {
+        const kvb_cache_layer *l = cache->layer + i;
+        for (uint32_t g = 0; g < l->geometry.kv_heads; g++) {
+            const kvb_cache_head *h = l->head + g;
+            token_counts n = {.anchors = h->pool.count, .coded = h->coded};
+            n.sinks = kvb_layer_sinks(l, l->length);
+            n.window = l->length - kvb_layer_window_first(l, l->length);
+            add_head(&b, &n, l->geometry.head_dim, &l->policy, h->codec[KVB_KEY] ? h->codec[KVB_KEY]->codebook : NULL,
+                     h->codec[KVB_VALUE] ? h->codec[KVB_VALUE]->codebook : NULL);
+        }
+    }
+    if (cache != NULL)
+        finish(&b, cache->book);
+    return b;
+}
+
+static token_counts predict_tokens(const kvb_policy *policy, uint64_t tokens)
+{
+    token_counts n = {.sinks = tokens < policy->sinks ? tokens : policy->sinks};
+    n.window = tokens - n.sinks < policy->window ? tokens - n.sinks : policy->window;
+    uint64_t left = tokens - n.sinks - n.window;
+    n.anchors = kvb_pool_capacity(policy->anchor_fraction, left);
+    n.coded = left - n.anchors;
+    return n;
+}
+
+kvb_cache_bytes kvb_cache_predict_bytes(const kvb_book *book, const kvb_policy *policy, uint64_t tokens)
+{
+    kvb_cache_bytes b = {0};
+    const kvb_policy exact = {.window = UINT32_MAX};
+    for (uint32_t i = 0; book != NULL && policy != NULL && i < kvb_book_layers(book); i++) {
+        const kvb_layer *layer = kvb_book_layer(book, i);
+        for (uint32_t g = 0; g < layer->kv_heads; g++) {
+            const kvb_codebook *keys = kvb_book_codebook(book, i, g, KVB_KEY);
+            const kvb_policy *applied = keys != NULL ? policy : &exact;
+            token_counts n = predict_tokens(applied, tokens);
+            add_head(&b, &n, layer->head_dim, applied, keys, kvb_book_codebook(book, i, g, KVB_VALUE));
+        }
+    }
+    finish(&b, book);
+    return b;
+}

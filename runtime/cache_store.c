@@ -1,0 +1,256 @@
+/* Where tokens live: making room, appending, and ageing out of the window into anchors or codes. */
+#include "runtime/cache_store.h"
+
+#include <string.h>
+
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/half.h"
+#include "runtime/rope_frame.h"
+
+uint32_t kvb_layer_sinks(const kvb_cache_layer *layer, uint32_t length)
+{
+    return length < layer->policy.sinks ? length : layer->policy.sinks;
+}
+
+uint32_t kvb_layer_window_first(const kvb_cache_layer *layer, uint32_t length)
+{
+    uint32_t first = length > layer->policy.window ? length - layer->policy.window : 0;
+    uint32_t sinks = kvb_layer_sinks(layer, length);
+    return first > sinks ? first : sinks;
+}
+
+void kvb_store_free(kvb_cache_head *head)
+{
+    free(head->sinks);
+    free(head->window);
+    free(head->score);
+    kvb_pool_free(&head->pool);
+    free(head->anchors);
+    for (int kind = 0; kind < 2; kind++) {
+        free(head->codes[kind]);
+        kvb_codec_destroy(head->codec[kind]);
+    }
+}
+
+static size_t row_values(const kvb_cache_layer *layer)
+{
+    return (size_t)2 * layer->geometry.head_dim;
+}
+
+static uint32_t larger_room(uint32_t room, uint32_t least, uint32_t reserve, uint32_t most)
+{
+    uint64_t want = (uint64_t)room * 2;
+    want = want < 16 ? 16 : want;
+    want = want < reserve ? reserve : want;
+    want = want < least ? least : want;
+    return want < most ? (uint32_t)want : most;
+}
+
+static bool grow(void **rows, uint32_t room, size_t row_bytes)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)room, row_bytes, &bytes))
+        return false;
+    void *more = realloc(*rows, bytes != 0 ? bytes : 1);
+    if (more != NULL)
+        *rows = more;
+    return more != NULL;
+}
+
+/* A ring of another size keeps position p at row p % room. */
+static bool grow_window(const kvb_cache_layer *layer, kvb_cache_head *head, uint32_t room)
+{
+    const size_t values = row_values(layer);
+    uint16_t *window = kvb_alloc_array(room, values * sizeof *window);
+    double *score = kvb_alloc_array(room, sizeof *score);
+    if (window == NULL || score == NULL) {
+        free(window);
+        free(score);
+        return false;
+    }
+    for (uint32_t p = kvb_layer_window_first(layer, layer->length); p < layer->length; p++) {
+        memcpy(window + p % room * values, head->window + p % head->window_room * values, values * sizeof *window);
+        score[p % room] = head->score[p % head->window_room];
+    }
+    free(head->window);
+    free(head->score);
+    head->window = window;
+    head->score = score;
+    head->window_room = room;
+    return true;
+}
+
+static kvb_status reserve_codecs(const kvb_cache *cache, uint32_t layer, uint32_t g, kvb_error *err)
+{
+    kvb_cache_layer *l = cache->layer + layer;
+    for (int kind = 0; kind < 2; kind++) {
+        if (l->head[g].codec[kind] != NULL)
+            continue;
+        const kvb_codebook *codebook = kvb_book_codebook(cache->book, layer, g, (kvb_kind)kind);
+        kvb_status status =
+            kvb_codec_create(codebook, l->geometry.head_dim, true, &l->head[g].codec[kind], err);
+        if (status != KVB_OK)
+            return status;
+    }
+    return KVB_OK;
+}
+
+/* Room for what a token that leaves the window needs: one more anchor, one more row of codes. */
+static bool reserve_leaving(const kvb_cache *cache, const kvb_cache_layer *layer, kvb_cache_head *head)
+{
+    if (layer->policy.anchor_fraction > 0.0 && !kvb_pool_reserve(&head->pool))
+        return false;
+    if (head->anchor_room < head->pool.room) {
+        if (!grow((void **)&head->anchors, head->pool.room, row_values(layer) * sizeof *head->anchors))
+            return false;
+        head->anchor_room = head->pool.room;
+    }
+    if (head->coded < head->code_room)
+        return true;
+    uint32_t room = larger_room(head->code_room, head->coded + 1, cache->reserve, UINT32_MAX);
+    if (!grow((void **)&head->codes[KVB_KEY], room, head->codec[KVB_KEY]->packed_bytes) ||
+        !grow((void **)&head->codes[KVB_VALUE], room, head->codec[KVB_VALUE]->packed_bytes))
+        return false;
+    head->code_room = room;
+    return true;
+}
+
+/* Position of the token that leaves the window when the next one comes, or UINT32_MAX. */
+static uint32_t next_to_leave(const kvb_cache_layer *layer)
+{
+    uint32_t w = layer->policy.window;
+    if (!layer->has_codes || layer->length < w || layer->length - w < layer->policy.sinks)
+        return UINT32_MAX;
+    return layer->length - w;
+}
+
+static bool reserve_exact(const kvb_cache *cache, const kvb_cache_layer *layer, kvb_cache_head *head)
+{
+    const uint32_t length = layer->length;
+    if (length < layer->policy.sinks) {
+        if (length < head->sink_room)
+            return true;
+        uint32_t room = larger_room(head->sink_room, length + 1, 0, layer->policy.sinks);
+        if (!grow((void **)&head->sinks, room, row_values(layer) * sizeof *head->sinks))
+            return false;
+        head->sink_room = room;
+        return true;
+    }
+    /* A window of no tokens still has one row, through which each token passes. */
+    uint32_t most = layer->policy.window != 0 ? layer->policy.window : 1;
+    uint32_t need = length + 1 - kvb_layer_window_first(layer, length + 1);
+    if (head->window_room >= (need != 0 ? need : 1))
+        return true;
+    return grow_window(layer, head, larger_room(head->window_room, need, cache->reserve, most));
+}
+
+static kvb_status reserve_rope(kvb_cache *cache, const kvb_cache_layer *layer, kvb_error *err)
+{
+    kvb_rope_table *table = cache->rope + layer->rope, longer;
+    if (layer->length < table->count)
+        return KVB_OK;
+    uint32_t count = larger_room(table->count, 256, cache->reserve, UINT32_MAX);
+    kvb_status status = kvb_rope_table_create(&longer, &layer->geometry, 0, count, err);
+    if (status != KVB_OK)
+        return status;
+    kvb_rope_table_free(table);
+    *table = longer;
+    return KVB_OK;
+}
+
+kvb_status kvb_store_reserve(kvb_cache *cache, uint32_t layer, kvb_error *err)
+{
+    kvb_cache_layer *l = cache->layer + layer;
+    kvb_status status = reserve_rope(cache, l, err);
+    bool leaving = next_to_leave(l) != UINT32_MAX;
+    for (uint32_t g = 0; status == KVB_OK && g < l->geometry.kv_heads; g++) {
+        if (leaving)
+            status = reserve_codecs(cache, layer, g, err);
+        if (status == KVB_OK && ((leaving && !reserve_leaving(cache, l, l->head + g)) ||
+                                 !reserve_exact(cache, l, l->head + g)))
+            status = kvb_fail_memory(err, "a token of the cache");
+    }
+    return status;
+}
+
+/* Codes of an exact row go to `slot`; those of later tokens move up. */
+static void insert_codes(kvb_cache *cache, uint32_t layer, kvb_cache_head *head, const uint16_t *row, uint32_t position,
+                         uint32_t slot)
+{
+    const kvb_cache_layer *l = cache->layer + layer;
+    const uint32_t dim = l->geometry.head_dim;
+    float *x = cache->keys;
+    for (int kind = 0; kind < 2; kind++) {
+        kvb_codec *codec = head->codec[kind];
+        size_t bytes = codec->packed_bytes;
+        kvb_half_to_floats(x, row + (size_t)kind * dim, dim);
+        if (kind == KVB_KEY)
+            kvb_frame_enter(&l->geometry, cache->rope + l->rope, position, x);
+        uint8_t *at = head->codes[kind] + slot * bytes;
+        memmove(at + bytes, at, (head->coded - slot) * bytes);
+        kvb_codec_encode_packed(codec, x, dim, 1, at);
+    }
+    head->coded++;
+}
+
+static float leaving_score(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t position)
+{
+    const kvb_cache_layer *l = cache->layer + layer;
+    const kvb_cache_head *head = l->head + g;
+    const uint32_t at = position % head->window_room;
+    if (kvb_policy_scores_attention(&l->policy))
+        return (float)head->score[at];
+    kvb_half_to_floats(cache->keys, head->window + at * row_values(l), l->geometry.head_dim);
+    return kvb_anchor_static_score(l->policy.score, cache->seed, layer, g, position, cache->keys,
+                                   l->geometry.head_dim);
+}
+
+/* The token enters the anchors, and the one that loses its place there becomes codes, or it becomes codes itself. */
+static void leave_window(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t position)
+{
+    const kvb_cache_layer *l = cache->layer + layer;
+    kvb_cache_head *head = l->head + g;
+    const size_t values = row_values(l);
+    const uint16_t *row = head->window + position % head->window_room * values;
+    uint32_t loser, before = head->pool.count;
+    uint32_t gone = kvb_pool_offer(&head->pool, position, leaving_score(cache, layer, g, position), &loser);
+    if (gone == before) {
+        insert_codes(cache, layer, head, row, position, head->coded);
+        return;
+    }
+    if (gone != KVB_POOL_NONE) {
+        uint16_t *lost = head->anchors + gone * values;
+        insert_codes(cache, layer, head, lost, loser,
+                     loser - l->policy.sinks - kvb_pool_rank(&head->pool, loser));
+        memmove(lost, lost + values, (before - gone - 1) * values * sizeof *lost);
+    }
+    memcpy(head->anchors + (size_t)(head->pool.count - 1) * values, row, values * sizeof *row);
+}
+
+static void put_row(uint16_t *row, const float *key, const float *value, uint32_t dim)
+{
+    kvb_half_from_floats(row, key, dim);
+    kvb_half_from_floats(row + dim, value, dim);
+}
+
+void kvb_store_append(kvb_cache *cache, uint32_t layer, const float *keys, const float *values)
+{
+    kvb_cache_layer *l = cache->layer + layer;
+    const uint32_t dim = l->geometry.head_dim, p = l->length, leaver = next_to_leave(l);
+    for (uint32_t g = 0; g < l->geometry.kv_heads; g++) {
+        kvb_cache_head *head = l->head + g;
+        const float *key = keys + (size_t)g * dim, *value = values + (size_t)g * dim;
+        if (leaver != UINT32_MAX && leaver != p)
+            leave_window(cache, layer, g, leaver);
+        if (p < l->policy.sinks) {
+            put_row(head->sinks + p * row_values(l), key, value, dim);
+            continue;
+        }
+        put_row(head->window + p % head->window_room * row_values(l), key, value, dim);
+        head->score[p % head->window_room] = 0.0;
+        if (leaver == p) /* a window of no tokens */
+            leave_window(cache, layer, g, p);
+    }
+    l->length++;
+}

@@ -1,0 +1,188 @@
+#include "runtime/codec.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/half.h"
+
+static float *transposed(const float *matrix, uint32_t n)
+{
+    float *t = kvb_alloc_array((size_t)n * n, sizeof *t);
+    for (uint32_t i = 0; t != NULL && i < n; i++)
+        for (uint32_t j = 0; j < n; j++)
+            t[(size_t)j * n + i] = matrix[(size_t)i * n + j];
+    return t;
+}
+
+static bool make_transforms(kvb_codec *c)
+{
+    const kvb_codebook *b = c->codebook;
+    if (b->forward != NULL && (c->forward_t = transposed(b->forward, c->head_dim)) == NULL)
+        return false;
+    if (b->inverse != NULL && (c->inverse_t = transposed(b->inverse, c->head_dim)) == NULL)
+        return false;
+    if (b->forward != NULL || b->inverse != NULL)
+        c->turned = kvb_alloc_array((size_t)KVB_CODEC_ROWS * c->head_dim, sizeof *c->turned);
+    return c->turned != NULL || (b->forward == NULL && b->inverse == NULL);
+}
+
+static bool make_scratch(kvb_codec *c)
+{
+    size_t values = (size_t)KVB_CODEC_ROWS * c->head_dim;
+    c->rows = kvb_alloc_array(values, sizeof *c->rows);
+    c->halves = kvb_alloc_array(values, sizeof *c->halves);
+    c->codes = kvb_alloc_array((size_t)KVB_CODEC_ROWS * c->codebook->groups, sizeof *c->codes);
+    c->index = kvb_alloc_array(KVB_CODEC_ROWS, sizeof *c->index);
+    return c->rows != NULL && c->halves != NULL && c->codes != NULL && c->index != NULL;
+}
+
+/* Centroids as floats for the search, one group at a time. */
+static bool make_groups(kvb_codec *c)
+{
+    const kvb_codebook *b = c->codebook;
+    size_t values = (size_t)b->centroids * b->channels;
+    float *table = kvb_alloc_array(values, sizeof *table);
+    c->group = kvb_alloc_zeroed(b->groups, sizeof(kvb_nearest *));
+    bool good = table != NULL && c->group != NULL;
+    for (uint32_t s = 0; good && s < b->groups; s++) {
+        kvb_half_to_floats(table, b->table + s * values, values);
+        c->group[s] = kvb_nearest_create(b->channels, b->centroids);
+        good = c->group[s] != NULL;
+        if (good)
+            kvb_nearest_set(c->group[s], table);
+    }
+    free(table);
+    return good;
+}
+
+kvb_status kvb_codec_create(const kvb_codebook *codebook, uint32_t head_dim, bool encodes, kvb_codec **codec,
+                            kvb_error *err)
+{
+    *codec = NULL;
+    kvb_codec *c = calloc(1, sizeof *c);
+    if (c == NULL)
+        return kvb_fail_memory(err, "codec of a codebook");
+    c->codebook = codebook;
+    c->kernels = kvb_kernels_best();
+    c->head_dim = head_dim;
+    c->packed_bytes = kvb_packed_bytes(codebook->groups, codebook->code_bits);
+    if (!make_transforms(c) || !make_scratch(c) || (encodes && !make_groups(c))) {
+        kvb_codec_destroy(c);
+        return kvb_fail_memory(err, "codec of a codebook");
+    }
+    *codec = c;
+    return KVB_OK;
+}
+
+void kvb_codec_destroy(kvb_codec *c)
+{
+    if (c == NULL)
+        return;
+    for (uint32_t s = 0; c->group != NULL && s < c->codebook->groups; s++)
+        kvb_nearest_destroy(c->group[s]);
+    free(c->group);
+    free(c->forward_t);
+    free(c->inverse_t);
+    free(c->rows);
+    free(c->turned);
+    free(c->halves);
+    free(c->codes);
+    free(c->index);
+    free(c);
+}
+
+/* y = forward * (x - mean) of up to KVB_CODEC_ROWS rows; returns where y is. */
+static const float *transform_rows(kvb_codec *c, const float *x, size_t stride, size_t n)
+{
+    const uint32_t dim = c->head_dim;
+    const float *mean = c->codebook->mean;
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < dim; j++)
+            c->rows[i * dim + j] = x[i * stride + j] - (mean != NULL ? mean[j] : 0.0f);
+    if (c->forward_t == NULL)
+        return c->rows;
+    c->kernels->gemm(n, dim, dim, c->rows, dim, c->forward_t, dim, c->turned, dim, false);
+    return c->turned;
+}
+
+static void encode_block(kvb_codec *c, const float *x, size_t stride, size_t n, uint32_t *codes)
+{
+    const kvb_codebook *b = c->codebook;
+    const float *y = transform_rows(c, x, stride, n);
+    for (uint32_t s = 0; s < b->groups; s++) {
+        kvb_nearest_find(c->group[s], y + (size_t)s * b->channels, c->head_dim, n, c->index, NULL);
+        for (size_t i = 0; i < n; i++)
+            codes[i * b->groups + s] = c->index[i];
+    }
+}
+
+/* x = inverse * y' + mean, y' being the centroids that the codes name. */
+static void decode_block(kvb_codec *c, const uint32_t *codes, size_t n, float *x)
+{
+    const kvb_codebook *b = c->codebook;
+    const uint32_t dim = c->head_dim, d = b->channels;
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t s = 0; s < b->groups; s++)
+            memcpy(c->halves + i * dim + (size_t)s * d,
+                   b->table + ((size_t)s * b->centroids + codes[i * b->groups + s]) * d, d * sizeof *c->halves);
+    float *y = c->inverse_t != NULL ? c->turned : x;
+    kvb_half_to_floats(y, c->halves, n * dim);
+    if (c->inverse_t != NULL)
+        c->kernels->gemm(n, dim, dim, y, dim, c->inverse_t, dim, x, dim, false);
+    for (size_t i = 0; b->mean != NULL && i < n; i++)
+        for (uint32_t j = 0; j < dim; j++)
+            x[i * dim + j] += b->mean[j];
+}
+
+static size_t block_rows(size_t left)
+{
+    return left < KVB_CODEC_ROWS ? left : KVB_CODEC_ROWS;
+}
+
+void kvb_codec_encode(kvb_codec *c, const float *x, size_t stride, size_t n, uint32_t *codes)
+{
+    for (size_t i = 0, many; i < n; i += many) {
+        many = block_rows(n - i);
+        encode_block(c, x + i * stride, stride, many, codes + i * c->codebook->groups);
+    }
+}
+
+void kvb_codec_decode(kvb_codec *c, const uint32_t *codes, size_t n, float *x)
+{
+    for (size_t i = 0, many; i < n; i += many) {
+        many = block_rows(n - i);
+        decode_block(c, codes + i * c->codebook->groups, many, x + i * c->head_dim);
+    }
+}
+
+void kvb_codec_encode_packed(kvb_codec *c, const float *x, size_t stride, size_t n, uint8_t *packed)
+{
+    const kvb_codebook *b = c->codebook;
+    for (size_t i = 0, many; i < n; i += many) {
+        many = block_rows(n - i);
+        encode_block(c, x + i * stride, stride, many, c->codes);
+        for (size_t r = 0; r < many; r++)
+            kvb_pack_codes(c->codes + r * b->groups, b->groups, b->code_bits, packed + (i + r) * c->packed_bytes);
+    }
+}
+
+void kvb_codec_decode_packed(kvb_codec *c, const uint8_t *packed, size_t n, float *x)
+{
+    const kvb_codebook *b = c->codebook;
+    for (size_t i = 0, many; i < n; i += many) {
+        many = block_rows(n - i);
+        for (size_t r = 0; r < many; r++)
+            kvb_unpack_codes(packed + (i + r) * c->packed_bytes, b->groups, b->code_bits, c->codes + r * b->groups);
+        decode_block(c, c->codes, many, x + i * c->head_dim);
+    }
+}
+
+size_t kvb_first_bad_value(const float *x, size_t count)
+{
+    size_t i = 0;
+    while (i < count && isfinite(x[i]))
+        i++;
+    return i;
+}

@@ -1,0 +1,25 @@
+/* Two small specs whose every number is exact in binary, for golden files and tests. */
+#ifndef KVB_TESTS_SAMPLE_BOOK_H
+#define KVB_TESTS_SAMPLE_BOOK_H
+
+#include "format/book_write.h"
+
+#define SAMPLE_META "{\"tool\":\"kvbook\",\"model\":{\"name\":\"sample\"}}"
+
+typedef struct sample_book {
+    kvb_book_spec spec;
+    kvb_layer layer[3];
+    kvb_book_part part[3 * 2 * 2]; /* [layer][head][kind], part_heads = 2 */
+    float factors[4];
+    float mean[8], forward[64], inverse[64];
+    float table[6][64]; /* a table for each codebook, in the order of layer, head, kind */
+    kvb_quality quality[4];
+} sample_book;
+
+/* One layer of one head, D = 4, d = 2, K = 2. */
+void sample_minimal(sample_book *b);
+/* Three layers: full attention with everything a head can have, sliding with a partial interleaved RoPE and the block
+ * frame, and an unsupported one. */
+void sample_full(sample_book *b);
+
+#endif
