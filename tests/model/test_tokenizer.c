@@ -7,7 +7,7 @@
 #include "format/base/rng.h"
 #include "model/tokenizer_impl.h"
 #include "tests/support/cm.h"
-#include "tests/support/gguf_build.h"
+#include "tests/support/small_vocab.h"
 #include "tests/support/tiny_gguf.h"
 
 static kvb_status try_bytes(uint8_t *bytes, size_t size, kvb_tokenizer **t, kvb_error *err)
@@ -243,47 +243,18 @@ static void test_identity(void **state)
 
 /* ---- byte-level vocabularies with gaps, and whole words */
 
-/* Byte tokens but those in `without`, then two words and one merge; letters' ids do not matter. */
-static uint8_t *make_bpe(const char *pre, const char *without, size_t *size)
-{
-    gguf_build b = {0};
-    uint32_t count = 0;
-    gguf_bytes tokens = {0};
-    for (unsigned byte = 0; byte < 256; byte++) {
-        char text[5] = "";
-        uint32_t code = kvb_bytelevel_code((uint8_t)byte);
-        if (byte != 0 && strchr(without, (int)byte) != NULL)
-            continue;
-        text[0] = (char)(code < 128 ? code : 0xC0 | code >> 6);
-        text[1] = (char)(code < 128 ? 0 : 0x80 | (code & 63));
-        gguf_bytes_string(&tokens, text);
-        count++;
-    }
-    gguf_bytes_string(&tokens, "ab");
-    gguf_bytes_string(&tokens, SP "whole");
-    gguf_build_string(&b, "tokenizer.ggml.model", "gpt2");
-    gguf_build_string(&b, "tokenizer.ggml.pre", pre);
-    gguf_build_array(&b, "tokenizer.ggml.tokens", 8, count + 2);
-    gguf_bytes_put(&b.entries, tokens.at, tokens.size);
-    gguf_build_array(&b, "tokenizer.ggml.merges", 8, 1);
-    gguf_bytes_string(&b.entries, "a b");
-    gguf_build_u32(&b, "tokenizer.ggml.bos_token_id", 7);
-    free(tokens.at);
-    return gguf_build_finish(&b, size);
-}
-
 static void test_missing_bytes_vanish(void **state)
 {
     (void)state;
     size_t size;
-    uint8_t *bytes = make_bpe("gpt-2", "\x04\xF1", &size);
+    uint8_t *bytes = small_bpe_make("gpt-2", "\x04\xF1", &size);
     kvb_tokenizer *t = from_bytes(bytes, size), *none;
     expect(t, "ab", "ab");
     expect(t, "x\x04y", "x|y");
     expect(t, "a\x04""b", "a|b"); /* what vanished still parts its neighbours */
     kvb_tokenizer_free(t);
     kvb_error err;
-    bytes = make_bpe("gpt-2", "Q", &size);
+    bytes = small_bpe_make("gpt-2", "Q", &size);
     assert_int_equal(try_bytes(bytes, size, &none, &err), KVB_E_FORMAT);
     assert_non_null(strstr(err.message, "byte 0x51"));
 }
@@ -292,12 +263,12 @@ static void test_whole_words(void **state)
 {
     (void)state;
     size_t size;
-    uint8_t *bytes = make_bpe("llama-bpe", "", &size);
+    uint8_t *bytes = small_bpe_make("llama-bpe", "", &size);
     kvb_tokenizer *t = from_bytes(bytes, size);
     expect(t, "a whole", "a|" SP "whole"); /* no merge leads there */
     assert_true(kvb_tokenizer_wants_bos(t));
     kvb_tokenizer_free(t);
-    bytes = make_bpe("qwen2", "", &size);
+    bytes = small_bpe_make("qwen2", "", &size);
     t = from_bytes(bytes, size);
     expect(t, " whole", SP "|w|h|o|l|e");
     assert_false(kvb_tokenizer_wants_bos(t));
@@ -306,79 +277,18 @@ static void test_whole_words(void **state)
 
 /* ---- SentencePiece */
 
-typedef struct spm_token {
-    const char *text;
-    float score;
-    uint32_t type;
-} spm_token;
-
-/* <unk>, <s>, </s>, the 256 bytes (less one where asked), then these. */
-static const spm_token spm_tokens[] = {
-    {US, -1.0f, 1}, {"a", -2.0f, 1}, {"b", -3.0f, 1}, {"c", -4.0f, 1}, {US "a", -5.0f, 1}, {"ab", -7.0f, 1},
-    {"bc", -6.0f, 1}, {US "ab", -9.0f, 1}, {"abc", -8.0f, 1}, {US US, -1.5f, 1}, {"<user>", 0.0f, 4}, {"s", -9.0f, 1},
-    {">", -9.5f, 1}, {"<", -9.6f, 1}, {"s>", -10.0f, 1}, {"\303\251", -11.0f, 1},
-};
-enum { SPM_TOKENS = sizeof spm_tokens / sizeof *spm_tokens };
-
-typedef struct spm_options {
-    int missing_byte; /* -1: none */
-    float first_score;
-    uint32_t bos, first_type, types;
-    const char *extra;
-    int no_prefix;
-} spm_options;
-
-static void put_spm_arrays(gguf_build *b, const spm_options *o, uint32_t count)
-{
-    gguf_build_array(b, "tokenizer.ggml.scores", 6, count);
-    for (uint32_t id = 0; id < count; id++) {
-        float score = id == 0 ? o->first_score : id < 259 || id - 259 >= SPM_TOKENS ? 0.0f : spm_tokens[id - 259].score;
-        gguf_bytes_put(&b->entries, &score, 4);
-    }
-    gguf_build_array(b, "tokenizer.ggml.token_type", 5, o->types ? o->types : count);
-    for (uint32_t id = 0; id < (o->types ? o->types : count); id++)
-        gguf_bytes_u32(&b->entries, id == 0 ? o->first_type : id < 3 ? 3 : id < 259 ? 6
-                                    : id - 259 >= SPM_TOKENS ? 1 : spm_tokens[id - 259].type);
-}
-
-static uint8_t *make_spm(const spm_options *o, size_t *size)
-{
-    gguf_build b = {0};
-    uint32_t count = 259 + SPM_TOKENS + (o->extra ? 1 : 0);
-    gguf_build_string(&b, "tokenizer.ggml.model", "llama");
-    gguf_build_array(&b, "tokenizer.ggml.tokens", 8, count);
-    gguf_bytes_string(&b.entries, "<unk>");
-    gguf_bytes_string(&b.entries, "<s>");
-    gguf_bytes_string(&b.entries, "</s>");
-    for (int byte = 0; byte < 256; byte++) {
-        char text[8];
-        snprintf(text, sizeof text, "<0x%02X>", byte == o->missing_byte ? 0 : (unsigned)byte);
-        gguf_bytes_string(&b.entries, text);
-    }
-    for (unsigned i = 0; i < SPM_TOKENS; i++)
-        gguf_bytes_string(&b.entries, spm_tokens[i].text);
-    if (o->extra)
-        gguf_bytes_string(&b.entries, o->extra);
-    put_spm_arrays(&b, o, count);
-    gguf_build_u32(&b, "tokenizer.ggml.bos_token_id", o->bos);
-    if (o->no_prefix)
-        gguf_build_bool(&b, "tokenizer.ggml.add_space_prefix", 0);
-    return gguf_build_finish(&b, size);
-}
-
-static const spm_options spm_default = {.missing_byte = -1, .bos = 1, .first_type = 2};
-
-static kvb_tokenizer *from_spm(const spm_options *o)
+static kvb_tokenizer *from_spm(const small_spm *o)
 {
     size_t size;
-    uint8_t *bytes = make_spm(o, &size);
+    uint8_t *bytes = small_spm_make(o, &size);
     return from_bytes(bytes, size);
 }
 
 static void test_spm(void **state)
 {
     (void)state;
-    kvb_tokenizer *t = from_spm(&spm_default);
+    small_spm whole = small_spm_default();
+    kvb_tokenizer *t = from_spm(&whole);
     assert_true(kvb_tokenizer_wants_bos(t));
     expect(t, "", "");
     expect(t, "a", US "a");
@@ -404,7 +314,7 @@ static void test_spm(void **state)
 static void test_spm_options(void **state)
 {
     (void)state;
-    spm_options o = spm_default;
+    small_spm o = small_spm_default();
     o.no_prefix = 1;
     kvb_tokenizer *t = from_spm(&o);
     expect(t, "ab a", "ab|" US "a");
@@ -437,10 +347,10 @@ static void refuse_tiny(const tiny_gguf *tiny, const char *where, const char *me
     expect_refused(bytes, size, where, message);
 }
 
-static void refuse_spm(spm_options o, const char *where, const char *message)
+static void refuse_spm(small_spm o, const char *where, const char *message)
 {
     size_t size;
-    uint8_t *bytes = make_spm(&o, &size);
+    uint8_t *bytes = small_spm_make(&o, &size);
     expect_refused(bytes, size, where, message);
 }
 
@@ -470,24 +380,24 @@ static void test_refused_bpe(void **state)
 static void test_refused_spm(void **state)
 {
     (void)state;
-    spm_options o = spm_default;
+    small_spm o = small_spm_default();
     o.missing_byte = 0x41;
     refuse_spm(o, "test", "no byte token <0x41>");
-    o = spm_default;
+    o = small_spm_default();
     o.first_score = NAN;
     refuse_spm(o, "scores[0]", "not a finite number");
-    o = spm_default;
-    o.bos = 259 + SPM_TOKENS;
+    o = small_spm_default();
+    o.bos = SMALL_SPM_VOCAB;
     refuse_spm(o, "bos_token_id", "not an id below");
-    o = spm_default;
+    o = small_spm_default();
     o.first_type = 7;
     refuse_spm(o, "token_type[0]", "no token type");
     o.first_type = (uint32_t)-1;
     refuse_spm(o, "token_type[0]", "no token type");
-    o = spm_default;
+    o = small_spm_default();
     o.first_type = 6;
     refuse_spm(o, "tokens[0]", "is a byte token");
-    o = spm_default;
+    o = small_spm_default();
     o.types = 200;
     refuse_spm(o, "token_type", "one for each token");
 }
