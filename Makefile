@@ -107,7 +107,7 @@ $(BUILD)/tests/make_%: $(BUILD)/obj/tests/tools/make_%.o $(BUILD)/libtest.a $(BU
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 # A fuzz target replays its corpus in the tests; `make fuzz` links the same object with libFuzzer.
-$(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/replay.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
+$(FUZZERS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/replay.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
