@@ -108,6 +108,8 @@ $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/repla
 
 # The atomic writer is tested with each system call it makes failing in turn.
 $(BUILD)/tests/format/test_outfile: LDFLAGS += -Wl,--wrap=pwrite,--wrap=fsync,--wrap=close,--wrap=rename
+# The cache is tested with each allocation it makes failing in turn.
+$(BUILD)/tests/runtime/test_cache_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
 # Examples link as a user's program would: public headers, the runtime library, libm and zlib.
 $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a

@@ -154,7 +154,8 @@ static void attending_twice_counts_once(void **state)
         assert_int_equal(kvb_cache_append(once, 0, kv, kv + 8, NULL), KVB_OK);
         assert_int_equal(kvb_cache_append(twice, 0, kv, kv + 8, NULL), KVB_OK);
         assert_int_equal(kvb_cache_attend(once, 0, q, out[0], NULL), KVB_OK);
-        for (int i = 1; i < 3; i++) {
+        /* Not at every step: doubling all scores alike would change no choice. */
+        for (int i = 1; i < (t % 3 == 0 ? 3 : 2); i++) {
             assert_int_equal(kvb_cache_attend(twice, 0, q, out[i], NULL), KVB_OK);
             assert_memory_equal(out[0], out[i], sizeof out[0]);
         }

@@ -87,6 +87,8 @@ static void causal_equals_the_cache(void **state)
         {.anchor_fraction = 0.2, .score = KVB_SCORE_EXACT_K, .window = 1},
         {.anchor_fraction = 0.0, .window = 0},
         {.anchor_fraction = 0.0, .window = 64},
+        {.anchor_fraction = 0.0, .window = 2}, /* a token changes at the second query of a block */
+        {.anchor_fraction = 0.0, .window = 66},
         {.anchor_fraction = 1.0, .score = KVB_SCORE_EXACT_K, .window = 10},
         {.anchor_fraction = 0.3, .score = KVB_SCORE_EXACT_K, .window = UINT32_MAX},
         {.anchor_fraction = 0.3, .score = KVB_SCORE_EXACT_K, .window = 9, .sinks = UINT32_MAX},
