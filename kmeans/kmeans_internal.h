@@ -88,13 +88,19 @@ kvb_status kvb_kmeans_seed(kvb_kmeans_job *job, kvb_error *err);
 /* kmeans_lloyd.c */
 kvb_status kvb_kmeans_job_open(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_job_close(kvb_kmeans_job *job);
+/* Codes of all training points for job->table, with the sums of every segment where asked. */
+void kvb_kmeans_assign(kvb_kmeans_job *job, bool with_sums);
 /* Iterates from job->table. */
 kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
+/* Calls the progress callback and notes its answer; on the calling thread only. */
+void kvb_kmeans_report(kvb_kmeans_run *run);
 /* True where the caller asked to stop; asks where this is the calling thread. */
 bool kvb_kmeans_cancelled(kvb_kmeans_job *job);
 
-/* kmeans_repair.c: gives centroids without weight new places; the number moved. */
-kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, const double *sums, uint32_t round, uint32_t *moved, kvb_error *err);
+/* kmeans_repair.c: gives centroids without weight (in the merged sums) new places and counts those it moved. */
+kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *moved, kvb_error *err);
+/* Weight times squared distance of point i to a centroid of the frame. */
+double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *centroid);
 
 /* kmeans_stats.c: errors, usage and entropy of job->table. */
 kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);

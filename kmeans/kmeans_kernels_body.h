@@ -1,4 +1,5 @@
-/* Included once by each build of kmeans_kernels.h; the compiler cuts the vectors to what the build's machine has. */
+/* Included once by each build of kmeans_kernels.h, which defines ADD_SQUARE(sum, x): sum + x*x on a vec16f. The compiler
+ * cuts the vectors to what the build's machine has. */
 #include <string.h>
 
 #include "kmeans/kmeans_kernels.h"
@@ -42,49 +43,68 @@ ALWAYS void load16(vec16f *v, const float *p)
     memcpy(v, p, sizeof *v);
 }
 
-ALWAYS void candidate_tile(const float *tile, uint32_t d, const float *candidates, const float *nearest,
-                           const float *weights, float *fresh, size_t capacity, vec16f *potential)
+ALWAYS void candidate_tile(const float *tile, uint32_t d, const float *rows, uint32_t count, const float *nearest,
+                           const float *weights, float *const *fresh, size_t at, vec16f *potential)
 {
     vec16f distance[KVB_SEED_CANDIDATES], x, low, w;
-    UNROLL for (int j = 0; j < KVB_SEED_CANDIDATES; j++)
+    UNROLL for (uint32_t j = 0; j < count; j++)
         distance[j] = (vec16f){0};
     for (uint32_t k = 0; k < d; k++) {
         load16(&x, tile + (size_t)k * 16);
-        UNROLL for (int j = 0; j < KVB_SEED_CANDIDATES; j++) {
-            vec16f difference = x - candidates[(size_t)j * d + k];
-            distance[j] += difference * difference;
+        UNROLL for (uint32_t j = 0; j < count; j++) {
+            vec16f difference = x - rows[(size_t)j * d + k];
+            distance[j] = ADD_SQUARE(distance[j], difference);
         }
     }
-    load16(&low, nearest);
-    load16(&w, weights);
-    UNROLL for (int j = 0; j < KVB_SEED_CANDIDATES; j++) {
+    load16(&low, nearest + at);
+    load16(&w, weights + at);
+    UNROLL for (uint32_t j = 0; j < count; j++) {
         vec16i closer = distance[j] < low;
         vec16f best = (vec16f)(((vec16i)distance[j] & closer) | ((vec16i)low & ~closer));
-        memcpy(fresh + (size_t)j * capacity, &best, sizeof best);
+        memcpy(fresh[j] + at, &best, sizeof best);
         potential[j] += w * best;
     }
 }
 
-ALWAYS void candidate_tiles(const float *points, size_t tiles, uint32_t d, const float *candidates,
-                            const float *nearest, const float *weights, float *fresh, size_t capacity,
-                            double *potential)
+ALWAYS void candidate_tiles(const float *points, size_t tiles, uint32_t d, const float *rows, uint32_t count,
+                            const float *nearest, const float *weights, float *const *fresh, double *potential)
 {
-    vec16f sums[KVB_SEED_CANDIDATES] = {{0}};
+    vec16f sums[KVB_SEED_CANDIDATES];
+    UNROLL for (uint32_t j = 0; j < count; j++)
+        sums[j] = (vec16f){0};
     for (size_t t = 0; t < tiles; t++)
-        candidate_tile(points + t * d * 16, d, candidates, nearest + t * 16, weights + t * 16, fresh + t * 16,
-                       capacity, sums);
-    for (int j = 0; j < KVB_SEED_CANDIDATES; j++)
+        candidate_tile(points + t * d * 16, d, rows, count, nearest, weights, fresh, t * 16, sums);
+    UNROLL for (uint32_t j = 0; j < count; j++) {
+        potential[j] = 0.0;
         for (int l = 0; l < 16; l++)
             potential[j] += sums[j][l];
+    }
 }
 
-static void candidates(const float *points, size_t tiles, uint32_t d, const float *candidate_rows,
-                       const float *nearest, const float *weights, float *fresh, size_t capacity, double *potential)
+static void candidates(const float *points, size_t tiles, uint32_t d, const float *rows, uint32_t count,
+                       const float *nearest, const float *weights, float *const *fresh, double *potential)
 {
-    switch (d) {
-    case 2: candidate_tiles(points, tiles, 2, candidate_rows, nearest, weights, fresh, capacity, potential); break;
-    case 4: candidate_tiles(points, tiles, 4, candidate_rows, nearest, weights, fresh, capacity, potential); break;
-    case 8: candidate_tiles(points, tiles, 8, candidate_rows, nearest, weights, fresh, capacity, potential); break;
-    default: candidate_tiles(points, tiles, d, candidate_rows, nearest, weights, fresh, capacity, potential); break;
+    if (count == 1)
+        candidate_tiles(points, tiles, d, rows, 1, nearest, weights, fresh, potential);
+    else if (count == 2)
+        candidate_tiles(points, tiles, d, rows, 2, nearest, weights, fresh, potential);
+    else
+        candidate_tiles(points, tiles, d, rows, 4, nearest, weights, fresh, potential);
+}
+
+static void weigh(const float *nearest, const float *weights, size_t tiles, double *mass)
+{
+    enum { TILES = KVB_SEED_BLOCK / 16 };
+    for (size_t first = 0; first < tiles; first += TILES, mass++) {
+        size_t end = first + TILES < tiles ? first + TILES : tiles;
+        vec16f sum = {0}, low, w;
+        for (size_t t = first; t < end; t++) {
+            load16(&low, nearest + t * 16);
+            load16(&w, weights + t * 16);
+            sum += low * w;
+        }
+        *mass = 0.0;
+        for (int l = 0; l < 16; l++)
+            *mass += sum[l];
     }
 }

@@ -1,4 +1,5 @@
-/* A quantised KV cache in an engine's decode loop: open a book, append each new token of a layer, attend with its query.
+/* A quantised KV cache in an engine's decode loop: open a book, append each new token of a layer, attend with its
+ * query.
  *
  *     cache_example BOOK.kvb [TOKENS]
  *

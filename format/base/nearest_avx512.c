@@ -1,3 +1,5 @@
+#include <stdbool.h>
+
 #include "format/base/nearest_internal.h"
 
 #if defined(__AVX512F__)
@@ -25,7 +27,9 @@
 const kvb_nearest_build *kvb_nearest_build_avx512(void)
 {
     static const kvb_nearest_build build = {"avx512", tiles_all, search_row};
-    return __builtin_cpu_supports("avx512f") ? &build : NULL;
+    bool able = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return able ? &build : NULL;
 }
 #else
 const kvb_nearest_build *kvb_nearest_build_avx512(void)

@@ -3,15 +3,19 @@
  * Words: at position p the cache holds tokens 0..p. With window w, the w most recent tokens are exact (the current one
  * is the first of them); the first `sinks` tokens are exact for ever. A token that leaves the window is scored: the
  * ceil(anchor_fraction * n) best of the n tokens that have left so far (sinks not counted) stay exact as anchors, the
- * rest are codes. An anchor that falls out of the best becomes codes and stays so; of equal scores the earlier token stays.
- * Exact tokens are stored as IEEE half floats of the key before RoPE and of the value, and it is these that are encoded.
+ * rest are codes. An anchor that falls out of the best becomes codes and stays so; of equal scores the earlier token
+ * stays. Exact tokens are stored as IEEE half floats of the key before RoPE and of the value, and it is these that are
+ * encoded.
  *
- * KVB_SCORE_EXACT_K and KVB_SCORE_EXACT_V sum over the queries that saw the token in the window, its own included, under
- * the cache's own attention. With window 0 there are none: every token then scores 0, and the earliest stay.
+ * KVB_SCORE_EXACT_K and KVB_SCORE_EXACT_V sum over the queries that saw the token in the window, its own included,
+ * under the cache's own attention. With window 0 there are none, and every token scores 0. A token that has left cannot
+ * come back, so when ceil(anchor_fraction * n) grows, the place goes to the token that leaves just then, whatever its
+ * score.
  *
  * Layers that the book does not support, and every layer of a cache without a book, keep all tokens in the window. A
- * sliding layer attends to its sliding window but keeps every token. Search structures for encoding are made when a layer's
- * first token leaves the window; they take about 4 times the bytes of the book's codebooks and are not counted below.
+ * sliding layer attends to its sliding window but keeps every token. Search structures for encoding are made when a
+ * layer's first token leaves the window; they take about 4 times the bytes of the book's codebooks and are not counted
+ * below.
  *
  * A cache belongs to one thread at a time; different caches may share a book. A failing call leaves it as it was. */
 #ifndef KVBOOK_CACHE_H
@@ -46,8 +50,8 @@ KVB_API void kvb_cache_destroy(kvb_cache *cache);
  * values beyond the range of half floats are stored as +-65504; KVB_E_CHECK for NaN and infinity. */
 KVB_API kvb_status kvb_cache_append(kvb_cache *cache, uint32_t layer, const float *keys, const float *values,
                                     kvb_error *err);
-/* Attention of the newest token's query: q [H][D] after RoPE, out [H][D]. The first call after an append also adds to the
- * scores of the window; a token appended without one adds nothing. */
+/* Attention of the newest token's query: q [H][D] after RoPE, out [H][D]. The first call after an append also adds to
+ * the scores of the window; a token appended without one adds nothing. */
 KVB_API kvb_status kvb_cache_attend(kvb_cache *cache, uint32_t layer, const float *q, float *out, kvb_error *err);
 
 KVB_API uint64_t kvb_cache_length(const kvb_cache *cache, uint32_t layer);
@@ -73,9 +77,9 @@ KVB_API kvb_cache_bytes kvb_cache_predict_bytes(const kvb_book *book, const kvb_
 KVB_API kvb_status kvb_cache_read(const kvb_cache *cache, uint32_t layer, uint32_t head, uint64_t position, float *key,
                                   float *value, int *exact, kvb_error *err);
 
-/* Encodes n rows [D] (row i at x + i*stride floats) of one head with a codebook: codes [n][S], each < K. Keys are given in
- * the layer's frame. A row's codes do not depend on the others. KVB_E_CHECK for NaN and infinity. Makes its search
- * structures anew on each call: encode many rows at once. */
+/* Encodes n rows [D] (row i at x + i*stride floats) of one head with a codebook: codes [n][S], each < K. Keys are
+ * given in the layer's frame. A row's codes do not depend on the others. KVB_E_CHECK for NaN and infinity. Makes its
+ * search structures anew on each call: encode many rows at once. */
 KVB_API kvb_status kvb_encode(const kvb_codebook *codebook, uint32_t head_dim, const float *x, size_t stride, size_t n,
                               uint32_t *codes, kvb_error *err);
 /* Decodes n rows of codes to x [n][D]. KVB_E_USAGE for a code that is not less than K. */

@@ -139,7 +139,8 @@ static void bad_calls_change_nothing(void **state)
     kvb_book_close(book);
 }
 
-/* Attending again gives the same output and does not count a token's attention twice; room made early changes nothing. */
+/* Attending again gives the same output and does not count a token's attention twice; room made early changes nothing.
+ * */
 static void attending_twice_counts_once(void **state)
 {
     (void)state;
