@@ -1,0 +1,62 @@
+/* The .kvb reader: any bytes, as they are and with their checksums made right. What opens must be readable throughout. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "format/book_write.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/support/seal.h"
+
+static volatile double sink; /* so that no read below is optimised away */
+
+static void read_floats(const float *values, size_t count)
+{
+    for (size_t i = 0; values != NULL && i < count; i++)
+        sink += (double)values[i];
+}
+
+static void read_codebook(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind)
+{
+    size_t dim = kvb_book_layer(book, layer)->head_dim;
+    const kvb_codebook *c = kvb_book_codebook(book, layer, head, kind);
+    const kvb_quality *q = kvb_book_quality(book, layer, head, kind);
+    if (c == NULL)
+        return;
+    if ((size_t)c->groups * c->channels != dim || 1u << c->code_bits != c->centroids)
+        abort();
+    for (size_t i = 0; i < dim * c->centroids; i++)
+        sink += c->table[i];
+    read_floats(c->mean, dim);
+    read_floats(c->forward, dim * dim);
+    read_floats(c->inverse, dim * dim);
+    for (uint32_t s = 0; q != NULL && s < c->groups; s++)
+        sink += (double)q[s].entropy;
+}
+
+static void read_book(const uint8_t *data, size_t size)
+{
+    kvb_book *book;
+    kvb_error err;
+    if (kvb_book_open_memory(data, size, "fuzz", &book, &err) != KVB_OK)
+        return;
+    sink += (double)strlen(kvb_book_meta(book, NULL)) + kvb_book_id(book)[31] + kvb_book_policy(book).window;
+    for (uint32_t l = 0; l < kvb_book_layers(book); l++) {
+        const kvb_layer *layer = kvb_book_layer(book, l);
+        read_floats(layer->rope_factors, layer->rope_dims / 2);
+        for (uint32_t i = 0; i < 2 * layer->kv_heads; i++)
+            read_codebook(book, l, i / 2, (kvb_kind)(i % 2));
+    }
+    kvb_book_close(book);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    read_book(data, size);
+    uint8_t *sealed = malloc(size > 0 ? size : 1);
+    if (sealed == NULL)
+        return 0;
+    memcpy(sealed, data, size);
+    seal_book(sealed, size);
+    read_book(sealed, size);
+    free(sealed);
+    return 0;
+}

@@ -1,0 +1,34 @@
+/* A tiny Llama as a GGUF file with a byte-level BPE vocabulary: random but always the same weights, so that tests of
+ * models need no download. Single things can be broken. */
+#ifndef KVB_TESTS_TINY_GGUF_H
+#define KVB_TESTS_TINY_GGUF_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct tiny_gguf {
+    const char *architecture, *name, *pre;
+    uint32_t layers, embedding, heads, kv_heads, ffn, vocab, context;
+    float rope_base;
+    uint64_t seed;
+    bool untied;       /* with an output.weight of its own */
+    bool wants_bos;    /* tokenizer.ggml.add_bos_token */
+    /* To break something: NULL or false leaves it whole. */
+    const char *without_key;    /* this metadata key is left out */
+    const char *without_tensor; /* so is this tensor */
+    const char *wrong_shape;    /* this tensor has one row (or element) more */
+    const char *nan_in;         /* this tensor's fifth element is NaN */
+    const char *iq2_xxs;        /* this tensor says it has a type that kvbook cannot read; its bytes are zero */
+    const char *first_merge;    /* in place of the right one */
+} tiny_gguf;
+
+/* L=2, E=64, H=4, G=2 (D=16), F=96, 300 tokens, context 256, RoPE base 10000, output tied to the embedding.
+ * Tokens: 0 <|endoftext|> (BOS and EOS), 1 <|im_start|>, 2 <|im_end|>, 3..258 the bytes, then merged ones. */
+tiny_gguf tiny_gguf_default(void);
+/* The file's bytes; free with free(). */
+uint8_t *tiny_gguf_make(const tiny_gguf *t, size_t *size);
+/* Writes it; 0 if all is well. */
+int tiny_gguf_write(const tiny_gguf *t, const char *path);
+
+#endif

@@ -1,0 +1,169 @@
+#include "tools/calibration.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/rng.h"
+
+enum { PROBE_TOKENS = 512, PROBE_POINTS = 8192, PROBE_PROBLEMS = 4 };
+
+static uint64_t codebooks_of(const kvb_model_info *info)
+{
+    uint64_t count = 0;
+    for (uint32_t l = 0; l < info->layers; l++)
+        count += info->layer[l].kind == KVB_LAYER_UNSUPPORTED ? 0 : 2 * (uint64_t)info->layer[l].kv_heads;
+    return count;
+}
+
+static uint64_t book_bytes_of(const kvb_model_info *info, const kvb_recipe *recipe)
+{
+    uint64_t bytes = 0;
+    for (uint32_t l = 0; l < info->layers; l++)
+        for (int kind = 0; kind < 2 && info->layer[l].kind != KVB_LAYER_UNSUPPORTED; kind++)
+            bytes += (uint64_t)info->layer[l].kv_heads * info->layer[l].head_dim * recipe->kind[kind].centroids * 2;
+    return bytes;
+}
+
+void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint64_t max_memory,
+                          kvb_calibration_plan *plan)
+{
+    const kvb_model_info *info = kvb_model_get_info(input->model);
+    uint64_t row_bytes = kvb_capture_row_bytes(info->layer, info->layers);
+    uint64_t tokens = input->chunks * input->ctx, fit = row_bytes > 0 ? max_memory / row_bytes : tokens;
+    /* Every chunk gives the same number of rows. */
+    uint64_t rows = fit < tokens ? fit / input->chunks * input->chunks : tokens;
+    *plan = (kvb_calibration_plan){
+        .tokens = tokens, .rows = rows, .row_bytes = row_bytes, .capture_bytes = rows * row_bytes,
+        .codebooks = codebooks_of(info), .book_bytes = book_bytes_of(info, recipe),
+        .bits = kvb_recipe_nominal_bits(recipe),
+    };
+}
+
+kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_capture_args *capture, uint64_t seed,
+                                            uint64_t max_rows, kvb_progress *p)
+{
+    return (kvb_capture_options){
+        .ctx = input->ctx, .skip = input->skip, .chunks = input->chunks, .bos = input->bos, .seed = seed,
+        .max_rows = max_rows, .stop_on_nan = !capture->allow_nan, .progress = kvb_progress_report, .progress_user = p,
+    };
+}
+
+/* Seconds of one Lloyd iteration over PROBE_POINTS points in each of PROBE_PROBLEMS problems of one shape. */
+static kvb_status probe_kmeans(uint32_t channels, uint32_t centroids, double *seconds, kvb_error *err)
+{
+    const size_t values = (size_t)PROBE_POINTS * channels;
+    kvb_kmeans_problem problem[PROBE_PROBLEMS];
+    kvb_kmeans_options options;
+    kvb_status status = KVB_OK;
+    float *points = kvb_alloc_array(values, sizeof *points);
+    float *tables = kvb_alloc_array((size_t)PROBE_PROBLEMS * centroids * channels, sizeof *tables);
+    if (points == NULL || tables == NULL) {
+        status = kvb_fail_memory(err, "time estimate");
+        goto out;
+    }
+    for (size_t i = 0; i < values; i++)
+        points[i] = (float)kvb_rng_unit(1, i);
+    uint32_t k = centroids < PROBE_POINTS ? centroids : PROBE_POINTS;
+    for (int i = 0; i < PROBE_PROBLEMS; i++)
+        problem[i] = (kvb_kmeans_problem){
+            .points = points, .type = KVB_POINTS_F32, .count = PROBE_POINTS, .stride = channels, .channels = channels,
+            .centroids = k, .initial = points, .seed = 1, .table = tables + (size_t)i * centroids * channels,
+        };
+    kvb_kmeans_options_init(&options);
+    options.iterations = 1;
+    double start = kvb_seconds();
+    status = kvb_kmeans_train(problem, PROBE_PROBLEMS, &options, NULL, err);
+    *seconds = (kvb_seconds() - start) * centroids / k;
+out:
+    free(points);
+    free(tables);
+    return status;
+}
+
+static kvb_status probe_capture(const kvb_input *input, double *seconds, kvb_error *err)
+{
+    kvb_capture_options options = kvb_capture_options_for(input, &(kvb_capture_args){.allow_nan = true}, 1, 0, NULL);
+    kvb_capture_store *store = NULL;
+    options.ctx = input->ctx < PROBE_TOKENS ? input->ctx : PROBE_TOKENS;
+    options.skip = 0;
+    options.chunks = 1;
+    options.progress = NULL;
+    double start = kvb_seconds();
+    kvb_status status = kvb_capture_run(input->model, &input->text, &options, &store, err);
+    *seconds = (kvb_seconds() - start) / options.ctx;
+    kvb_capture_close(store);
+    return status;
+}
+
+kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
+                                    double *seconds, kvb_error *err)
+{
+    double token, total;
+    kvb_status status = probe_capture(input, &token, err);
+    if (status != KVB_OK)
+        return status;
+    total = token * (double)plan->tokens;
+    const uint32_t dim = kvb_model_get_info(input->model)->layer[0].head_dim;
+    for (int kind = 0; kind < 2 && status == KVB_OK; kind++) {
+        const kvb_recipe_kind *shape = &recipe->kind[kind];
+        double probe = 0, problems = (double)plan->codebooks / 2 * dim / shape->channels;
+        status = probe_kmeans(shape->channels, shape->centroids, &probe, err);
+        /* Seeding and the last assignment cost about as much as two more iterations. */
+        total += probe / PROBE_PROBLEMS * problems * (recipe->iterations + 2) * (double)plan->rows / PROBE_POINTS;
+    }
+    *seconds = total;
+    return status;
+}
+
+static void say_result(kvb_progress *p, const kvb_train_report *r)
+{
+    kvb_say(p, "relative error: keys %.4f, values %.4f; held out: keys %.4f, values %.4f", r->key_error,
+            r->value_error, r->key_heldout_error, r->value_heldout_error);
+    if (r->points_per_centroid < 64)
+        kvb_warn(p, "%.0f points per centroid: under 64 the codebooks fit the sample, not the model; give more text",
+                 r->points_per_centroid);
+}
+
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_progress *p,
+                            uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+{
+    kvb_train_options options;
+    kvb_train_options_init(&options);
+    options.seed = seed;
+    options.progress = kvb_progress_report;
+    options.progress_user = p;
+    kvb_status status = kvb_train_book(capture, recipe, &options, image, size, report, err);
+    if (status == KVB_OK)
+        say_result(p, report);
+    return status;
+}
+
+kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
+                               uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,
+                               kvb_train_report *report, kvb_error *err)
+{
+    kvb_calibration_plan plan;
+    kvb_capture_store *store = NULL;
+    char need[32], budget[32];
+    uint64_t memory = capture->max_memory.value;
+    *image = NULL;
+    kvb_plan_calibration(input, recipe, memory, &plan);
+    if (plan.rows == 0)
+        return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
+                        "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
+                        kvb_size_text(memory, budget), (unsigned long long)input->chunks,
+                        kvb_size_text(input->chunks * plan.row_bytes, need));
+    if (plan.rows < plan.tokens)
+        kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
+                (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
+                kvb_size_text(memory, budget));
+    kvb_capture_options options =
+        kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
+    kvb_status status = kvb_capture_run(input->model, &input->text, &options, &store, err);
+    if (status == KVB_OK)
+        status = kvb_run_training(kvb_capture_view(store), recipe, seed, p, image, size, report, err);
+    kvb_capture_close(store);
+    return status;
+}

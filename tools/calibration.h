@@ -1,0 +1,38 @@
+/* Capture and training in one go: what `calibrate` does, and `eval --recipe`. */
+#ifndef KVB_TOOLS_CALIBRATION_H
+#define KVB_TOOLS_CALIBRATION_H
+
+#include "calib/train.h"
+#include "tools/input.h"
+
+/* What a calibration would take. */
+typedef struct kvb_calibration_plan {
+    uint64_t tokens, rows;   /* of the text; kept of each head */
+    uint64_t row_bytes, capture_bytes;
+    uint64_t codebooks, book_bytes; /* book_bytes without META and padding */
+    double bits;
+} kvb_calibration_plan;
+
+void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint64_t max_memory,
+                          kvb_calibration_plan *plan);
+/* Seconds that capture and training would take here, from a run over a few tokens and a few centroids. */
+kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
+                                    double *seconds, kvb_error *err);
+
+/* The options of a capture of `input`. */
+kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_capture_args *capture, uint64_t seed,
+                                            uint64_t max_rows, kvb_progress *p);
+
+/* The image of the book; free with free(). */
+kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
+                               uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,
+                               kvb_train_report *report, kvb_error *err);
+/* Trains from a capture; says what came of it. */
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_progress *p,
+                            uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
+
+/* Default of --max-memory and of --seed. */
+#define KVB_USUAL_MEMORY ((uint64_t)4 << 30)
+#define KVB_USUAL_SEED 1u
+
+#endif

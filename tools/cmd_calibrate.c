@@ -1,0 +1,106 @@
+#include <stdlib.h>
+
+#include "tools/calibration.h"
+#include "tools/commands.h"
+
+typedef struct calibrate_args {
+    kvb_common_args common;
+    kvb_model_args model;
+    kvb_text_args text;
+    kvb_recipe_args recipe;
+    kvb_policy_args policy;
+    kvb_capture_args capture;
+    const char *output;
+    bool dry_run;
+} calibrate_args;
+
+static const kvb_flag flags[] = {
+    {"--output", KVB_FLAG_STRING, "FILE", "the book to write (.kvb)", .offset = offsetof(calibrate_args, output),
+     .letter = "-o", .required = true},
+    {"--dry-run", KVB_FLAG_BOOL, NULL, "print rows, bits, sizes, memory and an estimate of the time, and stop",
+     .offset = offsetof(calibrate_args, dry_run)},
+};
+
+static const kvb_command_spec spec = {
+    .name = "calibrate",
+    .summary = "Run a model over text and train a book from what its cache held (capture and train in one)",
+    .about = "  kvbook calibrate --model M.gguf --text train.txt --chunks 64 --recipe antkv --bits 1 -o M.kvb",
+    .args_size = sizeof(calibrate_args),
+    .group = {KVB_GROUP(model, "Model", calibrate_args, model), KVB_GROUP(text, "Text", calibrate_args, text),
+              KVB_GROUP(recipe, "Recipe", calibrate_args, recipe),
+              KVB_GROUP(policy, "What the book asks a cache to keep exact (default: what the recipe says)",
+                        calibrate_args, policy),
+              KVB_GROUP(capture, "Capture", calibrate_args, capture),
+              {"Output", flags, sizeof flags / sizeof *flags, 0},
+              KVB_GROUP(common, "Common flags", calibrate_args, common)},
+    .groups = 7,
+};
+
+static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_error *err)
+{
+    kvb_calibration_plan plan;
+    double seconds;
+    char text[32];
+    kvb_plan_calibration(in, recipe, a->capture.max_memory.value, &plan);
+    kvb_status status = kvb_estimate_calibration(in, recipe, &plan, &seconds, err);
+    if (status != KVB_OK)
+        return status;
+    printf("tokens          %llu (%llu chunks of %u)\n", (unsigned long long)plan.tokens,
+           (unsigned long long)in->chunks, in->ctx);
+    printf("rows            %llu%s\n", (unsigned long long)plan.rows,
+           plan.rows < plan.tokens ? " (sampled: --max-memory)" : "");
+    printf("bits            %g (keys %ux%u, values %ux%u)\n", plan.bits, recipe->kind[KVB_KEY].channels,
+           recipe->kind[KVB_KEY].centroids, recipe->kind[KVB_VALUE].channels, recipe->kind[KVB_VALUE].centroids);
+    printf("codebooks       %llu\n", (unsigned long long)plan.codebooks);
+    printf("book            about %s\n", kvb_size_text(plan.book_bytes, text));
+    printf("capture memory  %s\n", kvb_size_text(plan.capture_bytes, text));
+    printf("time            about %s\n", kvb_time_text(seconds, text));
+    return KVB_OK;
+}
+
+static kvb_status calibrate(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_progress *p,
+                            kvb_error *err)
+{
+    uint8_t *image = NULL;
+    size_t size = 0;
+    kvb_train_report report;
+    double start = kvb_seconds();
+    char bytes[32], took[32];
+    kvb_status status =
+        kvb_run_calibration(in, recipe, &a->capture, a->recipe.seed.value, p, &image, &size, &report, err);
+    if (status == KVB_OK)
+        status = kvb_write_output(a->output, image, size, err);
+    if (status == KVB_OK)
+        kvb_say(p, "wrote %s: %s, %g bits, recipe %s, in %s", a->output, kvb_size_text(size, bytes),
+                kvb_recipe_nominal_bits(recipe), recipe->name, kvb_time_text(kvb_seconds() - start, took));
+    free(image);
+    return status;
+}
+
+static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
+{
+    const calibrate_args *a = args;
+    const char *inputs[] = {a->model.model, a->model.tokenizer};
+    kvb_input in = {0};
+    kvb_recipe recipe;
+    kvb_status status = kvb_recipe_from_args(&a->recipe, &recipe, err);
+    if (status != KVB_OK)
+        return status;
+    recipe.policy = kvb_policy_from_args(&a->policy, recipe.policy);
+    status = kvb_check_output(a->output, inputs, 2, err);
+    if (status == KVB_OK)
+        status = kvb_check_output(a->output, a->text.text.items, a->text.text.count, err);
+    if (status == KVB_OK)
+        status = kvb_input_open(&in, &a->model, &a->text, p, err);
+    if (status == KVB_OK)
+        status = a->dry_run ? print_plan(a, &in, &recipe, err) : calibrate(a, &in, &recipe, p, err);
+    kvb_input_close(&in);
+    kvb_recipe_free(&recipe);
+    return status;
+}
+
+static const calibrate_args defaults = {
+    .recipe.seed.value = KVB_USUAL_SEED,
+    .capture.max_memory.value = KVB_USUAL_MEMORY,
+};
+const kvb_command kvb_calibrate_command = {&spec, &defaults, run};

@@ -1,0 +1,79 @@
+#include <stdlib.h>
+
+#include "format/base/fail.h"
+#include "tools/calibration.h"
+#include "tools/commands.h"
+
+typedef struct train_args {
+    kvb_common_args common;
+    kvb_strings captures;
+    kvb_recipe_args recipe;
+    kvb_policy_args policy;
+    const char *output;
+    bool dry_run;
+} train_args;
+
+static const kvb_flag flags[] = {
+    {"--output", KVB_FLAG_STRING, "FILE", "the book to write (.kvb)", .offset = offsetof(train_args, output),
+     .letter = "-o", .required = true},
+    {"--dry-run", KVB_FLAG_BOOL, NULL, "print rows, bits and sizes, and stop", .offset = offsetof(train_args, dry_run)},
+};
+
+static const kvb_command_spec spec = {
+    .name = "train",
+    .operands = "CAPTURE.kvc",
+    .summary = "Train a book from a capture",
+    .args_size = sizeof(train_args),
+    .operands_offset = offsetof(train_args, captures),
+    .group = {KVB_GROUP(recipe, "Recipe", train_args, recipe),
+              KVB_GROUP(policy, "What the book asks a cache to keep exact (default: what the recipe says)", train_args,
+                        policy),
+              {"Output", flags, sizeof flags / sizeof *flags, 0},
+              KVB_GROUP(common, "Common flags", train_args, common)},
+    .groups = 4,
+};
+
+static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb_capture *capture, kvb_progress *p,
+                        kvb_error *err)
+{
+    uint8_t *image = NULL;
+    size_t size = 0;
+    kvb_train_report report;
+    kvb_status status = kvb_run_training(capture, recipe, a->recipe.seed.value, p, &image, &size, &report, err);
+    if (status == KVB_OK)
+        status = kvb_write_output(a->output, image, size, err);
+    char text[32];
+    if (status == KVB_OK)
+        kvb_say(p, "wrote %s: %s, %g bits, recipe %s", a->output, kvb_size_text(size, text),
+                kvb_recipe_nominal_bits(recipe), recipe->name);
+    free(image);
+    return status;
+}
+
+static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
+{
+    const train_args *a = args;
+    kvb_capture_store *store = NULL;
+    kvb_recipe recipe;
+    if (a->captures.count != 1)
+        return kvb_fail(err, KVB_E_USAGE, "train", "found %zu captures, expected one; one run of `kvbook capture` takes "
+                        "any number of --text files", a->captures.count);
+    kvb_status status = kvb_recipe_from_args(&a->recipe, &recipe, err);
+    if (status != KVB_OK)
+        return status;
+    recipe.policy = kvb_policy_from_args(&a->policy, recipe.policy);
+    status = kvb_check_output(a->output, a->captures.items, a->captures.count, err);
+    if (status == KVB_OK)
+        status = kvb_capture_open(a->captures.items[0], &store, err);
+    if (status == KVB_OK && a->dry_run)
+        printf("%llu rows, %u layers, recipe %s at %g bits\n", (unsigned long long)kvb_capture_view(store)->rows,
+               kvb_capture_view(store)->layers, recipe.name, kvb_recipe_nominal_bits(&recipe));
+    else if (status == KVB_OK)
+        status = train(a, &recipe, kvb_capture_view(store), p, err);
+    kvb_capture_close(store);
+    kvb_recipe_free(&recipe);
+    return status;
+}
+
+static const train_args defaults = {.recipe.seed.value = KVB_USUAL_SEED};
+const kvb_command kvb_train_command = {&spec, &defaults, run};

@@ -1,0 +1,127 @@
+#include "tools/flags.h"
+
+#include "format/base/fail.h"
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
+
+const kvb_flag kvb_common_flags[] = {
+    {"--quiet", KVB_FLAG_BOOL, NULL, "say nothing but errors and warnings", .offset = offsetof(kvb_common_args, quiet), .letter = "-q"},
+    {"--verbose", KVB_FLAG_BOOL, NULL, "say more", .offset = offsetof(kvb_common_args, verbose), .letter = "-v"},
+    {"--no-progress", KVB_FLAG_BOOL, NULL, "no progress lines", .offset = offsetof(kvb_common_args, no_progress)},
+    {"--threads", KVB_FLAG_COUNT, "N", "threads to use (default: all cores); results do not depend on it",
+     .offset = offsetof(kvb_common_args, threads), .least = 1, .most = 1024},
+    {"--help", KVB_FLAG_BOOL, NULL, "print this", .offset = offsetof(kvb_common_args, help), .letter = "-h"},
+    {"--version", KVB_FLAG_BOOL, NULL, "print the version", .offset = offsetof(kvb_common_args, version)},
+};
+const size_t kvb_common_flag_count = COUNT(kvb_common_flags);
+
+const kvb_flag kvb_model_flags[] = {
+    {"--model", KVB_FLAG_STRING, "FILE", "the model: GGUF, or a llama2.c checkpoint",
+     .offset = offsetof(kvb_model_args, model), .required = true},
+    {"--tokenizer", KVB_FLAG_STRING, "FILE", "llama2.c's tokenizer.bin (a GGUF has its own)",
+     .offset = offsetof(kvb_model_args, tokenizer)},
+    {"--max-weights", KVB_FLAG_SIZE, "SIZE",
+     "memory for weights expanded to float32; beyond it they are expanded whenever used, which is slower (default: no "
+     "limit)",
+     .offset = offsetof(kvb_model_args, max_weights)},
+};
+const size_t kvb_model_flag_count = COUNT(kvb_model_flags);
+
+const kvb_flag kvb_text_flags[] = {
+    {"--text", KVB_FLAG_STRINGS, "FILE",
+     "UTF-8 files, read in order; of a .jsonl file the field `text` of each line", .offset = offsetof(kvb_text_args, text),
+     .required = true},
+    {"--ctx", KVB_FLAG_COUNT, "N", "tokens of a chunk (default 2048, or the model's context where that is shorter)",
+     .offset = offsetof(kvb_text_args, ctx), .least = 2, .most = 1 << 24},
+    {"--chunks", KVB_FLAG_COUNT, "N", "chunks to use at most (default: all)", .offset = offsetof(kvb_text_args, chunks),
+     .least = 1, .most = 0},
+    {"--skip", KVB_FLAG_COUNT, "N", "chunks to pass over first (default 0)", .offset = offsetof(kvb_text_args, skip)},
+    {"--bos", KVB_FLAG_BOOL, NULL,
+     "put the beginning-of-sequence token in place of each chunk's first (default: what the model file asks for)",
+     .offset = offsetof(kvb_text_args, bos)},
+    {"--no-bos", KVB_FLAG_BOOL, NULL, "do not, whatever the model file asks for", .offset = offsetof(kvb_text_args, no_bos)},
+};
+const size_t kvb_text_flag_count = COUNT(kvb_text_flags);
+
+const kvb_flag kvb_recipe_flags[] = {
+    {"--recipe", KVB_FLAG_STRING, "NAME", "a built-in recipe (`kvbook recipes`) or a recipe file (.json)",
+     .offset = offsetof(kvb_recipe_args, recipe)},
+    {"--bits", KVB_FLAG_REAL, "B", "bits per element: 0.375, 0.5, 0.75, 1, 2, 3 or 4; picks the usual shape",
+     .offset = offsetof(kvb_recipe_args, bits), .least = 0, .most = 16},
+    {"--k", KVB_FLAG_STRING, "DxK", "shape of the keys' codebooks, such as 8x256: channels x centroids",
+     .offset = offsetof(kvb_recipe_args, shape_k)},
+    {"--v", KVB_FLAG_STRING, "DxK", "shape of the values' codebooks", .offset = offsetof(kvb_recipe_args, shape_v)},
+    {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)", .offset = offsetof(kvb_recipe_args, seed)},
+};
+const size_t kvb_recipe_flag_count = COUNT(kvb_recipe_flags);
+
+const kvb_flag kvb_policy_flags[] = {
+    {"--anchors", KVB_FLAG_FRACTION, "SHARE", "of the tokens that left the window stay exact: 0.01 or 1%",
+     .offset = offsetof(kvb_policy_args, anchors)},
+    {"--anchor-score", KVB_FLAG_CHOICE, "NAME", "what makes a token an anchor", .offset = offsetof(kvb_policy_args, score),
+     .choices = scores},
+    {"--window", KVB_FLAG_COUNT, "N", "most recent tokens kept exact, the current one included",
+     .offset = offsetof(kvb_policy_args, window), .most = 1 << 24},
+    {"--sinks", KVB_FLAG_COUNT, "N", "first tokens kept exact", .offset = offsetof(kvb_policy_args, sinks),
+     .most = 1 << 24},
+};
+const size_t kvb_policy_flag_count = COUNT(kvb_policy_flags);
+
+const kvb_flag kvb_capture_flags[] = {
+    {"--max-memory", KVB_FLAG_SIZE, "SIZE",
+     "memory for captured keys and values (default 4G); tokens are sampled evenly where all would not fit",
+     .offset = offsetof(kvb_capture_args, max_memory)},
+    {"--allow-nan", KVB_FLAG_BOOL, NULL,
+     "leave out rows that hold a NaN or infinity, and count them; without it the first one ends the run",
+     .offset = offsetof(kvb_capture_args, allow_nan)},
+};
+const size_t kvb_capture_flag_count = COUNT(kvb_capture_flags);
+
+const kvb_flag kvb_override_flags[] = {
+    {"--allow-model-mismatch", KVB_FLAG_BOOL, NULL, "use a book that was made from another model file",
+     .offset = offsetof(kvb_override_args, model)},
+    {"--allow-tokenizer-mismatch", KVB_FLAG_BOOL, NULL, "use a book that was made with another tokenizer",
+     .offset = offsetof(kvb_override_args, tokenizer)},
+};
+const size_t kvb_override_flag_count = COUNT(kvb_override_flags);
+
+kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kvb_error *err)
+{
+    if (a->recipe == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--recipe", "missing: name one, such as antkv; `kvbook recipes` lists them");
+    kvb_status status = kvb_recipe_load(a->recipe, recipe, err);
+    if (status != KVB_OK)
+        return status;
+    if (a->bits.set)
+        status = kvb_recipe_set_bits(recipe, a->bits.value, err);
+    if (status == KVB_OK && a->shape_k != NULL)
+        status = kvb_recipe_set_shape(recipe, KVB_KEY, a->shape_k, err);
+    if (status == KVB_OK && a->shape_v != NULL)
+        status = kvb_recipe_set_shape(recipe, KVB_VALUE, a->shape_v, err);
+    if (status == KVB_OK && (recipe->kind[KVB_KEY].channels == 0 || recipe->kind[KVB_VALUE].channels == 0))
+        status = kvb_fail(err, KVB_E_USAGE, "--bits", "missing: recipe %s names no shape; give --bits 1, or --k and --v",
+                          recipe->name);
+    if (status != KVB_OK)
+        kvb_recipe_free(recipe);
+    return status;
+}
+
+kvb_policy kvb_policy_from_args(const kvb_policy_args *a, kvb_policy policy)
+{
+    if (a->anchors.set)
+        policy.anchor_fraction = a->anchors.value;
+    if (a->score.set)
+        policy.score = (kvb_anchor_score)a->score.value;
+    if (a->window.set)
+        policy.window = (uint32_t)a->window.value;
+    if (a->sinks.set)
+        policy.sinks = (uint32_t)a->sinks.value;
+    return policy;
+}
+
+const char *kvb_score_name(kvb_anchor_score score)
+{
+    return (size_t)score < COUNT(scores) - 1 ? scores[score] : "?";
+}

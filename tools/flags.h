@@ -1,0 +1,67 @@
+/* Groups of flags that several commands share, and the structs that they fill. */
+#ifndef KVB_TOOLS_FLAGS_H
+#define KVB_TOOLS_FLAGS_H
+
+#include "calib/recipe.h"
+#include "runtime/prefill.h"
+#include "tools/args.h"
+
+/* Every command's options begin with this. */
+typedef struct kvb_common_args {
+    bool quiet, verbose, no_progress, help, version;
+    kvb_arg_u64 threads;
+} kvb_common_args;
+
+typedef struct kvb_model_args {
+    const char *model, *tokenizer;
+    kvb_arg_u64 max_weights;
+} kvb_model_args;
+
+typedef struct kvb_text_args {
+    kvb_strings text;
+    kvb_arg_u64 ctx, chunks, skip;
+    bool bos, no_bos;
+} kvb_text_args;
+
+typedef struct kvb_recipe_args {
+    const char *recipe, *shape_k, *shape_v;
+    kvb_arg_real bits;
+    kvb_arg_u64 seed;
+} kvb_recipe_args;
+
+typedef struct kvb_policy_args {
+    kvb_arg_real anchors;
+    kvb_arg_u64 score, window, sinks;
+} kvb_policy_args;
+
+/* How a run over text is captured. */
+typedef struct kvb_capture_args {
+    kvb_arg_u64 max_memory;
+    bool allow_nan;
+} kvb_capture_args;
+
+/* Using a book with a model that it was not made from. */
+typedef struct kvb_override_args {
+    bool model, tokenizer;
+} kvb_override_args;
+
+extern const kvb_flag kvb_common_flags[], kvb_model_flags[], kvb_text_flags[], kvb_recipe_flags[], kvb_policy_flags[],
+    kvb_capture_flags[], kvb_override_flags[];
+extern const size_t kvb_common_flag_count, kvb_model_flag_count, kvb_text_flag_count, kvb_recipe_flag_count,
+    kvb_policy_flag_count, kvb_capture_flag_count, kvb_override_flag_count;
+
+/* A group of a command whose options are `type`, with the group's struct as `member`. */
+#define KVB_GROUP(name_, title_, type, member)                                                                          \
+    {                                                                                                                  \
+        .title = (title_), .flags = kvb_##name_##_flags, .count = kvb_##name_##_flag_count,                            \
+        .base = offsetof(type, member)                                                                                 \
+    }
+
+/* The recipe that the flags ask for. KVB_E_USAGE where neither flags nor recipe say how many bits. */
+kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kvb_error *err);
+/* `policy` with what the flags override. */
+kvb_policy kvb_policy_from_args(const kvb_policy_args *a, kvb_policy policy);
+/* What --json and tables call a score. */
+const char *kvb_score_name(kvb_anchor_score score);
+
+#endif

@@ -1,0 +1,19 @@
+/* Whether a book belongs to a model: by geometry always, by the hashes in its META unless told otherwise by name. */
+#ifndef KVB_TOOLS_IDENTITY_H
+#define KVB_TOOLS_IDENTITY_H
+
+#include "format/base/json.h"
+#include "kvbook/book.h"
+#include "model/model.h"
+#include "tools/flags.h"
+
+/* KVB_E_MISMATCH names what differs. Geometry (layers, heads, head dimension, RoPE, attention scale) has no override:
+ * codes of another geometry decode to noise. `path` is the book's. */
+kvb_status kvb_check_identity(const kvb_book *book, const char *path, const kvb_model *model,
+                              const kvb_override_args *allow, kvb_error *err);
+
+/* A string of a META object by its path, such as "model.name"; "" where there is none. */
+const char *kvb_meta_string(const kvb_json *meta, const char *path);
+const kvb_json *kvb_meta_find(const kvb_json *meta, const char *path);
+
+#endif

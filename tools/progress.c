@@ -1,0 +1,179 @@
+#include "tools/progress.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+void kvb_interrupt_install(void)
+{
+    /* SA_RESETHAND: where a step does not look at the flag for long, a second Ctrl-C must still work. */
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+bool kvb_interrupted(void)
+{
+    return interrupted != 0;
+}
+
+double kvb_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *kvb_size_text(uint64_t bytes, char text[32])
+{
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    double value = (double)bytes;
+    int u = 0;
+    for (; value >= 1024 && u < 6; u++)
+        value /= 1024;
+    snprintf(text, 32, u == 0 ? "%.0f %s" : "%.1f %s", value, unit[u]);
+    return text;
+}
+
+const char *kvb_time_text(double seconds, char text[32])
+{
+    unsigned long whole = seconds < 0 ? 0 : (unsigned long)(seconds + 0.5);
+    if (seconds < 60)
+        snprintf(text, 32, seconds < 10 ? "%.2f s" : "%.1f s", seconds);
+    else if (whole < 3600)
+        snprintf(text, 32, "%lu:%02lu", whole / 60, whole % 60);
+    else
+        snprintf(text, 32, "%lu:%02lu:%02lu", whole / 3600, whole / 60 % 60, whole % 60);
+    return text;
+}
+
+void kvb_progress_init(kvb_progress *p, bool quiet, bool verbose, bool no_progress)
+{
+    const char *term = getenv("TERM");
+    *p = (kvb_progress){.quiet = quiet, .verbose = verbose};
+    p->silent = quiet || no_progress;
+    p->live = !p->silent && isatty(STDERR_FILENO) && (term == NULL || strcmp(term, "dumb") != 0);
+}
+
+static void erase_line(const kvb_progress *p)
+{
+    if (p->live && p->drawn > 0)
+        fputs("\r\033[K", stderr);
+}
+
+static void draw(kvb_progress *p, double now)
+{
+    double elapsed = now - p->started, rate = elapsed > 0 ? (double)p->done / elapsed : 0;
+    char left[32] = "?";
+    if (rate > 0)
+        kvb_time_text((double)(p->total - p->done) / rate, left);
+    fprintf(stderr, "\r\033[K%s: %llu/%llu  %.0f %%  %.3g/s  ETA %s", p->step, (unsigned long long)p->done,
+            (unsigned long long)p->total, p->total ? 100.0 * (double)p->done / (double)p->total : 100.0, rate, left);
+    p->drawn = now;
+}
+
+void kvb_progress_finish(kvb_progress *p)
+{
+    if (p->step[0] == '\0')
+        return;
+    erase_line(p);
+    char took[32];
+    double elapsed = kvb_seconds() - p->started;
+    if (!p->silent)
+        fprintf(stderr, "%s: %llu in %s (%.3g/s)\n", p->step, (unsigned long long)p->done, kvb_time_text(elapsed, took),
+                elapsed > 0 ? (double)p->done / elapsed : 0.0);
+    p->step[0] = '\0';
+    p->drawn = 0;
+}
+
+void kvb_progress_drop(kvb_progress *p)
+{
+    erase_line(p);
+    p->step[0] = '\0';
+    p->drawn = 0;
+}
+
+int kvb_progress_report(void *progress, const char *step, uint64_t done, uint64_t total)
+{
+    kvb_progress *p = progress;
+    double now = kvb_seconds();
+    if (strncmp(p->step, step, sizeof p->step - 1) != 0) {
+        kvb_progress_finish(p);
+        snprintf(p->step, sizeof p->step, "%s", step);
+        p->started = now;
+    }
+    p->done = done;
+    p->total = total > done ? total : done;
+    if (p->live && (now - p->drawn > 0.2 || done == total))
+        draw(p, now);
+    if (done >= total && total > 0)
+        kvb_progress_finish(p);
+    return kvb_interrupted();
+}
+
+static void talk(kvb_progress *p, const char *lead, const char *format, va_list args)
+{
+    erase_line(p);
+    p->drawn = 0;
+    fputs(lead, stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+}
+
+void kvb_say(kvb_progress *p, const char *format, ...)
+{
+    if (p->quiet)
+        return;
+    va_list args;
+    va_start(args, format);
+    talk(p, "", format, args);
+    va_end(args);
+}
+
+void kvb_say_more(kvb_progress *p, const char *format, ...)
+{
+    if (!p->verbose || p->quiet)
+        return;
+    va_list args;
+    va_start(args, format);
+    talk(p, "", format, args);
+    va_end(args);
+}
+
+void kvb_warn(kvb_progress *p, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    talk(p, "kvbook: warning: ", format, args);
+    va_end(args);
+}
+
+/* File names and messages may hold anything; a control character must not break the line or the terminal. */
+static void put_printable(const char *text)
+{
+    for (; *text != '\0'; text++)
+        fputc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, stderr);
+}
+
+void kvb_print_error(const kvb_error *err)
+{
+    const char *no_color = getenv("NO_COLOR");
+    bool color = isatty(STDERR_FILENO) && (no_color == NULL || no_color[0] == '\0');
+    fprintf(stderr, "kvbook: %serror:%s ", color ? "\033[31m" : "", color ? "\033[0m" : "");
+    put_printable(err->where);
+    fputs(err->where[0] != '\0' ? ": " : "", stderr);
+    put_printable(err->message);
+    fputc('\n', stderr);
+}

@@ -1,0 +1,26 @@
+/* How well predicted distributions match the text, and each other: from logits, in blocks of rows. Rows are spread over
+ * threads; a row's result does not depend on them. */
+#ifndef KVB_TOOLS_SCORE_H
+#define KVB_TOOLS_SCORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "format/base/kernels.h"
+
+typedef struct kvb_row_score {
+    double log_sum; /* log of the sum of exp(logit) */
+    double nll;     /* of the target, in nats */
+    uint32_t top;   /* the lowest index of the largest logit */
+} kvb_row_score;
+
+/* Rows of logits [rows][vocab]; target[r] is a row's right answer. */
+void kvb_score_rows(const kvb_kernels *k, const float *logits, uint32_t rows, uint32_t vocab, const uint32_t *target,
+                    kvb_row_score *score);
+
+/* KL(exact || other) of each row in nats, from both logits and their scores. */
+void kvb_score_divergence(const kvb_kernels *k, const float *exact, const kvb_row_score *exact_score,
+                          const float *other, const kvb_row_score *other_score, uint32_t rows, uint32_t vocab,
+                          double *kl);
+
+#endif
