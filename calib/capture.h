@@ -48,6 +48,9 @@ kvb_status kvb_capture_run(const kvb_model *model, const kvb_text *text, const k
 kvb_status kvb_capture_run_to_file(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
                                    const char *path, kvb_error *err);
 kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_error *err);
+/* The same over bytes that outlive the store, aligned to 4; `name` stands for the path in errors. */
+kvb_status kvb_capture_open_memory(const void *bytes, size_t size, const char *name, kvb_capture_store **store,
+                                   kvb_error *err);
 void kvb_capture_close(kvb_capture_store *store);
 const kvb_capture *kvb_capture_view(const kvb_capture_store *store);
 /* Bytes one row takes over all layers and heads. */

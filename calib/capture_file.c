@@ -242,15 +242,11 @@ static kvb_status read_all(kvc_reader *r)
     return status == KVB_OK ? read_places(r) : status;
 }
 
-kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_error *err)
+/* Takes over `file`. */
+static kvb_status open_over(kvb_safetensors *file, const char *path, kvb_capture_store **store, kvb_error *err)
 {
-    kvb_safetensors *file;
-    *store = NULL;
-    kvb_status status = kvb_safetensors_open(path, &file, err);
-    if (status != KVB_OK)
-        return status;
     kvc_reader r = {.file = file, .path = path, .err = err};
-    status = read_all(&r);
+    kvb_status status = read_all(&r);
     if (status != KVB_OK) {
         kvb_capture_close(r.store);
         kvb_safetensors_close(file);
@@ -259,4 +255,21 @@ kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_err
     r.store->file = file;
     *store = r.store;
     return KVB_OK;
+}
+
+kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_error *err)
+{
+    kvb_safetensors *file;
+    *store = NULL;
+    kvb_status status = kvb_safetensors_open(path, &file, err);
+    return status == KVB_OK ? open_over(file, path, store, err) : status;
+}
+
+kvb_status kvb_capture_open_memory(const void *bytes, size_t size, const char *name, kvb_capture_store **store,
+                                   kvb_error *err)
+{
+    kvb_safetensors *file;
+    *store = NULL;
+    kvb_status status = kvb_safetensors_open_memory(bytes, size, name, &file, err);
+    return status == KVB_OK ? open_over(file, name, store, err) : status;
 }
