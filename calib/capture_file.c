@@ -32,8 +32,8 @@ static kvb_status check_version(kvc_reader *r)
     if (version == NULL)
         return refuse(r, "kvc.version", "missing: a safetensors file, but no capture");
     if (version[0] != '1' || (version[1] != '\0' && version[1] != '.')) {
-        snprintf(what, sizeof what, "found version \"%.20s\", expected 1: use the kvbook that wrote it, or capture again",
-                 version);
+        snprintf(what, sizeof what,
+                 "found version \"%.20s\", expected 1: use the kvbook that wrote it, or capture again", version);
         return refuse(r, "kvc.version", what);
     }
     const char *minor = version[1] == '.' ? version + 2 : "0";
@@ -187,8 +187,10 @@ static kvb_status check_names(const kvc_reader *r)
         const char *name = kvb_safetensors_at(r->file, i)->name, *dot = strrchr(name, '.');
         if (is_known(r, name))
             continue;
-        snprintf(what, sizeof what, "unknown tensor (layers 0 to %u; nearest name \"%s\"); names of your own begin with x.",
-                 r->store->view.layers - 1, kvb_suggest(dot != NULL ? dot + 1 : name, kvb_kvc_part_names, KVB_KVC_PARTS));
+        const char *nearest = kvb_suggest(dot != NULL ? dot + 1 : name, kvb_kvc_part_names, KVB_KVC_PARTS);
+        snprintf(what, sizeof what,
+                 "unknown tensor (layers 0 to %u; nearest name \"%s\"); names of your own begin with x.",
+                 r->store->view.layers - 1, nearest);
         return refuse(r, name, what);
     }
     return KVB_OK;

@@ -95,8 +95,8 @@ static kvb_status refuse(const geometry_reader *r, const char *key, const char *
     return kvb_fail(r->err, KVB_E_FORMAT, where, "expected %s", expected);
 }
 
-static kvb_status read_count(const geometry_reader *r, const kvb_json *v, const char *key, uint32_t least, uint32_t most,
-                             uint32_t *value)
+static kvb_status read_count(const geometry_reader *r, const kvb_json *v, const char *key, uint32_t least,
+                             uint32_t most, uint32_t *value)
 {
     char expected[64];
     uint64_t number;

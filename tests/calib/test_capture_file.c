@@ -131,7 +131,9 @@ typedef struct hand_made {
     size_t data;
 } hand_made;
 
-#define GEOMETRY "[{\"heads\":2,\"kv_heads\":1,\"head_dim\":2,\"kind\":\"full\",\"rope_style\":\"none\",\"attention_scale\":0.5}]"
+#define GEOMETRY                                                                                       \
+    "[{\"heads\":2,\"kv_heads\":1,\"head_dim\":2,\"kind\":\"full\",\"rope_style\":\"none\"," \
+    "\"attention_scale\":0.5}]"
 #define TENSOR(name, dtype, shape, begin, end) \
     ",\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
 #define KEYS TENSOR("layers.0.keys", "F16", "[1,3,2]", 0, 12)
