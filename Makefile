@@ -50,7 +50,7 @@ help:
 	@echo 'make asan tsan  the unit tests under AddressSanitizer+UBSan, ThreadSanitizer'
 	@echo 'make fuzz       libFuzzer targets (clang) for the file readers'
 	@echo 'make golden     write the golden books of the tests again'
-	@echo 'make bench      the benchmarks of bench/'
+	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'Variables: CC OPT BUILD SAN PREFIX DESTDIR; V=1 shows the commands.'
 
@@ -149,8 +149,15 @@ golden: $(BUILD)/tests/golden/make_golden
 demo:
 	$(Q)tools/demo.sh
 
-bench: all
-	$(Q)bench/run.sh
+BENCH_SRC = $(wildcard bench/*_bench.c)
+BENCHES = $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))
+
+$(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(BUILD)/obj/tools/evaluate.o $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+bench: all $(BENCHES)
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include/kvbook
