@@ -152,7 +152,7 @@ demo:
 BENCH_SRC = $(wildcard bench/*_bench.c)
 BENCHES = $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))
 
-$(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(BUILD)/obj/tools/evaluate.o $(BUILD)/libkvb-all.a
+$(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(filter-out tools/main.c,$(TOOL_SRC))) $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)

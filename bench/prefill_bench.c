@@ -46,12 +46,14 @@ static double time_forward(kvb_forward *f, const uint32_t *ids, uint32_t tokens,
     return status == KVB_OK ? omp_get_wtime() - start : -1.0;
 }
 
-static double time_eval(const kvb_model *m, const kvb_text *text, uint32_t tokens, kvb_error *err)
+static double time_eval(kvb_model *m, const kvb_text *text, uint32_t tokens, kvb_error *err)
 {
-    kvb_eval_options o = {.ctx = tokens, .chunks = 1, .bos = -1, .exact = true};
-    kvb_eval_score score;
+    kvb_input input = {.model = m, .text = *text, .ctx = tokens, .chunks = 1, .bos = -1};
+    kvb_progress silent;
+    kvb_eval_result result;
+    kvb_progress_init(&silent, true, false, true);
     double start = omp_get_wtime();
-    kvb_status status = kvb_evaluate(m, text, &o, NULL, 0, &score, err);
+    kvb_status status = kvb_evaluate(&input, NULL, 0, true, &silent, &result, err);
     return status == KVB_OK ? omp_get_wtime() - start : -1.0;
 }
 
@@ -68,7 +70,7 @@ static double time_capture(const kvb_model *m, const kvb_text *text, uint32_t to
     return seconds;
 }
 
-static kvb_status bench(const kvb_model *m, const kvb_text *text, uint32_t tokens, int rounds, kvb_error *err)
+static kvb_status bench(kvb_model *m, const kvb_text *text, uint32_t tokens, int rounds, kvb_error *err)
 {
     size_t widest = 3 * (size_t)m->config.ffn > m->config.vocab / 8 ? 3 * (size_t)m->config.ffn : m->config.vocab / 8;
     float *x = kvb_alloc_zeroed((size_t)tokens * widest, sizeof *x), *y = kvb_alloc_array((size_t)tokens * widest, sizeof *y);
