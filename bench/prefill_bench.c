@@ -72,11 +72,11 @@ static double time_capture(const kvb_model *m, const kvb_text *text, uint32_t to
 
 static kvb_status bench(kvb_model *m, const kvb_text *text, uint32_t tokens, int rounds, kvb_error *err)
 {
-    size_t widest = 3 * (size_t)m->config.ffn > m->config.vocab / 8 ? 3 * (size_t)m->config.ffn : m->config.vocab / 8;
-    float *x = kvb_alloc_zeroed((size_t)tokens * widest, sizeof *x), *y = kvb_alloc_array((size_t)tokens * widest, sizeof *y);
+    size_t in = (size_t)tokens * 3 * m->config.ffn, block = (size_t)128 * m->config.vocab, out = in > block ? in : block;
+    float *x = kvb_alloc_zeroed(in, sizeof *x), *y = kvb_alloc_array(out, sizeof *y);
     kvb_forward *f = NULL;
     kvb_status status = x && y ? kvb_forward_create(m, tokens, &f, err) : KVB_E_MEMORY;
-    for (size_t i = 0; status == KVB_OK && i < (size_t)tokens * widest; i++)
+    for (size_t i = 0; status == KVB_OK && i < in; i++)
         x[i] = (float)(i % 251) * 0.01f - 1.25f;
     for (int r = 0; r < rounds && status == KVB_OK; r++) {
         double sgemm = time_products(m, tokens, x, y), forward = time_forward(f, text->ids, tokens, err);
