@@ -36,7 +36,7 @@ void kvb_dequant_q5_k(const uint8_t *block, float out[256])
         unpack_scale(block + 4, part, &scale, &min);
         float factor = d * (float)scale, offset = d_min * (float)min;
         for (unsigned i = 0; i < 32; i++) {
-            unsigned value = (q[part / 2 * 32 + i] >> shift & 15u) | (high[i] >> part & 1u) << 4u;
+            unsigned value = ((unsigned)q[part / 2 * 32 + i] >> shift & 15u) | ((unsigned)high[i] >> part & 1u) << 4u;
             out[part * 32 + i] = factor * (float)value - offset;
         }
     }
@@ -48,8 +48,8 @@ void kvb_dequant_q6_k(const uint8_t *block, float out[256])
     float d = kvb_dequant_half(block + 208);
     for (unsigned i = 0; i < 256; i++) {
         unsigned half = i / 128, quarter = i / 32 % 4, lane = i % 32;
-        unsigned low = block[half * 64 + quarter % 2 * 32 + lane] >> (quarter / 2 * 4) & 15u;
-        unsigned high = block[128 + half * 32 + lane] >> (quarter * 2) & 3u;
+        unsigned low = (unsigned)block[half * 64 + quarter % 2 * 32 + lane] >> (quarter / 2 * 4) & 15u;
+        unsigned high = (unsigned)block[128 + half * 32 + lane] >> (quarter * 2) & 3u;
         float scale = d * (float)(int8_t)block[192 + i / 16];
         out[i] = scale * (float)((int)(low | high << 4u) - 32);
     }

@@ -9,6 +9,9 @@
 #include "model/linear.h"
 #include "model/weights.h"
 
+/* Below so many rows, waking a team of threads costs more than the rows. */
+enum { SHARED_ROWS = 8 };
+
 /* Shapes: T tokens of the call, E channels, F hidden channels, H query heads, G KV heads, D channels of a head. */
 struct kvb_forward {
     const kvb_model *model;
@@ -114,7 +117,7 @@ static void embed(kvb_forward *f, const uint32_t *tokens, uint32_t count)
 {
     const uint64_t width = f->model->config.embedding;
     const kvb_weight *e = &f->model->embedding;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++)
         kvb_dequantise(e->part[0], tokens[t] * width, width, f->x + t * width);
 }
@@ -124,7 +127,7 @@ static void rms_norm(const kvb_forward *f, uint32_t count, const float *weight, 
 {
     const uint32_t width = f->model->config.embedding;
     const double epsilon = f->model->config.norm_epsilon;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++) {
         const float *x = f->x + (size_t)t * width;
         double square = (double)f->kernels->dot(x, x, width) / width;
@@ -145,7 +148,7 @@ static void split_heads(kvb_forward *f, uint32_t count, uint32_t position)
 {
     const kvb_layer *g = &f->model->config.geometry;
     const size_t dim = g->head_dim, row = (g->heads + 2 * (size_t)g->kv_heads) * dim;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++) {
         const float *from = f->wide + t * row;
         for (uint32_t h = 0; h < g->heads; h++, from += dim)
@@ -189,7 +192,7 @@ static void merge_heads(kvb_forward *f, uint32_t count)
 {
     const kvb_layer *g = &f->model->config.geometry;
     const size_t dim = g->head_dim;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++)
         for (uint32_t h = 0; h < g->heads; h++)
             memcpy(f->mixed + ((size_t)t * g->heads + h) * dim, f->out + ((size_t)h * count + t) * dim,
@@ -215,7 +218,7 @@ static void feed_forward(kvb_forward *f, uint32_t count, const kvb_layer_weights
     const size_t width = 2 * (size_t)c->ffn;
     rms_norm(f, count, w->ffn_norm, f->norm);
     linear(f, f->norm, c->embedding, &w->gate_up, count, false, f->wide, width);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++)
         f->kernels->silu_product(f->wide + t * width, f->wide + t * width + c->ffn, c->ffn);
     linear(f, f->wide, width, &w->down, count, true, f->x, c->embedding);

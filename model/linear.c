@@ -10,6 +10,17 @@ static uint64_t pieces(uint64_t count, uint64_t tile)
     return (count + tile - 1) / tile;
 }
 
+/* One tile of Y. A single row is a matrix-vector product: packing W for it would cost more than reading it once. */
+static void tile(const float *x, uint64_t ldx, const float *w, uint64_t rows, uint64_t cols, uint64_t k, float beta,
+                 float *y, uint64_t ldy)
+{
+    if (rows == 1)
+        cblas_sgemv(CblasRowMajor, CblasNoTrans, (blasint)cols, (blasint)k, 1.0f, w, (blasint)k, x, 1, beta, y, 1);
+    else
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)rows, (blasint)cols, (blasint)k, 1.0f, x,
+                    (blasint)ldx, w, (blasint)k, beta, y, (blasint)ldy);
+}
+
 void kvb_linear(const float *x, uint64_t ldx, const float *w, uint64_t m, uint64_t n, uint64_t k, bool accumulate,
                 float *y, uint64_t ldy)
 {
@@ -20,8 +31,6 @@ void kvb_linear(const float *x, uint64_t ldx, const float *w, uint64_t m, uint64
     for (int64_t t = 0; t < tiles; t++) {
         uint64_t i = (uint64_t)t % down * TILE_ROWS, j = (uint64_t)t / down * width;
         uint64_t rows = m - i < TILE_ROWS ? m - i : TILE_ROWS, cols = n - j < width ? n - j : width;
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)rows, (blasint)cols, (blasint)k, 1.0f,
-                    x + i * ldx, (blasint)ldx, w + j * k, (blasint)k, accumulate ? 1.0f : 0.0f, y + i * ldy + j,
-                    (blasint)ldy);
+        tile(x + i * ldx, ldx, w + j * k, rows, cols, k, accumulate ? 1.0f : 0.0f, y + i * ldy + j, ldy);
     }
 }

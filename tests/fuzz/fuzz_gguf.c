@@ -3,8 +3,7 @@
 
 #include "model/gguf.h"
 #include "model/tokenizer.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "tests/fuzz/fuzz.h"
 
 static void read_tensors(const kvb_gguf *g)
 {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "tests/support/gguf_build.h"
+#include "tests/support/small_vocab.h"
 
 static const uint64_t four_by_two[] = {4, 2};
 static const float floats[8] = {0.0f, 1.0f, -2.0f, 3.5f, 4.0f, 5.0f, 6.0f, 7.0f};
@@ -66,6 +67,32 @@ static uint8_t *foreign_types(size_t *size)
     gguf_build_tensor(&b, "iq2_xxs", 16, 1, (uint64_t[]){256}, (uint8_t[66]){0}, 66);
     gguf_build_tensor(&b, "novel", 99, 1, four_by_two, floats, 16);
     return gguf_build_finish(&b, size);
+}
+
+/* One block of every type that we read. */
+static uint8_t *all_types(size_t *size)
+{
+    static const struct {
+        const char *name;
+        uint32_t dtype, elements, bytes;
+    } types[] = {
+        {"F32", 0, 1, 4},      {"F16", 1, 1, 2},      {"Q4_0", 2, 32, 18},   {"Q4_1", 3, 32, 20},
+        {"Q5_0", 6, 32, 22},   {"Q5_1", 7, 32, 24},   {"Q8_0", 8, 32, 34},   {"Q4_K", 12, 256, 144},
+        {"Q5_K", 13, 256, 176}, {"Q6_K", 14, 256, 210}, {"BF16", 30, 1, 2},
+    };
+    gguf_build b = {0};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        gguf_build_tensor(&b, types[i].name, types[i].dtype, 1, (uint64_t[]){types[i].elements}, (uint8_t[256]){0},
+                          types[i].bytes);
+    return gguf_build_finish(&b, size);
+}
+
+static uint8_t *bpe_vocabulary(size_t *size) { return small_bpe_make("llama-bpe", "", size); }
+
+static uint8_t *spm_vocabulary(size_t *size)
+{
+    small_spm o = small_spm_default();
+    return small_spm_make(&o, size);
 }
 
 static uint8_t *with_bytes(size_t at, const void *bytes, size_t count, size_t *size)
@@ -210,6 +237,9 @@ const gguf_case gguf_cases[] = {
     {"version-2", NULL, version_2},
     {"aligned-to-8", NULL, aligned_to_8},
     {"foreign-types", NULL, foreign_types},
+    {"all-types", NULL, all_types},
+    {"bpe-vocabulary", NULL, bpe_vocabulary},
+    {"spm-vocabulary", NULL, spm_vocabulary},
     {"magic", "not a GGUF file", magic},
     {"swapped-magic", "big-endian", swapped_magic},
     {"ggml-magic", "older than GGUF", ggml_magic},
