@@ -50,7 +50,7 @@ help:
 	@echo 'make asan tsan  the unit tests under AddressSanitizer+UBSan, ThreadSanitizer'
 	@echo 'make fuzz       libFuzzer targets (clang) for the file readers'
 	@echo 'make golden     write the golden books of the tests again'
-	@echo 'make bench      the benchmarks of bench/'
+	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'Variables: CC OPT BUILD SAN PREFIX DESTDIR; V=1 shows the commands.'
 
@@ -113,7 +113,9 @@ $(FUZZERS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/test
 
 # The atomic writer is tested with each system call it makes failing in turn.
 $(BUILD)/tests/format/test_outfile: LDFLAGS += -Wl,--wrap=pwrite,--wrap=fsync,--wrap=close,--wrap=rename
-$(BUILD)/tests/format/test_format_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+# So are the allocations of these.
+MEMORY_TESTS = format/test_format_memory runtime/test_cache_memory
+$(MEMORY_TESTS:%=$(BUILD)/tests/%): LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
 # Examples link as a user's program would: public headers, the runtime library, libm and zlib.
 $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a
@@ -147,8 +149,15 @@ golden: $(BUILD)/tests/golden/make_golden
 demo:
 	$(Q)tools/demo.sh
 
-bench: all
-	$(Q)bench/run.sh
+BENCH_SRC = $(wildcard bench/*_bench.c)
+BENCHES = $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))
+
+$(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(filter-out tools/main.c,$(TOOL_SRC))) $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+bench: all $(BENCHES)
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include/kvbook

@@ -85,8 +85,8 @@ static kvb_status refuse_value(const capture_run *r, const head_view *v, const c
     snprintf(where, sizeof where, "%.120s: layer %u, KV head %u, chunk %" PRIu64 ", token %u",
              kvb_model_get_info(r->model)->path, v->call->layer, v->head, r->options->skip + r->chunk, position);
     return kvb_fail(err, KVB_E_CHECK, where,
-                    "the %s there holds a NaN or infinity; expected finite numbers. Check the model file, or let the run "
-                    "count and leave out such rows",
+                    "the %s there holds a NaN or infinity; expected finite numbers. Check the model file, or let the "
+                    "run count and leave out such rows",
                     what);
 }
 
@@ -138,8 +138,8 @@ static kvb_status write_weights(capture_run *r, const head_view *v, kvb_kvc_part
         r->row_weight[i] = r->bad[p] ? 0.0f : weight[(size_t)v->head * v->call->tokens + p];
     }
     uint64_t row = v->head * r->layout.rows + r->chunk * r->keep;
-    return kvb_sink_write(r->sink, kvb_kvc_offset(&r->layout, v->call->layer, part) + row * sizeof(float), r->row_weight,
-                          r->keep * sizeof(float), err);
+    return kvb_sink_write(r->sink, kvb_kvc_offset(&r->layout, v->call->layer, part) + row * sizeof(float),
+                          r->row_weight, r->keep * sizeof(float), err);
 }
 
 static kvb_status keep_head(capture_run *r, const head_view *v, kvb_error *err)
@@ -158,7 +158,8 @@ static kvb_status keep_head(capture_run *r, const head_view *v, kvb_error *err)
     return status;
 }
 
-static kvb_status observe(void *user, const kvb_attention_call *call, const float *out, const float *lse, kvb_error *err)
+static kvb_status observe(void *user, const kvb_attention_call *call, const float *out, const float *lse,
+                          kvb_error *err)
 {
     capture_run *r = user;
     kvb_observed observed;
@@ -314,8 +315,8 @@ static void tear_down(capture_run *r)
 }
 
 /* To memory where path is NULL. */
-static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options, const char *path,
-                      kvb_capture_store **store, kvb_error *err)
+static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
+                      const char *path, kvb_capture_store **store, kvb_error *err)
 {
     const kvb_model_info *info = kvb_model_get_info(model);
     capture_run r = {.model = model, .text = text, .options = options, .layer = info->layer, .layers = info->layers};

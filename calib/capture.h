@@ -6,9 +6,9 @@
 #include "model/model.h"
 #include "model/text.h"
 
-/* One layer. n rows per KV head; row r of every head and layer is the same token, in text order. All NULL where the layer
- * is KVB_LAYER_UNSUPPORTED; weights and moments are NULL where the file that another engine wrote has none. A row with
- * both weights 0 was left out of its head for a NaN or infinity: its key and value are zeros, not data. */
+/* One layer. n rows per KV head; row r of every head and layer is the same token, in text order. All NULL where the
+ * layer is KVB_LAYER_UNSUPPORTED; weights and moments are NULL where the file that another engine wrote has none. A row
+ * with both weights 0 was left out of its head for a NaN or infinity: its key and value are zeros, not data. */
 typedef struct kvb_capture_layer {
     const uint16_t *keys;     /* [G][n][D] half floats, before RoPE */
     const uint16_t *values;   /* [G][n][D] */
@@ -25,7 +25,7 @@ typedef struct kvb_capture {
     const kvb_capture_layer *layer; /* [layers] */
     uint64_t rows;                  /* n */
     const uint32_t *row_chunk;      /* [n] the chunk each row came from, ascending; skipped chunks count. May be NULL */
-    const uint32_t *row_position;   /* [n] its position inside the chunk, ascending in a chunk. NULL where row_chunk is */
+    const uint32_t *row_position;   /* [n] its position inside the chunk, ascending in it. NULL where row_chunk is */
     const char *meta_json;          /* what META of a book says of model, tokenizer and text */
 } kvb_capture;
 
@@ -48,6 +48,9 @@ kvb_status kvb_capture_run(const kvb_model *model, const kvb_text *text, const k
 kvb_status kvb_capture_run_to_file(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
                                    const char *path, kvb_error *err);
 kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_error *err);
+/* The same over bytes that outlive the store, aligned to 4; `name` stands for the path in errors. */
+kvb_status kvb_capture_open_memory(const void *bytes, size_t size, const char *name, kvb_capture_store **store,
+                                   kvb_error *err);
 void kvb_capture_close(kvb_capture_store *store);
 const kvb_capture *kvb_capture_view(const kvb_capture_store *store);
 /* Bytes one row takes over all layers and heads. */

@@ -32,8 +32,8 @@ static kvb_status check_version(kvc_reader *r)
     if (version == NULL)
         return refuse(r, "kvc.version", "missing: a safetensors file, but no capture");
     if (version[0] != '1' || (version[1] != '\0' && version[1] != '.')) {
-        snprintf(what, sizeof what, "found version \"%.20s\", expected 1: use the kvbook that wrote it, or capture again",
-                 version);
+        snprintf(what, sizeof what,
+                 "found version \"%.20s\", expected 1: use the kvbook that wrote it, or capture again", version);
         return refuse(r, "kvc.version", what);
     }
     const char *minor = version[1] == '.' ? version + 2 : "0";
@@ -187,8 +187,10 @@ static kvb_status check_names(const kvc_reader *r)
         const char *name = kvb_safetensors_at(r->file, i)->name, *dot = strrchr(name, '.');
         if (is_known(r, name))
             continue;
-        snprintf(what, sizeof what, "unknown tensor (layers 0 to %u; nearest name \"%s\"); names of your own begin with x.",
-                 r->store->view.layers - 1, kvb_suggest(dot != NULL ? dot + 1 : name, kvb_kvc_part_names, KVB_KVC_PARTS));
+        const char *nearest = kvb_suggest(dot != NULL ? dot + 1 : name, kvb_kvc_part_names, KVB_KVC_PARTS);
+        snprintf(what, sizeof what,
+                 "unknown tensor (layers 0 to %u; nearest name \"%s\"); names of your own begin with x.",
+                 r->store->view.layers - 1, nearest);
         return refuse(r, name, what);
     }
     return KVB_OK;
@@ -242,15 +244,11 @@ static kvb_status read_all(kvc_reader *r)
     return status == KVB_OK ? read_places(r) : status;
 }
 
-kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_error *err)
+/* Takes over `file`. */
+static kvb_status open_over(kvb_safetensors *file, const char *path, kvb_capture_store **store, kvb_error *err)
 {
-    kvb_safetensors *file;
-    *store = NULL;
-    kvb_status status = kvb_safetensors_open(path, &file, err);
-    if (status != KVB_OK)
-        return status;
     kvc_reader r = {.file = file, .path = path, .err = err};
-    status = read_all(&r);
+    kvb_status status = read_all(&r);
     if (status != KVB_OK) {
         kvb_capture_close(r.store);
         kvb_safetensors_close(file);
@@ -259,4 +257,21 @@ kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_err
     r.store->file = file;
     *store = r.store;
     return KVB_OK;
+}
+
+kvb_status kvb_capture_open(const char *path, kvb_capture_store **store, kvb_error *err)
+{
+    kvb_safetensors *file;
+    *store = NULL;
+    kvb_status status = kvb_safetensors_open(path, &file, err);
+    return status == KVB_OK ? open_over(file, path, store, err) : status;
+}
+
+kvb_status kvb_capture_open_memory(const void *bytes, size_t size, const char *name, kvb_capture_store **store,
+                                   kvb_error *err)
+{
+    kvb_safetensors *file;
+    *store = NULL;
+    kvb_status status = kvb_safetensors_open_memory(bytes, size, name, &file, err);
+    return status == KVB_OK ? open_over(file, name, store, err) : status;
 }

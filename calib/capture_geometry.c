@@ -95,8 +95,8 @@ static kvb_status refuse(const geometry_reader *r, const char *key, const char *
     return kvb_fail(r->err, KVB_E_FORMAT, where, "expected %s", expected);
 }
 
-static kvb_status read_count(const geometry_reader *r, const kvb_json *v, const char *key, uint32_t least, uint32_t most,
-                             uint32_t *value)
+static kvb_status read_count(const geometry_reader *r, const kvb_json *v, const char *key, uint32_t least,
+                             uint32_t most, uint32_t *value)
 {
     char expected[64];
     uint64_t number;
@@ -132,7 +132,7 @@ static kvb_status read_factors(const geometry_reader *r, const kvb_json *v, kvb_
     g->rope_factors = factors;
     for (uint32_t i = 0; i < pairs; i++) {
         factors[i] = (float)kvb_json_number(kvb_json_at(v, i), 0.0);
-        if (!(factors[i] > 0.0f) || !isfinite(factors[i]))
+        if (!isnormal(factors[i]) || factors[i] < 0.0f)
             return refuse(r, "rope_factors", "positive numbers");
     }
     return KVB_OK;
@@ -152,7 +152,7 @@ static kvb_status read_rope(const geometry_reader *r, const kvb_json *v, kvb_lay
     if (g->rope_dims % 2 != 0)
         return refuse(r, "rope_dims", "an even number: channels rotate in pairs");
     g->rope_base = kvb_json_number(kvb_json_get(v, "rope_base"), 0.0);
-    if (!(g->rope_base > 0.0))
+    if (!isnormal(g->rope_base) || g->rope_base < 0.0)
         return refuse(r, "rope_base", "a positive number");
     return read_factors(r, kvb_json_get(v, "rope_factors"), g);
 }
@@ -179,7 +179,7 @@ static kvb_status read_layer(const geometry_reader *r, const kvb_json *v, kvb_la
     if (status != KVB_OK)
         return status;
     g->attention_scale = kvb_json_number(kvb_json_get(v, "attention_scale"), 0.0);
-    if (!(g->attention_scale > 0.0))
+    if (!isnormal(g->attention_scale) || g->attention_scale < 0.0)
         return refuse(r, "attention_scale", "a positive number");
     return read_rope(r, v, g);
 }

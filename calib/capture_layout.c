@@ -79,8 +79,8 @@ kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64
     if (place_all(layout))
         return KVB_OK;
     kvb_kvc_layout_free(layout);
-    return kvb_fail(err, KVB_E_USAGE, "capture", "%" PRIu64 " rows of %u layers exceed 2^63 bytes; keep fewer rows", rows,
-                    layers);
+    return kvb_fail(err, KVB_E_USAGE, "capture", "%" PRIu64 " rows of %u layers exceed 2^63 bytes; keep fewer rows",
+                    rows, layers);
 }
 
 void kvb_kvc_layout_free(kvb_kvc_layout *layout)

@@ -136,8 +136,8 @@ void kvb_sink_abandon(kvb_capture_sink *sink)
     free(sink);
 }
 
-kvb_status kvb_store_create(const kvb_layer *geometry, uint32_t layers, const char *meta_json, kvb_capture_store **store,
-                            kvb_error *err)
+kvb_status kvb_store_create(const kvb_layer *geometry, uint32_t layers, const char *meta_json,
+                            kvb_capture_store **store, kvb_error *err)
 {
     *store = calloc(1, sizeof **store);
     if (*store == NULL)

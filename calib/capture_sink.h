@@ -1,4 +1,5 @@
-/* Where a run puts what it captured: into memory, or into the data section of a `.kvc` file. Both hold the same bytes. */
+/* Where a run puts what it captured: into memory, or into the data section of a `.kvc` file. Both hold the same
+ * bytes. */
 #ifndef KVB_CALIB_CAPTURE_SINK_H
 #define KVB_CALIB_CAPTURE_SINK_H
 
@@ -29,7 +30,7 @@ struct kvb_capture_store {
 };
 
 /* Copies geometry and meta; all tensors NULL. */
-kvb_status kvb_store_create(const kvb_layer *geometry, uint32_t layers, const char *meta_json, kvb_capture_store **store,
-                            kvb_error *err);
+kvb_status kvb_store_create(const kvb_layer *geometry, uint32_t layers, const char *meta_json,
+                            kvb_capture_store **store, kvb_error *err);
 
 #endif

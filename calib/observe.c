@@ -262,7 +262,8 @@ static void weigh(const call_view *v)
             }
 }
 
-/* Copies finite queries of a block, turned back by their drawn positions for the relative moment; others become zeros. */
+/* Copies finite queries of a block, for the relative moment turned back by their drawn positions; others become
+ * zeros. */
 static uint64_t gather_queries(const call_view *v, uint32_t head, int which, uint32_t first, uint32_t rows, float *x)
 {
     const kvb_layer *g = v->call->geometry;
@@ -334,8 +335,9 @@ kvb_status kvb_observer_see(kvb_observer *o, const kvb_attention_call *call, con
 {
     if (call->layer >= o->layers || call->geometry != &o->layer[call->layer] || call->tokens > o->max_tokens ||
         call->position != 0)
-        return kvb_fail(err, KVB_E_USAGE, "capture", "layer %u, %u tokens at %u: made for %u layers of one model, %u tokens at 0",
-                        call->layer, call->tokens, call->position, o->layers, o->max_tokens);
+        return kvb_fail(err, KVB_E_USAGE, "capture",
+                        "layer %u, %u tokens at %u: made for %u layers of one model, %u tokens at 0", call->layer,
+                        call->tokens, call->position, o->layers, o->max_tokens);
     call_view v = {.o = o, .call = call, .out = out, .lse = lse, .ld = kvb_attn_padded(call->tokens),
                    .group = call->geometry->heads / call->geometry->kv_heads};
     prepare(&v);

@@ -1,11 +1,11 @@
-/* What one attention call tells about its tokens: their weights, and the second moments of the queries. The arithmetic of
- * capture, without files, text or sampling. Reads the call, changes nothing.
+/* What one attention call tells about its tokens: their weights, and the second moments of the queries. The arithmetic
+ * of capture, without files, text or sampling. Reads the call, changes nothing.
  *
  * Queries are taken as the model hands them over, in both the weights' ||Q_i||_2 and the moments: not multiplied by
  * attention_scale (the weights carry it as their leading factor, the moments not at all).
  *
- * The results depend on the inputs alone, not on the number of threads: every task writes sums of its own, which are then
- * added in a fixed order, in double. */
+ * The results depend on the inputs alone, not on the number of threads: every task writes sums of its own, which are
+ * then added in a fixed order, in double. */
 #ifndef KVB_CALIB_OBSERVE_H
 #define KVB_CALIB_OBSERVE_H
 
@@ -29,7 +29,7 @@ void kvb_observer_destroy(kvb_observer *observer);
  * the same in all layers and heads. */
 void kvb_observer_begin_chunk(kvb_observer *observer, uint64_t chunk);
 
-/* Position drawn for the query at `position`: uniform over the positions it can see (0..position, or the sliding window). */
+/* Position drawn for the query at `position`: uniform over those it can see (0..position, or the sliding window). */
 uint32_t kvb_observer_draw(const kvb_observer *observer, uint32_t position, uint32_t sliding_window);
 
 /* out [H][T][D] and lse [H][T] as kvb_observe_fn gives them; call->position must be 0. */

@@ -328,7 +328,8 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
     static const struct {
         double bits;
         uint32_t channels, centroids;
-    } usual[] = {{0.375, 32, 4096}, {0.5, 16, 256}, {0.75, 16, 4096}, {1, 8, 256}, {2, 4, 256}, {3, 4, 4096}, {4, 2, 256}};
+    } usual[] = {{0.375, 32, 4096}, {0.5, 16, 256}, {0.75, 16, 4096}, {1, 8, 256},
+                 {2, 4, 256},       {3, 4, 4096},   {4, 2, 256}};
     for (size_t i = 0; i < COUNT(usual); i++)
         if (bits == usual[i].bits) {
             for (int kind = 0; kind < 2; kind++) {

@@ -77,8 +77,8 @@ static kvb_status choose_weights(const kvb_train_points *p, const float **weight
     if (wanted == KVB_WEIGHT_NONE || *weights != NULL)
         return KVB_OK;
     return refuse(p, 0, KVB_E_MISMATCH, err,
-                  "the capture has no layers.%u.%s, and recipe \"%s\" weights the %s by it: use a capture with weights, "
-                  "or a recipe with \"weights\": \"none\"",
+                  "the capture has no layers.%u.%s, and recipe \"%s\" weights the %s by it: use a capture with "
+                  "weights, or a recipe with \"weights\": \"none\"",
                   p->layer, wanted == KVB_WEIGHT_EXACT_K ? "weight_k" : "weight_v", p->recipe->name,
                   kvb_train_kind_name(p->kind));
 }

@@ -82,7 +82,11 @@ static inline float kvb_kmeans_weight(const kvb_kmeans_points *points, size_t i)
     return points->rows[i * points->row_floats + points->channels];
 }
 
-/* kmeans_seed.c: fills job->table. */
+/* kmeans_plusplus.c: fills job->table. */
+kvb_status kvb_kmeans_plus_plus(kvb_kmeans_job *job, kvb_error *err);
+void kvb_kmeans_point_read(const float *tiles, size_t i, uint32_t d, float *y);
+
+/* kmeans_seed.c: fills job->table as the options say. */
 kvb_status kvb_kmeans_seed(kvb_kmeans_job *job, kvb_error *err);
 
 /* kmeans_lloyd.c */

@@ -28,10 +28,11 @@ static const struct {
     const char *name;
     uint32_t bytes;
 } dtypes[] = {
-    [KVB_ST_BOOL] = {"BOOL", 1}, [KVB_ST_U8] = {"U8", 1},   [KVB_ST_I8] = {"I8", 1},   [KVB_ST_F8_E5M2] = {"F8_E5M2", 1},
-    [KVB_ST_F8_E4M3] = {"F8_E4M3", 1},                      [KVB_ST_I16] = {"I16", 2}, [KVB_ST_U16] = {"U16", 2},
-    [KVB_ST_F16] = {"F16", 2},   [KVB_ST_BF16] = {"BF16", 2}, [KVB_ST_I32] = {"I32", 4}, [KVB_ST_U32] = {"U32", 4},
-    [KVB_ST_F32] = {"F32", 4},   [KVB_ST_F64] = {"F64", 8}, [KVB_ST_I64] = {"I64", 8}, [KVB_ST_U64] = {"U64", 8},
+    [KVB_ST_BOOL] = {"BOOL", 1},       [KVB_ST_U8] = {"U8", 1},           [KVB_ST_I8] = {"I8", 1},
+    [KVB_ST_F8_E5M2] = {"F8_E5M2", 1}, [KVB_ST_F8_E4M3] = {"F8_E4M3", 1}, [KVB_ST_I16] = {"I16", 2},
+    [KVB_ST_U16] = {"U16", 2},         [KVB_ST_F16] = {"F16", 2},         [KVB_ST_BF16] = {"BF16", 2},
+    [KVB_ST_I32] = {"I32", 4},         [KVB_ST_U32] = {"U32", 4},         [KVB_ST_F32] = {"F32", 4},
+    [KVB_ST_F64] = {"F64", 8},         [KVB_ST_I64] = {"I64", 8},         [KVB_ST_U64] = {"U64", 8},
 };
 
 const char *kvb_st_dtype_name(kvb_st_dtype dtype)
@@ -98,7 +99,8 @@ static kvb_status read_offsets(const kvb_safetensors *st, const kvb_json *v, kvb
         !kvb_json_u64(kvb_json_at(v, 1), &end))
         return refuse_tensor(st, t->name, "\"data_offsets\" is no pair of whole numbers", err);
     if (begin > end || end > data_size) {
-        snprintf(what, sizeof what, "data_offsets [%llu, %llu] are outside the %llu bytes of data (is the file cut off?)",
+        snprintf(what, sizeof what,
+                 "data_offsets [%llu, %llu] are outside the %llu bytes of data (is the file cut off?)",
                  (unsigned long long)begin, (unsigned long long)end, (unsigned long long)data_size);
         return refuse_tensor(st, t->name, what, err);
     }
@@ -134,8 +136,8 @@ static kvb_status read_metadata(kvb_safetensors *st, const kvb_json *v, kvb_erro
         return kvb_fail(err, KVB_E_FORMAT, st->name, "__metadata__ is no object");
     for (size_t i = 0; i < kvb_json_count(v); i++)
         if (kvb_json_type_of(kvb_json_at(v, i)) != KVB_JSON_STRING)
-            return kvb_fail(err, KVB_E_FORMAT, st->name, "__metadata__ \"%.64s\" is no string; the format knows no other",
-                            kvb_json_key_at(v, i));
+            return kvb_fail(err, KVB_E_FORMAT, st->name,
+                            "__metadata__ \"%.64s\" is no string; the format knows no other", kvb_json_key_at(v, i));
     st->metadata = v;
     return KVB_OK;
 }

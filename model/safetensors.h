@@ -1,5 +1,5 @@
-/* safetensors files: named arrays behind a JSON header (spec of huggingface/safetensors). A checked reader over a memory
- * map: everything in the header is validated at open, array contents are never touched.
+/* safetensors files: named arrays behind a JSON header (spec of huggingface/safetensors). A checked reader over a
+ * memory map: everything in the header is validated at open, array contents are never touched.
  *
  * Refused: a header over 100 MB or not starting with '{'; anything but UTF-8 JSON; duplicate names; unknown or missing
  * members; unknown dtypes; a size that is not shape times dtype; arrays that overlap, leave a hole or do not end where

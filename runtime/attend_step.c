@@ -23,8 +23,8 @@ kvb_status kvb_step_create(kvb_step *s, const kvb_layer *layer, const kvb_policy
     s->tile = kvb_alloc_array((size_t)rows * KVB_ATTN_COLS, sizeof *s->tile);
     s->distance = kvb_alloc_array((size_t)rows * KVB_ATTN_COLS, sizeof *s->distance);
     s->values_t = kvb_alloc_array((size_t)dim * KVB_ATTN_COLS, sizeof *s->values_t);
-    if (s->state != NULL && s->q != NULL && s->out != NULL && s->scaled != NULL && s->lse != NULL && s->q_norm != NULL &&
-        s->tile != NULL && s->distance != NULL && s->values_t != NULL)
+    if (s->state != NULL && s->q != NULL && s->out != NULL && s->scaled != NULL && s->lse != NULL &&
+        s->q_norm != NULL && s->tile != NULL && s->distance != NULL && s->values_t != NULL)
         return KVB_OK;
     kvb_step_free(s);
     return kvb_fail_memory(err, "scratch of attention");

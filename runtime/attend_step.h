@@ -39,15 +39,15 @@ void kvb_step_begin(kvb_step *s, uint32_t position, uint32_t recent_first, uint3
 /* First position of the first tile that the query sees. */
 uint32_t kvb_step_first_tile(const kvb_step *s);
 
-/* One tile: keys_t [D][KVB_ATTN_COLS] are the transposed keys, after RoPE, of tokens first .. first+cols-1, `first` being
- * a multiple of KVB_ATTN_COLS; values [cols][D]. Tiles come in ascending order. */
+/* One tile: keys_t [D][KVB_ATTN_COLS] are the transposed keys, after RoPE, of tokens first .. first+cols-1, `first`
+ * being a multiple of KVB_ATTN_COLS; values [cols][D]. Tiles come in ascending order. */
 void kvb_step_tile(kvb_step *s, uint32_t first, uint32_t cols, const float *keys_t, const float *values);
 
 /* Ends with s->out and s->lse. */
 void kvb_step_end(kvb_step *s);
 
-/* Adds to score[0 .. count-1] what tokens first .. first+count-1 (at most KVB_ATTN_COLS, all recent) gain by this query:
- * EXACT_K: scale * sum_r A_rj ||V_j - O_r||_1 ||Q_r||_2; EXACT_V: sum_r A_rj. values [count][D]. */
+/* Adds to score[0 .. count-1] what tokens first .. first+count-1 (at most KVB_ATTN_COLS, all recent) gain by this
+ * query: EXACT_K: scale * sum_r A_rj ||V_j - O_r||_1 ||Q_r||_2; EXACT_V: sum_r A_rj. values [count][D]. */
 void kvb_step_add_scores(kvb_step *s, uint32_t first, uint32_t count, const float *values, double *score);
 
 #endif

@@ -127,8 +127,8 @@ static kvb_status check_geometry(const kvb_layer *layer, uint32_t index, kvb_err
         return kvb_fail(err, KVB_E_USAGE, where, "found head size %u, expected 1 .. %d", layer->head_dim, MAX_HEAD_DIM);
     if (layer->rope_style != KVB_ROPE_NONE && (layer->rope_dims == 0 || layer->rope_dims > layer->head_dim ||
                                                layer->rope_dims % 2 != 0 || !(layer->rope_base > 0.0)))
-        return kvb_fail(err, KVB_E_USAGE, where, "found %u rotary channels of %u at base %g, expected an even number of "
-                        "them and a positive base", layer->rope_dims, layer->head_dim, layer->rope_base);
+        return kvb_fail(err, KVB_E_USAGE, where, "found %u rotary channels of %u at base %g, expected an even number "
+                        "of them and a positive base", layer->rope_dims, layer->head_dim, layer->rope_base);
     if (!isfinite(layer->attention_scale) || (layer->kind == KVB_LAYER_SLIDING && layer->sliding_window == 0))
         return kvb_fail(err, KVB_E_USAGE, where, "found attention scale %g and sliding window %u, expected a finite "
                         "scale and a window of at least 1", layer->attention_scale, layer->sliding_window);
@@ -184,8 +184,8 @@ static kvb_status check_finite(const kvb_cache_layer *l, uint32_t layer, const c
     size_t values = (size_t)l->geometry.kv_heads * dim, bad = kvb_first_bad_value(x, values);
     if (bad == values)
         return KVB_OK;
-    return kvb_fail(err, KVB_E_CHECK, what, "layer %u, position %u, KV head %zu, channel %zu is %g: append finite values "
-                    "only", layer, l->length, bad / dim, bad % dim, (double)x[bad]);
+    return kvb_fail(err, KVB_E_CHECK, what, "layer %u, position %u, KV head %zu, channel %zu is %g: append finite "
+                    "values only", layer, l->length, bad / dim, bad % dim, (double)x[bad]);
 }
 
 kvb_status kvb_cache_append(kvb_cache *cache, uint32_t layer, const float *keys, const float *values, kvb_error *err)

@@ -1,8 +1,8 @@
 /* What a cache holds, for the files that implement it.
  *
  * A token of one KV head lives in exactly one place: the sinks, the window (a ring), the anchors, or the codes. Exact
- * tokens are rows of 2*D half floats: the key before RoPE, then the value. Codes are dense: the slot of a coded token is
- * its rank among the tokens that have left the window, less the anchors before it. */
+ * tokens are rows of 2*D half floats: the key before RoPE, then the value. Codes are dense: the slot of a coded token
+ * is its rank among the tokens that have left the window, less the anchors before it. */
 #ifndef KVB_RUNTIME_CACHE_STORE_H
 #define KVB_RUNTIME_CACHE_STORE_H
 

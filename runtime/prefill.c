@@ -26,7 +26,8 @@ static kvb_status check(const kvb_prefill *p, const float *out, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "kvb_prefill_attend", "found layer %u of %u and %u tokens", p->layer,
                         kvb_book_layers(p->book), p->tokens);
     if ((unsigned)p->protocol > KVB_PROTOCOL_CHUNK)
-        return kvb_fail(err, KVB_E_USAGE, "protocol", "found %u, expected a kvb_anchor_protocol", (unsigned)p->protocol);
+        return kvb_fail(err, KVB_E_USAGE, "protocol", "found %u, expected a kvb_anchor_protocol",
+                        (unsigned)p->protocol);
     const kvb_layer *layer = kvb_book_layer(p->book, p->layer);
     kvb_status status = kvb_policy_check(p->policy, err);
     if (status == KVB_OK)

@@ -27,8 +27,6 @@ static bool start(causal_head *c)
     if (c->keys_t == NULL || c->score == NULL)
         return false;
     kvb_work_transpose(w, c->h->exact_k, c->keys_t);
-    for (uint32_t j = 0; j < w->tokens; j++)
-        c->h->until[j] = KVB_UNTIL_EVER;
     return kvb_step_reserve(&c->step, w->policy.window < w->tokens ? w->policy.window : w->tokens);
 }
 
@@ -40,8 +38,7 @@ static void finish(causal_head *c)
     free(c->score);
 }
 
-/* From query i on, token j is read from its codes. */
-static void become_codes(causal_head *c, uint32_t j, uint32_t i)
+static void become_codes(causal_head *c, uint32_t j)
 {
     const size_t dim = c->w->layer->head_dim;
     const float *key = c->h->coded_k + j * dim;
@@ -49,7 +46,6 @@ static void become_codes(causal_head *c, uint32_t j, uint32_t i)
     for (size_t d = 0; d < dim; d++)
         column[d * KVB_ATTN_COLS] = key[d];
     memcpy(c->h->exact_v + j * dim, c->h->coded_v + j * dim, dim * sizeof(float));
-    c->h->until[j] = i;
 }
 
 static bool age(causal_head *c, uint32_t i)
@@ -61,7 +57,7 @@ static bool age(causal_head *c, uint32_t i)
     if (!kvb_pool_reserve(&c->pool))
         return false;
     if (kvb_pool_offer(&c->pool, leaver, (float)c->score[leaver], &loser) != KVB_POOL_NONE)
-        become_codes(c, loser, i);
+        become_codes(c, loser);
     return true;
 }
 

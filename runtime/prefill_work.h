@@ -41,7 +41,7 @@ kvb_status kvb_prefill_mirror(kvb_prefill_work *w, kvb_error *err);
 kvb_status kvb_prefill_until(kvb_prefill_work *w, kvb_error *err);
 /* prefill_tiled.c: attention with until[] known. */
 kvb_status kvb_prefill_tiled(kvb_prefill_work *w, kvb_error *err);
-/* prefill_causal.c: token by token, as the cache does it; fills until[] on the way. */
+/* prefill_causal.c: token by token, as the cache does it; needs no until[]. */
 kvb_status kvb_prefill_causal(kvb_prefill_work *w, kvb_error *err);
 
 #endif

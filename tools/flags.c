@@ -6,7 +6,7 @@
 
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
 
-const kvb_flag kvb_common_flags[] = {
+const kvb_flag kvb_common_flags[6] = {
     {"--quiet", KVB_FLAG_BOOL, NULL, "say nothing but errors and warnings", .offset = offsetof(kvb_common_args, quiet), .letter = "-q"},
     {"--verbose", KVB_FLAG_BOOL, NULL, "say more", .offset = offsetof(kvb_common_args, verbose), .letter = "-v"},
     {"--no-progress", KVB_FLAG_BOOL, NULL, "no progress lines", .offset = offsetof(kvb_common_args, no_progress)},
@@ -15,9 +15,8 @@ const kvb_flag kvb_common_flags[] = {
     {"--help", KVB_FLAG_BOOL, NULL, "print this", .offset = offsetof(kvb_common_args, help), .letter = "-h"},
     {"--version", KVB_FLAG_BOOL, NULL, "print the version", .offset = offsetof(kvb_common_args, version)},
 };
-const size_t kvb_common_flag_count = COUNT(kvb_common_flags);
 
-const kvb_flag kvb_model_flags[] = {
+const kvb_flag kvb_model_flags[3] = {
     {"--model", KVB_FLAG_STRING, "FILE", "the model: GGUF, or a llama2.c checkpoint",
      .offset = offsetof(kvb_model_args, model), .required = true},
     {"--tokenizer", KVB_FLAG_STRING, "FILE", "llama2.c's tokenizer.bin (a GGUF has its own)",
@@ -27,9 +26,8 @@ const kvb_flag kvb_model_flags[] = {
      "limit)",
      .offset = offsetof(kvb_model_args, max_weights)},
 };
-const size_t kvb_model_flag_count = COUNT(kvb_model_flags);
 
-const kvb_flag kvb_text_flags[] = {
+const kvb_flag kvb_text_flags[6] = {
     {"--text", KVB_FLAG_STRINGS, "FILE",
      "UTF-8 files, read in order; of a .jsonl file the field `text` of each line", .offset = offsetof(kvb_text_args, text),
      .required = true},
@@ -43,9 +41,8 @@ const kvb_flag kvb_text_flags[] = {
      .offset = offsetof(kvb_text_args, bos)},
     {"--no-bos", KVB_FLAG_BOOL, NULL, "do not, whatever the model file asks for", .offset = offsetof(kvb_text_args, no_bos)},
 };
-const size_t kvb_text_flag_count = COUNT(kvb_text_flags);
 
-const kvb_flag kvb_recipe_flags[] = {
+const kvb_flag kvb_recipe_flags[5] = {
     {"--recipe", KVB_FLAG_STRING, "NAME", "a built-in recipe (`kvbook recipes`) or a recipe file (.json)",
      .offset = offsetof(kvb_recipe_args, recipe)},
     {"--bits", KVB_FLAG_REAL, "B", "bits per element: 0.375, 0.5, 0.75, 1, 2, 3 or 4; picks the usual shape",
@@ -55,9 +52,8 @@ const kvb_flag kvb_recipe_flags[] = {
     {"--v", KVB_FLAG_STRING, "DxK", "shape of the values' codebooks", .offset = offsetof(kvb_recipe_args, shape_v)},
     {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)", .offset = offsetof(kvb_recipe_args, seed)},
 };
-const size_t kvb_recipe_flag_count = COUNT(kvb_recipe_flags);
 
-const kvb_flag kvb_policy_flags[] = {
+const kvb_flag kvb_policy_flags[4] = {
     {"--anchors", KVB_FLAG_FRACTION, "SHARE", "of the tokens that left the window stay exact: 0.01 or 1%",
      .offset = offsetof(kvb_policy_args, anchors)},
     {"--anchor-score", KVB_FLAG_CHOICE, "NAME", "what makes a token an anchor", .offset = offsetof(kvb_policy_args, score),
@@ -67,9 +63,8 @@ const kvb_flag kvb_policy_flags[] = {
     {"--sinks", KVB_FLAG_COUNT, "N", "first tokens kept exact", .offset = offsetof(kvb_policy_args, sinks),
      .most = 1 << 24},
 };
-const size_t kvb_policy_flag_count = COUNT(kvb_policy_flags);
 
-const kvb_flag kvb_capture_flags[] = {
+const kvb_flag kvb_capture_flags[2] = {
     {"--max-memory", KVB_FLAG_SIZE, "SIZE",
      "memory for captured keys and values (default 4G); tokens are sampled evenly where all would not fit",
      .offset = offsetof(kvb_capture_args, max_memory)},
@@ -77,15 +72,13 @@ const kvb_flag kvb_capture_flags[] = {
      "leave out rows that hold a NaN or infinity, and count them; without it the first one ends the run",
      .offset = offsetof(kvb_capture_args, allow_nan)},
 };
-const size_t kvb_capture_flag_count = COUNT(kvb_capture_flags);
 
-const kvb_flag kvb_override_flags[] = {
+const kvb_flag kvb_override_flags[2] = {
     {"--allow-model-mismatch", KVB_FLAG_BOOL, NULL, "use a book that was made from another model file",
      .offset = offsetof(kvb_override_args, model)},
     {"--allow-tokenizer-mismatch", KVB_FLAG_BOOL, NULL, "use a book that was made with another tokenizer",
      .offset = offsetof(kvb_override_args, tokenizer)},
 };
-const size_t kvb_override_flag_count = COUNT(kvb_override_flags);
 
 kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kvb_error *err)
 {

@@ -45,16 +45,14 @@ typedef struct kvb_override_args {
     bool model, tokenizer;
 } kvb_override_args;
 
-extern const kvb_flag kvb_common_flags[], kvb_model_flags[], kvb_text_flags[], kvb_recipe_flags[], kvb_policy_flags[],
-    kvb_capture_flags[], kvb_override_flags[];
-extern const size_t kvb_common_flag_count, kvb_model_flag_count, kvb_text_flag_count, kvb_recipe_flag_count,
-    kvb_policy_flag_count, kvb_capture_flag_count, kvb_override_flag_count;
+extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6], kvb_recipe_flags[5],
+    kvb_policy_flags[4], kvb_capture_flags[2], kvb_override_flags[2];
 
 /* A group of a command whose options are `type`, with the group's struct as `member`. */
 #define KVB_GROUP(name_, title_, type, member)                                                                          \
     {                                                                                                                  \
-        .title = (title_), .flags = kvb_##name_##_flags, .count = kvb_##name_##_flag_count,                            \
-        .base = offsetof(type, member)                                                                                 \
+        .title = (title_), .flags = kvb_##name_##_flags,                                                               \
+        .count = sizeof kvb_##name_##_flags / sizeof *kvb_##name_##_flags, .base = offsetof(type, member)              \
     }
 
 /* The recipe that the flags ask for. KVB_E_USAGE where neither flags nor recipe say how many bits. */

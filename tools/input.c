@@ -72,31 +72,39 @@ static kvb_status choose_ctx(kvb_input *in, const kvb_text_args *t, kvb_error *e
     return KVB_OK;
 }
 
-kvb_status kvb_input_open(kvb_input *in, const kvb_model_args *m, const kvb_text_args *t, kvb_progress *p,
-                          kvb_error *err)
+kvb_status kvb_input_load_text(kvb_input *in, const kvb_text_args *t, kvb_progress *p, kvb_error *err)
 {
-    *in = (kvb_input){.skip = t->skip.value};
-    if (t->bos && t->no_bos)
-        return kvb_fail(err, KVB_E_USAGE, "--bos", "given together with --no-bos: choose one");
     kvb_status status = KVB_OK;
     for (size_t i = 0; i < t->text.count && status == KVB_OK; i++)
         status = check_regular(t->text.items[i], err);
     if (status == KVB_OK)
-        status = kvb_open_model(m, p, &in->model, err);
+        status = kvb_text_load(kvb_model_tokenizer(in->model), t->text.items, t->text.count, &in->text, err);
+    if (status == KVB_OK)
+        status = kvb_text_chunks(&in->text, in->ctx, t->skip.value, t->chunks.value, &in->chunks, err);
+    if (status != KVB_OK)
+        return status;
+    in->skip = t->skip.value;
+    kvb_say_more(p, "text: %zu tokens of %zu files, %llu chunks of %u", in->text.id_count, in->text.source_count,
+                 (unsigned long long)in->chunks, in->ctx);
+    if (t->chunks.set && in->chunks < t->chunks.value)
+        kvb_warn(p, "%llu chunks asked for, the text holds %llu of %u tokens", (unsigned long long)t->chunks.value,
+                 (unsigned long long)in->chunks, in->ctx);
+    return KVB_OK;
+}
+
+kvb_status kvb_input_open(kvb_input *in, const kvb_model_args *m, const kvb_text_args *t, kvb_progress *p,
+                          kvb_error *err)
+{
+    *in = (kvb_input){0};
+    if (t->bos && t->no_bos)
+        return kvb_fail(err, KVB_E_USAGE, "--bos", "given together with --no-bos: choose one");
+    kvb_status status = kvb_open_model(m, p, &in->model, err);
     if (status == KVB_OK)
         status = choose_ctx(in, t, err);
     if (status == KVB_OK)
         status = kvb_choose_bos(in->model, t->bos, t->no_bos, &in->bos, err);
     if (status == KVB_OK)
-        status = kvb_text_load(kvb_model_tokenizer(in->model), t->text.items, t->text.count, &in->text, err);
-    if (status == KVB_OK)
-        status = kvb_text_chunks(&in->text, in->ctx, in->skip, t->chunks.value, &in->chunks, err);
-    if (status == KVB_OK)
-        kvb_say_more(p, "text: %zu tokens of %zu files, %llu chunks of %u", in->text.id_count, in->text.source_count,
-                     (unsigned long long)in->chunks, in->ctx);
-    if (status == KVB_OK && t->chunks.set && in->chunks < t->chunks.value)
-        kvb_warn(p, "--chunks asks for %llu, the text holds %llu of %u tokens", (unsigned long long)t->chunks.value,
-                 (unsigned long long)in->chunks, in->ctx);
+        status = kvb_input_load_text(in, t, p, err);
     if (status != KVB_OK)
         kvb_input_close(in);
     return status;

@@ -24,6 +24,8 @@ kvb_status kvb_choose_bos(const kvb_model *model, bool bos, bool no_bos, int32_t
 /* Both of the above, and the text in chunks. */
 kvb_status kvb_input_open(kvb_input *input, const kvb_model_args *m, const kvb_text_args *t, kvb_progress *p,
                           kvb_error *err);
+/* The text alone, for a model that is open: fills text, skip and chunks. */
+kvb_status kvb_input_load_text(kvb_input *input, const kvb_text_args *t, kvb_progress *p, kvb_error *err);
 void kvb_input_close(kvb_input *input);
 
 /* Fails now, not after an hour, where `path` could not be written, or is one of the inputs. */

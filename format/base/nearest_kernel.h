@@ -13,11 +13,19 @@
 #include "format/base/nearest_internal.h"
 
 #define ALWAYS static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+
 /* The points do not change from group to group, but the registers belong to the accumulators: without this the compiler
  * would load all points once and spill them. */
 #define KEEP_IN_MEMORY(pointer) __asm__("" : "+r"(pointer))
+
+/* Sanitizers check every load: unrolled, that is minutes of compiling for nothing. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define UNROLL
+#define UNROLL_CHANNELS
+#else
+#define UNROLL _Pragma("GCC unroll 16")
 #define UNROLL_CHANNELS _Pragma("GCC unroll 2")
+#endif
 
 /* Up to so many groups the index is tracked centroid by centroid: evaluating a group again would cost more. */
 enum { DIRECT_GROUPS = 2 };

@@ -3,8 +3,21 @@
  * Words: at position p the cache holds tokens 0..p. With window w, the w most recent tokens are exact (the current one
  * is the first of them); the first `sinks` tokens are exact for ever. A token that leaves the window is scored: the
  * ceil(anchor_fraction * n) best of the n tokens that have left so far (sinks not counted) stay exact as anchors, the
- * rest are codes. An anchor that falls out of the best becomes codes and stays so. Exact tokens are stored as IEEE half
- * floats. A cache belongs to one thread at a time; different caches may share a book. */
+ * rest are codes. An anchor that falls out of the best becomes codes and stays so; of equal scores the earlier token
+ * stays. Exact tokens are stored as IEEE half floats of the key before RoPE and of the value, and it is these that are
+ * encoded.
+ *
+ * KVB_SCORE_EXACT_K and KVB_SCORE_EXACT_V sum over the queries that saw the token in the window, its own included,
+ * under the cache's own attention. With window 0 there are none, and every token scores 0. A token that has left cannot
+ * come back, so when ceil(anchor_fraction * n) grows, the place goes to the token that leaves just then, whatever its
+ * score.
+ *
+ * Layers that the book does not support, and every layer of a cache without a book, keep all tokens in the window. A
+ * sliding layer attends to its sliding window but keeps every token. Search structures for encoding are made when a
+ * layer's first token leaves the window; they take about 4 times the bytes of the book's codebooks and are not counted
+ * below.
+ *
+ * A cache belongs to one thread at a time; different caches may share a book. A failing call leaves it as it was. */
 #ifndef KVBOOK_CACHE_H
 #define KVBOOK_CACHE_H
 
@@ -20,30 +33,39 @@ typedef struct kvb_cache_options {
     uint32_t struct_size; /* set by the init function */
     kvb_policy policy;
     uint64_t seed;     /* of KVB_SCORE_RANDOM */
-    uint32_t reserve;  /* tokens to make room for at once; grows as needed */
+    uint32_t reserve;  /* tokens of a layer to make room for at once when one more does not fit; 0 lets room double */
 } kvb_cache_options;
 
 /* The book's own policy, or with a NULL book: nothing coded, everything exact. */
 KVB_API void kvb_cache_options_init(kvb_cache_options *options, const kvb_book *book);
 
-/* `book` must outlive the cache. */
+/* `book` must outlive the cache. KVB_E_USAGE for a policy out of range. */
 KVB_API kvb_status kvb_cache_create(const kvb_book *book, const kvb_cache_options *options, kvb_cache **cache,
                                     kvb_error *err);
 /* A cache without a book: every token exact (as half floats). `layer` is copied, but rope_factors must outlive it. */
 KVB_API kvb_status kvb_cache_create_exact(const kvb_layer *layer, uint32_t layers, kvb_cache **cache, kvb_error *err);
 KVB_API void kvb_cache_destroy(kvb_cache *cache);
 
-/* Appends the next token of a layer: keys [G][D] before RoPE, values [G][D]. Its position is the layer's length. */
+/* Appends the next token of a layer: keys [G][D] before RoPE, values [G][D]. Its position is the layer's length. Finite
+ * values beyond the range of half floats are stored as +-65504; KVB_E_CHECK for NaN and infinity. */
 KVB_API kvb_status kvb_cache_append(kvb_cache *cache, uint32_t layer, const float *keys, const float *values,
                                     kvb_error *err);
-/* Attention of the newest token's query: q [H][D] after RoPE, out [H][D]. Also adds to the scores of the window. */
+/* Attention of the newest token's query: q [H][D] after RoPE, out [H][D]. The first call after an append also adds to
+ * the scores of the window; a token appended without one adds nothing. */
 KVB_API kvb_status kvb_cache_attend(kvb_cache *cache, uint32_t layer, const float *q, float *out, kvb_error *err);
 
 KVB_API uint64_t kvb_cache_length(const kvb_cache *cache, uint32_t layer);
 
-/* Bytes held, counted exactly (not capacity reserved). */
+/* Bytes held, counted exactly (not capacity reserved), over all layers. */
 typedef struct kvb_cache_bytes {
-    uint64_t codes, anchors, window, sinks, index, codebooks, total;
+    uint64_t codes;     /* packed codes of tokens that are neither sinks, in the window, nor anchors */
+    uint64_t anchors;   /* half floats of the three kinds of exact tokens */
+    uint64_t window;
+    uint64_t sinks;
+    uint64_t index;     /* position and score of each anchor; running score of each token of the window, where attention
+                           gives it */
+    uint64_t codebooks; /* tables, means and transforms of the whole book, once */
+    uint64_t total;
     uint64_t elements; /* K and V elements represented: bits = 8 * total / elements */
 } kvb_cache_bytes;
 KVB_API kvb_cache_bytes kvb_cache_count_bytes(const kvb_cache *cache);
@@ -55,10 +77,12 @@ KVB_API kvb_cache_bytes kvb_cache_predict_bytes(const kvb_book *book, const kvb_
 KVB_API kvb_status kvb_cache_read(const kvb_cache *cache, uint32_t layer, uint32_t head, uint64_t position, float *key,
                                   float *value, int *exact, kvb_error *err);
 
-/* Encodes n rows [D] (row i at x + i*stride floats) of one head with a codebook: codes [n][S], each < K. */
+/* Encodes n rows [D] (row i at x + i*stride floats) of one head with a codebook: codes [n][S], each < K. Keys are
+ * given in the layer's frame. A row's codes do not depend on the others. KVB_E_CHECK for NaN and infinity. Makes its
+ * search structures anew on each call: encode many rows at once. */
 KVB_API kvb_status kvb_encode(const kvb_codebook *codebook, uint32_t head_dim, const float *x, size_t stride, size_t n,
                               uint32_t *codes, kvb_error *err);
-/* Decodes n rows of codes to x [n][D]. */
+/* Decodes n rows of codes to x [n][D]. KVB_E_USAGE for a code that is not less than K. */
 KVB_API kvb_status kvb_decode(const kvb_codebook *codebook, uint32_t head_dim, const uint32_t *codes, size_t n,
                               float *x, kvb_error *err);
 /* Codes as bit strings: code i at bits [i*b, (i+1)*b), least significant bit first. Bytes for S codes of b bits are

@@ -13,6 +13,7 @@
 #include "format/base/half.h"
 #include "format/base/json.h"
 #include "format/base/rng.h"
+#include "format/base/rope.h"
 #include "tests/support/cm.h"
 #include "tests/support/scratch.h"
 #include "tests/support/synth.h"
@@ -105,6 +106,8 @@ typedef struct naive {
     uint64_t chunk;
     size_t checked;
     double worst; /* of the weights, relative */
+    const kvb_observer *draws;
+    double *moment; /* [layers][G][2][D][D]: relative and post, sums */
 } naive;
 
 static void naive_weights(const synth_call *s, double *weight_k, double *weight_v)
@@ -163,6 +166,40 @@ static void compare_head(naive *n, const synth_call *s, uint32_t layer, uint32_t
     }
 }
 
+static void naive_moments(const naive *n, const synth_call *s, uint32_t layer)
+{
+    uint32_t dim = s->layer.head_dim, tokens = s->call.tokens, group = s->layer.heads / s->layer.kv_heads;
+    kvb_rope_table rope;
+    float turned[64];
+    kvb_rope_table_create(&rope, &s->layer, 0, tokens, NULL);
+    for (uint32_t h = 0; h < s->layer.heads; h++)
+        for (uint32_t i = 0; i < tokens; i++) {
+            const float *q = s->q + ((size_t)h * tokens + i) * dim;
+            double *sum = n->moment + ((size_t)layer * s->layer.kv_heads + h / group) * 2 * dim * dim;
+            kvb_rope_unrotate(&rope, kvb_observer_draw(n->draws, i, 0), dim, q, turned);
+            for (uint32_t a = 0; a < dim; a++)
+                for (uint32_t b = 0; b < dim; b++) {
+                    sum[a * dim + b] += (double)turned[a] * (double)turned[b];
+                    sum[dim * dim + a * dim + b] += (double)q[a] * (double)q[b];
+                }
+        }
+    kvb_rope_table_free(&rope);
+}
+
+static void compare_moments(const naive *n)
+{
+    const kvb_capture *c = n->capture;
+    const kvb_layer *g = &c->geometry[0];
+    size_t square = (size_t)g->head_dim * g->head_dim;
+    double queries = (double)(CHUNKS * CTX * g->heads / g->kv_heads);
+    for (size_t l = 0; l < c->layers; l++)
+        for (size_t i = 0; i < g->kv_heads * square; i++) {
+            const double *sum = n->moment + (l * g->kv_heads + i / square) * 2 * square + i % square;
+            assert_true(fabs((double)c->layer[l].moment_relative[i] - sum[0] / queries) < 1e-5);
+            assert_true(fabs((double)c->layer[l].moment_post[i] - sum[square] / queries) < 1e-5);
+        }
+}
+
 static kvb_status naive_observe(void *user, const kvb_attention_call *call, const float *out, const float *lse,
                                 kvb_error *err)
 {
@@ -175,6 +212,7 @@ static kvb_status naive_observe(void *user, const kvb_attention_call *call, cons
     double *weights = kvb_alloc_zeroed(2 * rows_k, sizeof *weights);
     (void)out, (void)lse, (void)err;
     naive_weights(&s, weights, weights + rows_k);
+    naive_moments(n, &s, call->layer);
     for (uint32_t head = 0; head < g->kv_heads; head++)
         compare_head(n, &s, call->layer, head, weights, weights + rows_k);
     free(weights);
@@ -187,10 +225,16 @@ static void compare_run(const fixture *f, const kvb_capture *c, const kvb_captur
     uint32_t tokens[CTX];
     const float *hidden;
     kvb_forward *forward;
+    kvb_observer *observer;
     naive n = {.capture = c};
+    size_t dim = c->geometry[0].head_dim;
     kvb_forward_hooks hooks = {.observe = naive_observe, .observe_user = &n};
     assert_int_equal(kvb_forward_create(f->model, CTX, &forward, NULL), KVB_OK);
+    assert_int_equal(kvb_observer_create(c->geometry, c->layers, CTX, o->seed, &observer, NULL), KVB_OK);
+    n.draws = observer;
+    n.moment = kvb_alloc_zeroed(c->layers * c->geometry[0].kv_heads * 2 * dim * dim, sizeof *n.moment);
     for (n.chunk = 0; n.chunk < CHUNKS; n.chunk++) {
+        kvb_observer_begin_chunk(observer, SKIP + n.chunk);
         memcpy(tokens, f->text.ids + (SKIP + n.chunk) * CTX, sizeof tokens);
         tokens[0] = (uint32_t)o->bos;
         assert_int_equal(kvb_forward_run(forward, tokens, CTX, 0, &hooks, &hidden, NULL), KVB_OK);
@@ -198,6 +242,9 @@ static void compare_run(const fixture *f, const kvb_capture *c, const kvb_captur
     kvb_forward_destroy(forward);
     assert_int_equal(n.checked, c->layers * c->geometry[0].kv_heads * c->rows);
     assert_true(n.worst < 2e-4);
+    compare_moments(&n);
+    kvb_observer_destroy(observer);
+    free(n.moment);
 }
 
 static void test_naive(void **state)

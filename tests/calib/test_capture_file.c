@@ -131,7 +131,9 @@ typedef struct hand_made {
     size_t data;
 } hand_made;
 
-#define GEOMETRY "[{\"heads\":2,\"kv_heads\":1,\"head_dim\":2,\"kind\":\"full\",\"rope_style\":\"none\",\"attention_scale\":0.5}]"
+#define GEOMETRY                                                                                       \
+    "[{\"heads\":2,\"kv_heads\":1,\"head_dim\":2,\"kind\":\"full\",\"rope_style\":\"none\"," \
+    "\"attention_scale\":0.5}]"
 #define TENSOR(name, dtype, shape, begin, end) \
     ",\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" #begin "," #end "]}"
 #define KEYS TENSOR("layers.0.keys", "F16", "[1,3,2]", 0, 12)
@@ -236,6 +238,26 @@ static void test_refused(void **state)
     }
 }
 
+/* A capture that another program wrote, with I32 chunks, three kinds of layers and members in its own order. */
+static void test_foreign_file(void **state)
+{
+    (void)state;
+    kvb_capture_store *store;
+    kvb_error err = {0};
+    if (kvb_capture_open("tests/fuzz/corpus/safetensors/capture-full", &store, &err) != KVB_OK)
+        fail_msg("%s: %s", err.where, err.message);
+    const kvb_capture *c = kvb_capture_view(store);
+    assert_int_equal(c->layers, 3);
+    assert_int_equal(c->rows, 2);
+    assert_int_equal(c->row_position[1], 4);
+    assert_int_equal(c->geometry[1].sliding_window, 4);
+    assert_true(c->geometry[0].rope_factors[0] == 1.5f);
+    assert_non_null(c->layer[1].moment_post);
+    assert_null(c->layer[2].keys);
+    assert_string_equal(c->meta_json, "{\"tool\":\"other\"}");
+    kvb_capture_close(store);
+}
+
 static void test_geometry(void **state)
 {
     (void)state;
@@ -283,7 +305,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip), cmocka_unit_test(test_alignment), cmocka_unit_test(test_truncations),
         cmocka_unit_test(test_flips),      cmocka_unit_test(test_least_file), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_geometry),   cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_geometry),   cmocka_unit_test(test_sizes), cmocka_unit_test(test_foreign_file),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -258,8 +258,8 @@ static void odd_shapes(void **state)
     run_case(&(rt_shape){.layers = 1, .heads = 70, .kv_heads = 1, .head_dim = 6, .channels = 2, .centroids = 4,
                          .frame = KVB_FRAME_POST, .rope_style = KVB_ROPE_HALF, .rope_dims = 4, .seed = 3}, &policy, 40);
     run_case(&(rt_shape){.layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 64, .channels = 32, .centroids = 64,
-                         .frame = KVB_FRAME_BLOCK, .rope_block = 16, .rope_style = KVB_ROPE_INTERLEAVED, .rope_dims = 64,
-                         .transform = true, .seed = 4}, &policy, 50);
+                         .frame = KVB_FRAME_BLOCK, .rope_block = 16, .rope_style = KVB_ROPE_INTERLEAVED,
+                         .rope_dims = 64, .transform = true, .seed = 4}, &policy, 50);
 }
 
 static void policies_at_their_ends(void **state)

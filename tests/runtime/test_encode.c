@@ -45,8 +45,8 @@ static void check_codes(const kvb_codebook *b, uint32_t dim, const float *x, con
         if (index == codes[s])
             continue;
         uint32_t zero;
-        kvb_nearest_reference(table + (size_t)codes[s] * b->channels, b->channels, 1, y + s * b->channels, dim, 1, &zero,
-                              &chosen);
+        kvb_nearest_reference(table + (size_t)codes[s] * b->channels, b->channels, 1, y + s * b->channels, dim, 1,
+                              &zero, &chosen);
         assert_true((double)chosen - (double)nearest < 1e-4 * (double)(1.0f + nearest));
     }
     free(y);

@@ -38,8 +38,8 @@ void rt_rows_free(rt_rows *rows);
 /* Copies token t of x [heads][T][D] to [heads][D]. */
 void rt_rows_take(const float *x, uint32_t heads, uint32_t tokens, uint32_t head_dim, uint32_t t, float *out);
 
-/* Attention in double, as the formula: query q [D] over `count` keys (after RoPE) and values [count][D], of which a sliding
- * layer sees the last. Writes out [D] and the probabilities [count]. */
+/* Attention in double, as the formula: query q [D] over `count` keys (after RoPE) and values [count][D], of which a
+ * sliding layer sees the last. Writes out [D] and the probabilities [count]. */
 void rt_attend(const kvb_layer *layer, const float *q, const double *keys, const float *values, uint32_t count,
                double *out, double *probs);
 

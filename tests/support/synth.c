@@ -132,7 +132,8 @@ static void fill_rows(uint16_t *half, const synth_capture *s, uint64_t key)
         uint64_t cluster = kvb_rng_below(key, i, CLUSTERS);
         for (uint32_t c = 0; c < s->dim; c++) {
             double centre = 2.0 * normal(key + 1, cluster * s->dim + c);
-            half[(size_t)i * s->dim + c] = kvb_half_from_float((float)(centre + 0.5 * normal(key + 2, (uint64_t)i * s->dim + c)));
+            uint64_t at = (uint64_t)i * s->dim + c;
+            half[at] = kvb_half_from_float((float)(centre + 0.5 * normal(key + 2, at)));
         }
     }
 }

@@ -15,7 +15,7 @@ typedef struct synth_call {
     float *q, *k_pre, *k, *v, *out, *lse;
 } synth_call;
 
-/* Fills q, k and v at random and computes out and lse. window 0: full attention. The struct must not move afterwards. */
+/* Fills q, k and v at random and computes out and lse. window 0: full attention. The struct must not move after it. */
 void synth_call_create(synth_call *s, uint32_t heads, uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t window,
                        uint64_t key);
 void synth_call_free(synth_call *s);

@@ -1,0 +1,314 @@
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "format/base/fail.h"
+#include "tools/calibration.h"
+#include "tools/commands.h"
+#include "tools/evaluate.h"
+#include "tools/identity.h"
+#include "tools/summary.h"
+
+typedef struct eval_args {
+    kvb_common_args common;
+    kvb_model_args model;
+    kvb_text_args text;
+    kvb_strings books;
+    kvb_recipe_args recipe;
+    kvb_text_args calibration;
+    kvb_capture_args capture;
+    kvb_policy_args policy;
+    kvb_arg_u64 protocol;
+    kvb_override_args allow;
+    bool no_exact, json;
+} eval_args;
+
+static const char *const protocols[] = {"causal", "chunk", NULL};
+
+static const kvb_flag flags[] = {
+    {"--book", KVB_FLAG_STRINGS, "FILE", "books to score (.kvb); one exact pass serves them all",
+     .offset = offsetof(eval_args, books)},
+    {"--anchor-protocol", KVB_FLAG_CHOICE, "NAME", "anchors chosen as tokens leave the window, as a cache does, or from "
+     "the whole chunk at once, as the papers do", .offset = offsetof(eval_args, protocol), .choices = protocols},
+    {"--no-exact", KVB_FLAG_BOOL, NULL, "leave out the exact pass: no ppl_exact, kl and top1",
+     .offset = offsetof(eval_args, no_exact)},
+    {"--json", KVB_FLAG_BOOL, NULL, "print one JSON object, on one line, for each book",
+     .offset = offsetof(eval_args, json)},
+};
+
+static const kvb_flag calibration_flags[] = {
+    {"--calib-text", KVB_FLAG_STRINGS, "FILE", "text to calibrate --recipe on", .offset = offsetof(kvb_text_args, text)},
+    {"--calib-chunks", KVB_FLAG_COUNT, "N", "chunks of it at most (default: all)",
+     .offset = offsetof(kvb_text_args, chunks), .least = 1},
+    {"--calib-skip", KVB_FLAG_COUNT, "N", "chunks of it to pass over first", .offset = offsetof(kvb_text_args, skip)},
+};
+
+static const kvb_command_spec spec = {
+    .name = "eval",
+    .summary = "Score a model on text with its KV cache coded by books, beside its exact cache",
+    .about = "  kvbook eval --model M.gguf --text test.txt --chunks 8 --book M.kvb\n\n"
+             "Without --book and --recipe the exact cache alone is scored. A book's own policy (anchors, window, sinks) "
+             "holds\nunless a flag overrides it; --anchors 0 --window 0 --sinks 0 keeps nothing exact.",
+    .args_size = sizeof(eval_args),
+    .group = {KVB_GROUP(model, "Model", eval_args, model), KVB_GROUP(text, "Text", eval_args, text),
+              {"Scoring", flags, sizeof flags / sizeof *flags, 0},
+              KVB_GROUP(policy, "What stays exact (default: what the book says)", eval_args, policy),
+              KVB_GROUP(override, "Overrides", eval_args, allow),
+              KVB_GROUP(recipe, "A recipe calibrated here instead of a book", eval_args, recipe),
+              {"Calibration of --recipe", calibration_flags, 3, offsetof(eval_args, calibration)},
+              KVB_GROUP(common, "Common flags", eval_args, common)},
+    .groups = 8,
+};
+
+/* A run: books in the order asked for, the calibrated recipe last. */
+typedef struct eval_run {
+    const eval_args *args;
+    kvb_input input;
+    size_t count;
+    kvb_book **book;           /* [count] */
+    const char **name;         /* [count] path of the book, or the recipe's name */
+    kvb_eval_variant *variant; /* [count] */
+    kvb_eval_result result;
+    kvb_recipe recipe;
+    double seconds;
+} eval_run;
+
+static kvb_status check_args(const eval_args *a, kvb_error *err)
+{
+    if (a->recipe.recipe != NULL && a->calibration.text.count == 0)
+        return kvb_fail(err, KVB_E_USAGE, "--recipe",
+                        "%s needs calibration: give --calib-text, or make a book with `kvbook calibrate` and give --book",
+                        a->recipe.recipe);
+    if (a->recipe.recipe == NULL && (a->recipe.bits.set || a->recipe.shape_k || a->recipe.shape_v))
+        return kvb_fail(err, KVB_E_USAGE, "--bits", "means nothing without --recipe: a book has its own");
+    if (a->no_exact && a->books.count == 0 && a->recipe.recipe == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--no-exact", "leaves nothing to score: give --book, or drop the flag");
+    return KVB_OK;
+}
+
+static kvb_status open_books(eval_run *r, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    r->count = r->args->books.count + (r->args->recipe.recipe != NULL);
+    r->book = calloc(r->count + 1, sizeof *r->book);
+    r->name = calloc(r->count + 1, sizeof *r->name);
+    r->variant = calloc(r->count + 1, sizeof *r->variant);
+    r->result.variant = calloc(r->count + 1, sizeof *r->result.variant);
+    if (r->book == NULL || r->name == NULL || r->variant == NULL || r->result.variant == NULL)
+        return kvb_fail_memory(err, "eval");
+    for (size_t i = 0; i < r->args->books.count && status == KVB_OK; i++) {
+        r->name[i] = r->args->books.items[i];
+        status = kvb_book_open(r->name[i], &r->book[i], err);
+    }
+    return status;
+}
+
+/* The book of --recipe, through the very bytes that a file would hold. */
+static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
+{
+    const eval_args *a = r->args;
+    kvb_train_report report;
+    uint8_t *image = NULL;
+    size_t size = 0, last = r->count - 1;
+    kvb_input calibration = r->input;
+    calibration.text = (kvb_text){0};
+    r->name[last] = a->recipe.recipe;
+    kvb_status status = kvb_input_load_text(&calibration, &a->calibration, p, err);
+    if (status == KVB_OK)
+        status = kvb_run_calibration(&calibration, &r->recipe, &a->capture, a->recipe.seed.value, p, &image, &size,
+                                     &report, err);
+    if (status == KVB_OK)
+        status = kvb_book_open_memory(image, size, r->name[last], &r->book[last], err);
+    kvb_text_free(&calibration.text);
+    free(image);
+    return status;
+}
+
+static void choose_policies(eval_run *r)
+{
+    for (size_t i = 0; i < r->count; i++)
+        r->variant[i] = (kvb_eval_variant){
+            .book = r->book[i],
+            .policy = kvb_policy_from_args(&r->args->policy, kvb_book_policy(r->book[i])),
+            .protocol = (kvb_anchor_protocol)r->args->protocol.value,
+            .seed = r->args->recipe.seed.value,
+        };
+}
+
+static void put_finite(kvb_json_writer *w, const char *key, double value)
+{
+    if (isfinite(value))
+        kvb_json_put_number(w, key, value);
+    else
+        kvb_json_put_null(w, key);
+}
+
+static void put_policy(kvb_json_writer *w, const kvb_eval_variant *v)
+{
+    kvb_json_begin_object(w, "policy");
+    kvb_json_put_number(w, "anchors", v->policy.anchor_fraction);
+    kvb_json_put_string(w, "score", kvb_score_name(v->policy.score));
+    kvb_json_put_string(w, "protocol", protocols[v->protocol]);
+    kvb_json_put_u64(w, "window", v->policy.window);
+    kvb_json_put_u64(w, "sinks", v->policy.sinks);
+    kvb_json_end_object(w);
+}
+
+/* The exact cache where i is the number of variants: half floats, 16 bits at every length. */
+static void put_bits(kvb_json_writer *w, const eval_run *r, size_t i)
+{
+    bool coded = i < r->count;
+    const kvb_book *book = coded ? r->book[i] : NULL;
+    const kvb_policy *policy = coded ? &r->variant[i].policy : NULL;
+    put_finite(w, "bits_nominal", coded ? kvb_summarise_book(book).bits_nominal : 16);
+    put_finite(w, "bits_effective", coded ? kvb_effective_bits(book, policy, r->input.ctx) : 16);
+    kvb_json_put_u64(w, "bits_effective_ctx", r->input.ctx);
+    put_finite(w, "bits_effective_32k", coded ? kvb_effective_bits(book, policy, 32768) : 16);
+    put_finite(w, "bits_effective_128k", coded ? kvb_effective_bits(book, policy, 131072) : 16);
+}
+
+static void put_result(kvb_json_writer *w, const eval_run *r, size_t i)
+{
+    bool coded = i < r->count;
+    const kvb_eval_score *exact = &r->result.exact, *score = coded ? &r->result.variant[i] : exact;
+    kvb_json_put_u64(w, "schema", 1);
+    kvb_json_put_string(w, "model", r->args->model.model);
+    kvb_json_begin_array(w, "text");
+    for (size_t t = 0; t < r->args->text.text.count; t++)
+        kvb_json_put_string(w, NULL, r->args->text.text.items[t]);
+    kvb_json_end_array(w);
+    kvb_json_put_u64(w, "ctx", r->input.ctx);
+    kvb_json_put_u64(w, "skip", r->input.skip);
+    kvb_json_put_u64(w, "chunks", r->input.chunks);
+    kvb_json_put_u64(w, "targets", r->result.targets);
+    kvb_json_put_bool(w, "bos", r->input.bos >= 0);
+    kvb_json_put_string(w, "book", coded ? r->name[i] : NULL);
+    if (coded)
+        put_policy(w, &r->variant[i]);
+    put_finite(w, "ppl", score->ppl);
+    put_finite(w, "ppl_exact", exact->ppl);
+    put_finite(w, "kl", coded ? score->kl : 0);
+    put_finite(w, "top1", coded ? score->top1 : 1);
+    put_finite(w, "nll_delta", coded ? score->delta : 0);
+    put_finite(w, "nll_delta_error", coded ? score->delta_error : 0);
+    put_bits(w, r, i);
+    kvb_json_put_number(w, "seconds", score->seconds + (coded && !r->args->no_exact ? exact->seconds : 0));
+    kvb_json_put_number(w, "tokens_per_second", (double)(r->input.chunks * r->input.ctx) / score->seconds);
+}
+
+static kvb_status print_json(const eval_run *r, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    for (size_t i = 0; i < (r->count > 0 ? r->count : 1) && status == KVB_OK; i++) {
+        kvb_json_writer w = {.compact = true};
+        kvb_json_begin_object(&w, NULL);
+        put_result(&w, r, i);
+        kvb_json_end_object(&w);
+        const char *text = kvb_json_writer_text(&w);
+        if (text == NULL)
+            status = kvb_fail_memory(err, "eval");
+        else
+            puts(text);
+        kvb_json_writer_free(&w);
+    }
+    return status;
+}
+
+/* A number in a column, or a dash where there is none. */
+static const char *cell(char text[32], int digits, double value)
+{
+    if (isfinite(value))
+        snprintf(text, 32, "%.*f", digits, value);
+    else
+        snprintf(text, 32, "-");
+    return text;
+}
+
+static void print_row(const char *name, const kvb_eval_score *s, const double bits[4])
+{
+    char t[9][32];
+    printf("%-28.28s %9s %9s %9s %8s %7s %7s %7s %7s %9s\n", name, cell(t[0], 4, s->ppl), cell(t[1], 4, s->delta),
+           cell(t[2], 4, s->delta_error), cell(t[3], 4, s->kl), cell(t[4], 2, s->top1 * 100),
+           cell(t[5], 3, bits[0]), cell(t[6], 3, bits[1]), cell(t[7], 3, bits[2]), cell(t[8], 3, bits[3]));
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+static void print_table(const eval_run *r)
+{
+    const kvb_input *in = &r->input;
+    char at[32], text[96], took[32];
+    printf("%llu chunks of %u tokens, %llu targets\n", (unsigned long long)in->chunks, in->ctx,
+           (unsigned long long)r->result.targets);
+    snprintf(at, sizeof at, "@%u", in->ctx);
+    printf("%-28s %9s %9s %9s %8s %7s %7s %7s %7s %9s\n", "cache", "ppl", "dNLL", "+-", "KL", "top1 %", "bits", at,
+           "@32K", "@128K");
+    if (!r->args->no_exact)
+        print_row("exact", &r->result.exact, (double[]){16, 16, 16, 16});
+    for (size_t i = 0; i < r->count; i++) {
+        const kvb_policy *policy = &r->variant[i].policy;
+        const double bits[] = {kvb_summarise_book(r->book[i]).bits_nominal,
+                               kvb_effective_bits(r->book[i], policy, in->ctx),
+                               kvb_effective_bits(r->book[i], policy, 32768),
+                               kvb_effective_bits(r->book[i], policy, 131072)};
+        print_row(base_name(r->name[i]), &r->result.variant[i], bits);
+        printf("  %s%s\n", kvb_policy_text(policy, text),
+               r->variant[i].protocol == KVB_PROTOCOL_CHUNK ? ", anchors of the whole chunk" : "");
+    }
+    printf("bits: nominal, then effective at a context of so many tokens (all bytes held, codebooks included); %s\n",
+           kvb_time_text(r->seconds, took));
+}
+
+static kvb_status evaluate(eval_run *r, kvb_progress *p, kvb_error *err)
+{
+    const eval_args *a = r->args;
+    kvb_status status = kvb_input_open(&r->input, &a->model, &a->text, p, err);
+    for (size_t i = 0; i < a->books.count && status == KVB_OK; i++)
+        status = kvb_check_identity(r->book[i], r->name[i], r->input.model, &a->allow, err);
+    if (status == KVB_OK && a->recipe.recipe != NULL)
+        status = calibrate(r, p, err);
+    if (status != KVB_OK)
+        return status;
+    choose_policies(r);
+    double start = kvb_seconds();
+    status = kvb_evaluate(&r->input, r->variant, r->count, !a->no_exact, p, &r->result, err);
+    r->seconds = kvb_seconds() - start;
+    return status;
+}
+
+static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
+{
+    eval_run r = {.args = args};
+    kvb_status status = check_args(r.args, err);
+    if (status == KVB_OK && r.args->recipe.recipe != NULL)
+        status = kvb_recipe_from_args(&r.args->recipe, &r.recipe, err);
+    if (status != KVB_OK)
+        return status;
+    status = open_books(&r, err);
+    if (status == KVB_OK)
+        status = evaluate(&r, p, err);
+    if (status == KVB_OK && r.args->json)
+        status = print_json(&r, err);
+    else if (status == KVB_OK)
+        print_table(&r);
+    for (size_t i = 0; r.book != NULL && i < r.count; i++)
+        kvb_book_close(r.book[i]);
+    free(r.book);
+    free(r.name);
+    free(r.variant);
+    free(r.result.variant);
+    kvb_input_close(&r.input);
+    if (r.args->recipe.recipe != NULL)
+        kvb_recipe_free(&r.recipe);
+    return status;
+}
+
+static const eval_args defaults = {
+    .recipe.seed.value = KVB_USUAL_SEED,
+    .capture.max_memory.value = KVB_USUAL_MEMORY,
+};
+const kvb_command kvb_eval_command = {&spec, &defaults, run};

@@ -1,0 +1,179 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "format/base/fail.h"
+#include "format/base/mapfile.h"
+#include "tools/commands.h"
+#include "tools/generation.h"
+#include "tools/identity.h"
+#include "tools/input.h"
+
+enum { PROMPT_MOST_BYTES = 1 << 26 };
+
+typedef struct generate_args {
+    kvb_common_args common;
+    kvb_model_args model;
+    const char *prompt, *prompt_file, *book;
+    kvb_arg_u64 tokens, seed;
+    kvb_arg_real temperature;
+    kvb_policy_args policy;
+    kvb_override_args allow;
+    bool bos, no_bos, ignore_eos;
+} generate_args;
+
+static const kvb_flag flags[] = {
+    {"--prompt", KVB_FLAG_STRING, "TEXT", "text to go on from", .offset = offsetof(generate_args, prompt)},
+    {"--prompt-file", KVB_FLAG_STRING, "FILE", "the same from a UTF-8 file", .offset = offsetof(generate_args, prompt_file)},
+    {"--tokens", KVB_FLAG_COUNT, "N", "new tokens at most (default 64)", .offset = offsetof(generate_args, tokens),
+     .letter = "-n", .least = 1},
+    {"--book", KVB_FLAG_STRING, "FILE", "code the cache with this book (.kvb); without it every token stays exact",
+     .offset = offsetof(generate_args, book)},
+    {"--temperature", KVB_FLAG_REAL, "T", "0 takes the most likely token (default), 1 draws from the model's distribution",
+     .offset = offsetof(generate_args, temperature), .most = 100},
+    {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)", .offset = offsetof(generate_args, seed)},
+    {"--ignore-eos", KVB_FLAG_BOOL, NULL, "go on after an end-of-text token", .offset = offsetof(generate_args, ignore_eos)},
+    {"--bos", KVB_FLAG_BOOL, NULL, "put the beginning-of-sequence token first (default: what the model file asks for)",
+     .offset = offsetof(generate_args, bos)},
+    {"--no-bos", KVB_FLAG_BOOL, NULL, "do not, whatever the model file asks for", .offset = offsetof(generate_args, no_bos)},
+};
+
+static const kvb_command_spec spec = {
+    .name = "generate",
+    .summary = "Continue a prompt token by token through a KV cache, exact or coded by a book",
+    .args_size = sizeof(generate_args),
+    .group = {KVB_GROUP(model, "Model", generate_args, model),
+              {"Generation", flags, sizeof flags / sizeof *flags, 0},
+              KVB_GROUP(policy, "What stays exact (default: what the book says)", generate_args, policy),
+              KVB_GROUP(override, "Overrides", generate_args, allow),
+              KVB_GROUP(common, "Common flags", generate_args, common)},
+    .groups = 5,
+};
+
+/* A run: what must be released at its end. */
+typedef struct generate_run {
+    const generate_args *args;
+    kvb_progress *progress;
+    kvb_model *model;
+    kvb_book *book;
+    kvb_cache *cache;
+    uint32_t *ids;
+    size_t count;
+    uint64_t made;
+} generate_run;
+
+static kvb_status check_args(const generate_args *a, kvb_error *err)
+{
+    if ((a->prompt != NULL) == (a->prompt_file != NULL))
+        return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected exactly one of --prompt and --prompt-file");
+    const kvb_policy_args *p = &a->policy;
+    if (a->book == NULL && (p->anchors.set || p->score.set || p->window.set || p->sinks.set))
+        return kvb_fail(err, KVB_E_USAGE, p->anchors.set ? "--anchors" : p->window.set ? "--window" : "--sinks",
+                        "means nothing without --book: every token stays exact");
+    return KVB_OK;
+}
+
+/* Ids of the prompt, BOS first where it is wanted. */
+static kvb_status encode_prompt(generate_run *r, kvb_error *err)
+{
+    const generate_args *a = r->args;
+    char *bytes = NULL;
+    size_t size = a->prompt != NULL ? strlen(a->prompt) : 0, count = 0;
+    uint32_t *ids = NULL;
+    int32_t bos;
+    kvb_status status = kvb_choose_bos(r->model, a->bos, a->no_bos, &bos, err);
+    if (status == KVB_OK && a->prompt_file != NULL)
+        status = kvb_read_file(a->prompt_file, PROMPT_MOST_BYTES, &bytes, &size, err);
+    if (status == KVB_OK)
+        status = kvb_tokenizer_encode(kvb_model_tokenizer(r->model), bytes != NULL ? bytes : a->prompt, size, true, &ids,
+                                      &count, err);
+    if (status == KVB_OK && (r->ids = malloc((count + 1) * sizeof *ids)) == NULL)
+        status = kvb_fail_memory(err, "prompt");
+    if (status == KVB_OK) {
+        if (bos >= 0)
+            r->ids[r->count++] = (uint32_t)bos;
+        if (count > 0)
+            memcpy(r->ids + r->count, ids, count * sizeof *ids);
+        r->count += count;
+    }
+    free(ids);
+    free(bytes);
+    return status;
+}
+
+static kvb_status make_cache(generate_run *r, kvb_error *err)
+{
+    const kvb_model_info *info = kvb_model_get_info(r->model);
+    const generate_args *a = r->args;
+    if (r->book == NULL)
+        return kvb_cache_create_exact(info->layer, info->layers, &r->cache, err);
+    kvb_cache_options options;
+    kvb_cache_options_init(&options, r->book);
+    options.policy = kvb_policy_from_args(&a->policy, options.policy);
+    options.seed = a->seed.value;
+    return kvb_cache_create(r->book, &options, &r->cache, err);
+}
+
+/* Prints the token at once: its bytes may be a part of a character only, which the next token completes. */
+static int print_token(void *user, uint32_t token)
+{
+    generate_run *r = user;
+    size_t size;
+    const char *bytes = kvb_tokenizer_bytes(kvb_model_tokenizer(r->model), token, &size);
+    fwrite(bytes, 1, size, stdout);
+    r->made++;
+    return fflush(stdout) != 0 || kvb_interrupted();
+}
+
+static void say_cache(const generate_run *r, double seconds)
+{
+    kvb_cache_bytes b = kvb_cache_count_bytes(r->cache);
+    char size[32], took[32];
+    kvb_say(r->progress, "%zu prompt tokens, %llu new ones in %s; cache %s, %.3f bits an element", r->count,
+            (unsigned long long)r->made, kvb_time_text(seconds, took), kvb_size_text(b.total, size),
+            b.elements > 0 ? 8.0 * (double)b.total / (double)b.elements : 0.0);
+}
+
+static kvb_status generate(generate_run *r, kvb_error *err)
+{
+    const generate_args *a = r->args;
+    kvb_status status = KVB_OK;
+    if (a->book != NULL)
+        status = kvb_book_open(a->book, &r->book, err);
+    if (status == KVB_OK)
+        status = kvb_open_model(&a->model, r->progress, &r->model, err);
+    if (status == KVB_OK && r->book != NULL)
+        status = kvb_check_identity(r->book, a->book, r->model, &a->allow, err);
+    if (status == KVB_OK)
+        status = encode_prompt(r, err);
+    if (status == KVB_OK)
+        status = make_cache(r, err);
+    if (status != KVB_OK)
+        return status;
+    const kvb_generation_options options = {.most = a->tokens.value, .temperature = a->temperature.value,
+                                            .seed = a->seed.value, .ignore_eos = a->ignore_eos};
+    double start = kvb_seconds();
+    status = kvb_generate(r->model, r->cache, r->ids, r->count, &options, print_token, r, err);
+    if (r->made > 0)
+        putchar('\n');
+    if (status == KVB_OK && kvb_interrupted())
+        return kvb_fail(err, KVB_E_CANCELLED, "generate", "interrupted after %llu tokens", (unsigned long long)r->made);
+    if (status == KVB_OK)
+        say_cache(r, kvb_seconds() - start);
+    return status;
+}
+
+static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
+{
+    generate_run r = {.args = args, .progress = p};
+    kvb_status status = check_args(r.args, err);
+    if (status == KVB_OK)
+        status = generate(&r, err);
+    free(r.ids);
+    kvb_cache_destroy(r.cache);
+    kvb_model_close(r.model);
+    kvb_book_close(r.book);
+    return status;
+}
+
+static const generate_args defaults = {.tokens.value = 64, .seed.value = 1};
+const kvb_command kvb_generate_command = {&spec, &defaults, run};

@@ -1,0 +1,226 @@
+#include <math.h>
+#include <string.h>
+
+#include "format/base/fail.h"
+#include "format/base/sha256.h"
+#include "tools/commands.h"
+#include "tools/identity.h"
+#include "tools/summary.h"
+
+typedef struct info_args {
+    kvb_common_args common;
+    kvb_strings books;
+    bool json;
+} info_args;
+
+static const kvb_flag flags[] = {
+    {"--json", KVB_FLAG_BOOL, NULL, "print one JSON object", .offset = offsetof(info_args, json)},
+};
+
+static const kvb_command_spec spec = {
+    .name = "info",
+    .operands = "BOOK.kvb",
+    .summary = "Show what a book holds and where it comes from",
+    .about = "-v adds a line for each layer.",
+    .args_size = sizeof(info_args),
+    .operands_offset = offsetof(info_args, books),
+    .group = {{"Flags", flags, 1, 0}, KVB_GROUP(common, "Common flags", info_args, common)},
+    .groups = 2,
+};
+
+static const uint32_t lengths[] = {2048, 32768, 131072};
+
+/* A book with its META read. */
+typedef struct book_view {
+    const char *path;
+    kvb_book *book;
+    kvb_json_doc *doc;
+    const kvb_json *meta;
+    kvb_book_summary summary;
+    kvb_policy policy;
+} book_view;
+
+static void print_shape(const book_view *v, kvb_kind kind)
+{
+    const kvb_codebook *c = v->summary.first[kind];
+    if (c == NULL)
+        return;
+    printf("%s %ux%u%s", kind == KVB_KEY ? "keys" : ", values", c->channels, c->centroids,
+           v->summary.uniform[kind] ? "" : " and others");
+}
+
+static void print_source(const book_view *v)
+{
+    const kvb_json *m = v->meta;
+    printf("model       %s (%s), weights %.12s, tokenizer %.12s\n", kvb_meta_string(m, "model.name"),
+           kvb_meta_string(m, "model.architecture"), kvb_meta_string(m, "model.weights_sha256"),
+           kvb_meta_string(m, "tokenizer.sha256"));
+    const kvb_json *sources = kvb_meta_find(m, "text.sources");
+    printf("text        %.0f chunks of %.0f tokens", kvb_json_number(kvb_meta_find(m, "text.chunks"), NAN),
+           kvb_json_number(kvb_meta_find(m, "text.ctx"), NAN));
+    for (size_t i = 0; i < kvb_json_count(sources); i++)
+        printf("%s %s", i == 0 ? " of" : ",", kvb_meta_string(kvb_json_at(sources, i), "name"));
+    printf("\nrecipe      %s (%s)\n", kvb_meta_string(m, "recipe.name"), kvb_meta_string(m, "recipe.source"));
+}
+
+static void print_geometry(const book_view *v)
+{
+    char frame[32];
+    const kvb_layer *g = kvb_book_layer(v->book, 0);
+    printf("geometry    %u layers: %u query heads, %u KV heads of %u channels; keys %s RoPE, base %g\n",
+           kvb_book_layers(v->book), g->heads, g->kv_heads, g->head_dim, kvb_frame_text(g, frame), g->rope_base);
+    if (v->summary.layers_exact > 0)
+        printf("            %u layers without codebooks: they stay exact\n", v->summary.layers_exact);
+}
+
+static void print_quality(const book_view *v)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        kvb_layer_quality q = kvb_average_book_quality(v->book, (kvb_kind)kind);
+        printf("%-11s relative error %.4f, held out %.4f, worst group %.4f; %.1f %% of centroids used, entropy %.2f bits\n",
+               kind == 0 ? "keys" : "values", q.train, q.heldout, q.worst, 100 * q.usage, q.entropy);
+    }
+}
+
+static void print_layers(const book_view *v)
+{
+    printf("%5s %-9s %9s %9s %9s %9s\n", "layer", "frame", "keys", "held out", "values", "held out");
+    for (uint32_t l = 0; l < kvb_book_layers(v->book); l++) {
+        kvb_layer_quality k = kvb_average_quality(v->book, l, KVB_KEY);
+        kvb_layer_quality x = kvb_average_quality(v->book, l, KVB_VALUE);
+        char frame[32];
+        printf("%5u %-9s %9.4f %9.4f %9.4f %9.4f\n", l, kvb_frame_text(kvb_book_layer(v->book, l), frame), k.train,
+               k.heldout, x.train, x.heldout);
+    }
+}
+
+static void print_table(const book_view *v, bool verbose)
+{
+    char size[32], hex[65], policy[96];
+    kvb_sha256_hex(kvb_book_id(v->book), hex);
+    printf("%s: %s, id %.16s\n", v->path, kvb_size_text(kvb_book_file_size(v->book), size), hex);
+    print_source(v);
+    print_geometry(v);
+    printf("codebooks   %u: ", v->summary.codebooks);
+    print_shape(v, KVB_KEY);
+    print_shape(v, KVB_VALUE);
+    printf("\nbits        %g nominal; effective with %s:\n           ", v->summary.bits_nominal,
+           kvb_policy_text(&v->policy, policy));
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+        printf(" %.3f at %u%s", kvb_effective_bits(v->book, &v->policy, lengths[i]), lengths[i],
+               i + 1 < sizeof lengths / sizeof *lengths ? "," : " tokens\n");
+    print_quality(v);
+    if (verbose)
+        print_layers(v);
+}
+
+static void put_shape(kvb_json_writer *w, const book_view *v, kvb_kind kind)
+{
+    const kvb_codebook *c = v->summary.first[kind];
+    kvb_layer_quality q = kvb_average_book_quality(v->book, kind);
+    kvb_json_begin_object(w, kind == KVB_KEY ? "keys" : "values");
+    if (c != NULL) {
+        kvb_json_put_u64(w, "channels", c->channels);
+        kvb_json_put_u64(w, "centroids", c->centroids);
+    }
+    kvb_json_put_bool(w, "uniform", v->summary.uniform[kind]);
+    kvb_json_put_number(w, "error", q.train);
+    kvb_json_put_number(w, "error_heldout", q.heldout);
+    kvb_json_put_number(w, "error_worst", q.worst);
+    kvb_json_put_number(w, "usage", q.usage);
+    kvb_json_put_number(w, "entropy", q.entropy);
+    kvb_json_end_object(w);
+}
+
+static void put_geometry(kvb_json_writer *w, const book_view *v)
+{
+    kvb_json_begin_array(w, "layers");
+    for (uint32_t l = 0; l < kvb_book_layers(v->book); l++) {
+        const kvb_layer *g = kvb_book_layer(v->book, l);
+        static const char *const kinds[] = {"full", "sliding", "unsupported"};
+        char frame[32];
+        kvb_json_begin_object(w, NULL);
+        kvb_json_put_string(w, "kind", kinds[g->kind]);
+        kvb_json_put_u64(w, "heads", g->heads);
+        kvb_json_put_u64(w, "kv_heads", g->kv_heads);
+        kvb_json_put_u64(w, "head_dim", g->head_dim);
+        kvb_json_put_string(w, "frame", kvb_frame_text(g, frame));
+        kvb_json_put_u64(w, "rope_dims", g->rope_dims);
+        kvb_json_put_number(w, "rope_base", g->rope_base);
+        kvb_json_put_number(w, "key_error", kvb_average_quality(v->book, l, KVB_KEY).train);
+        kvb_json_put_number(w, "value_error", kvb_average_quality(v->book, l, KVB_VALUE).train);
+        kvb_json_end_object(w);
+    }
+    kvb_json_end_array(w);
+}
+
+static void put_policy(kvb_json_writer *w, const book_view *v)
+{
+    kvb_json_begin_object(w, "policy");
+    kvb_json_put_number(w, "anchors", v->policy.anchor_fraction);
+    kvb_json_put_string(w, "score", kvb_score_name(v->policy.score));
+    kvb_json_put_u64(w, "window", v->policy.window);
+    kvb_json_put_u64(w, "sinks", v->policy.sinks);
+    kvb_json_end_object(w);
+}
+
+static kvb_status print_json(const book_view *v, kvb_error *err)
+{
+    kvb_json_writer w = {0};
+    char hex[65], key[32];
+    kvb_status status = KVB_OK;
+    kvb_sha256_hex(kvb_book_id(v->book), hex);
+    kvb_json_begin_object(&w, NULL);
+    kvb_json_put_u64(&w, "schema", 1);
+    kvb_json_put_string(&w, "book", v->path);
+    kvb_json_put_string(&w, "id", hex);
+    kvb_json_put_u64(&w, "bytes", kvb_book_file_size(v->book));
+    kvb_json_put_u64(&w, "codebooks", v->summary.codebooks);
+    kvb_json_put_number(&w, "bits_nominal", v->summary.bits_nominal);
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        snprintf(key, sizeof key, "bits_effective_%uk", lengths[i] / 1024);
+        kvb_json_put_number(&w, key, kvb_effective_bits(v->book, &v->policy, lengths[i]));
+    }
+    put_policy(&w, v);
+    put_shape(&w, v, KVB_KEY);
+    put_shape(&w, v, KVB_VALUE);
+    put_geometry(&w, v);
+    kvb_json_put_value(&w, "meta", v->meta);
+    kvb_json_end_object(&w);
+    const char *text = kvb_json_writer_text(&w);
+    if (text == NULL)
+        status = kvb_fail_memory(err, "info");
+    else
+        puts(text);
+    kvb_json_writer_free(&w);
+    return status;
+}
+
+static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
+{
+    const info_args *a = args;
+    if (a->books.count != 1)
+        return kvb_fail(err, KVB_E_USAGE, "info", "found %zu files, expected one book (.kvb)", a->books.count);
+    book_view v = {.path = a->books.items[0]};
+    size_t size;
+    kvb_status status = kvb_book_open(v.path, &v.book, err);
+    if (status != KVB_OK)
+        return status;
+    const char *text = kvb_book_meta(v.book, &size);
+    status = kvb_json_parse(text, size, v.path, &v.doc, err);
+    if (status == KVB_OK) {
+        v.meta = kvb_json_root(v.doc);
+        v.summary = kvb_summarise_book(v.book);
+        v.policy = kvb_book_policy(v.book);
+        if (a->json)
+            status = print_json(&v, err);
+        else
+            print_table(&v, p->verbose);
+        kvb_json_free(v.doc);
+    }
+    kvb_book_close(v.book);
+    return status;
+}
+
+static const info_args defaults;
+const kvb_command kvb_info_command = {&spec, &defaults, run};

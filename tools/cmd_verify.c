@@ -1,0 +1,188 @@
+#include <math.h>
+#include <string.h>
+
+#include "format/base/fail.h"
+#include "tools/commands.h"
+#include "tools/identity.h"
+#include "tools/input.h"
+#include "tools/summary.h"
+
+/* A codebook that uses fewer of its centroids is one that training gave up on. */
+#define LEAST_USAGE 0.5f
+enum { MOST_PRINTED = 20 };
+
+typedef struct verify_args {
+    kvb_common_args common;
+    kvb_strings books;
+    const char *model, *tokenizer;
+    bool json;
+} verify_args;
+
+static const kvb_flag flags[] = {
+    {"--model", KVB_FLAG_STRING, "FILE", "also check that the book belongs to this model",
+     .offset = offsetof(verify_args, model)},
+    {"--tokenizer", KVB_FLAG_STRING, "FILE", "llama2.c's tokenizer.bin of that model",
+     .offset = offsetof(verify_args, tokenizer)},
+    {"--json", KVB_FLAG_BOOL, NULL, "print one JSON object", .offset = offsetof(verify_args, json)},
+};
+
+static const kvb_command_spec spec = {
+    .name = "verify",
+    .operands = "BOOK.kvb",
+    .summary = "Prove that a book is whole and its codebooks are worth something",
+    .about = "Reads the whole file (checksums, geometry, every number finite), then checks each codebook: its centroids "
+             "differ,\nat least half of them are used, and its error on training and held-out data is below that of "
+             "predicting the mean.\nExits with 1 and names each failed check.",
+    .args_size = sizeof(verify_args),
+    .operands_offset = offsetof(verify_args, books),
+    .group = {{"Flags", flags, 3, 0}, KVB_GROUP(common, "Common flags", verify_args, common)},
+    .groups = 2,
+};
+
+/* Where the checks stand, and what they found so far. */
+typedef struct verification {
+    const kvb_book *book;
+    kvb_json_writer *json; /* NULL: failures go to stdout as text */
+    uint64_t checks, failures, unknown; /* unknown: codebooks without quality records */
+} verification;
+
+typedef struct codebook_place {
+    uint32_t layer, head, group;
+    kvb_kind kind;
+} codebook_place;
+
+static void count_check(verification *v, bool good, const codebook_place *at, const char *check, double found,
+                        const char *expected)
+{
+    char text[200];
+    v->checks++;
+    if (good)
+        return;
+    v->failures++;
+    snprintf(text, sizeof text, "%s: layer %u, KV head %u, %s, group %u: found %.4g, expected %s", check, at->layer,
+             at->head, at->kind == KVB_KEY ? "keys" : "values", at->group, found, expected);
+    if (v->json != NULL)
+        kvb_json_put_string(v->json, NULL, text);
+    else if (v->failures <= MOST_PRINTED)
+        printf("FAILED %s\n", text);
+}
+
+/* Whether any centroid of the group differs from its first. */
+static bool has_two_centroids(const kvb_codebook *c, uint32_t group)
+{
+    const uint16_t *table = c->table + (size_t)group * c->centroids * c->channels;
+    for (uint32_t k = 1; k < c->centroids; k++)
+        if (memcmp(table, table + (size_t)k * c->channels, c->channels * sizeof *table) != 0)
+            return true;
+    return false;
+}
+
+static void check_group(verification *v, const kvb_codebook *c, const kvb_quality *q, const codebook_place *at)
+{
+    count_check(v, has_two_centroids(c, at->group), at, "trivial codebook", 1, "more than one distinct centroid");
+    if (q == NULL)
+        return;
+    count_check(v, q->train_error < 1.0f, at, "training error", (double)q->train_error,
+                "less than 1, the error of predicting the mean");
+    if (!isnan(q->heldout_error))
+        count_check(v, q->heldout_error < 1.0f, at, "held-out error", (double)q->heldout_error,
+                    "less than 1, the error of predicting the mean");
+    count_check(v, q->usage >= LEAST_USAGE, at, "centroid usage", (double)q->usage, "at least 0.5 of the centroids");
+}
+
+static void check_codebook(verification *v, uint32_t layer, uint32_t head, kvb_kind kind)
+{
+    const kvb_codebook *c = kvb_book_codebook(v->book, layer, head, kind);
+    if (c == NULL)
+        return;
+    const kvb_quality *q = kvb_book_quality(v->book, layer, head, kind);
+    v->unknown += q == NULL;
+    for (uint32_t s = 0; s < c->groups; s++)
+        check_group(v, c, q != NULL ? &q[s] : NULL, &(codebook_place){layer, head, s, kind});
+}
+
+static void check_book(verification *v)
+{
+    for (uint32_t l = 0; l < kvb_book_layers(v->book); l++)
+        for (uint32_t h = 0; h < kvb_book_layer(v->book, l)->kv_heads; h++)
+            for (int kind = 0; kind < 2; kind++)
+                check_codebook(v, l, h, (kvb_kind)kind);
+}
+
+static kvb_status check_model(const verify_args *a, const kvb_book *book, kvb_progress *p, kvb_error *err)
+{
+    const kvb_model_args files = {.model = a->model, .tokenizer = a->tokenizer};
+    const kvb_override_args strict = {0};
+    kvb_model *model;
+    kvb_status status = kvb_open_model(&files, p, &model, err);
+    if (status != KVB_OK)
+        return status;
+    status = kvb_check_identity(book, a->books.items[0], model, &strict, err);
+    kvb_model_close(model);
+    return status;
+}
+
+static kvb_status print_json(const char *path, verification *v, kvb_error *err)
+{
+    kvb_json_writer w = {0};
+    kvb_status status = KVB_OK;
+    v->json = &w;
+    kvb_json_begin_object(&w, NULL);
+    kvb_json_put_u64(&w, "schema", 1);
+    kvb_json_put_string(&w, "book", path);
+    kvb_json_begin_array(&w, "failed");
+    check_book(v);
+    kvb_json_end_array(&w);
+    kvb_json_put_u64(&w, "checks", v->checks);
+    kvb_json_put_u64(&w, "failures", v->failures);
+    kvb_json_put_u64(&w, "without_quality", v->unknown);
+    kvb_json_put_bool(&w, "ok", v->failures == 0);
+    kvb_json_end_object(&w);
+    const char *text = kvb_json_writer_text(&w);
+    if (text == NULL)
+        status = kvb_fail_memory(err, "verify");
+    else
+        puts(text);
+    kvb_json_writer_free(&w);
+    return status;
+}
+
+static void print_text(const char *path, verification *v)
+{
+    check_book(v);
+    if (v->failures > MOST_PRINTED)
+        printf("FAILED %llu more\n", (unsigned long long)(v->failures - MOST_PRINTED));
+    if (v->unknown > 0)
+        printf("%llu codebooks carry no quality records: their errors and usage are not checked\n",
+               (unsigned long long)v->unknown);
+    printf("%s: %llu checks, %llu failed\n", path, (unsigned long long)v->checks, (unsigned long long)v->failures);
+}
+
+static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
+{
+    const verify_args *a = args;
+    if (a->books.count != 1)
+        return kvb_fail(err, KVB_E_USAGE, "verify", "found %zu files, expected one book (.kvb)", a->books.count);
+    if (a->tokenizer != NULL && a->model == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--tokenizer", "means nothing without --model");
+    kvb_book *book;
+    kvb_status status = kvb_book_open(a->books.items[0], &book, err);
+    if (status != KVB_OK)
+        return status;
+    verification v = {.book = book};
+    if (a->json)
+        status = print_json(a->books.items[0], &v, err);
+    else
+        print_text(a->books.items[0], &v);
+    if (status == KVB_OK && v.failures > 0)
+        status = kvb_fail(err, KVB_E_CHECK, a->books.items[0],
+                          "%llu of %llu checks failed; calibrate again on more or other text",
+                          (unsigned long long)v.failures, (unsigned long long)v.checks);
+    if (status == KVB_OK && a->model != NULL)
+        status = check_model(a, book, p, err);
+    kvb_book_close(book);
+    return status;
+}
+
+static const verify_args defaults;
+const kvb_command kvb_verify_command = {&spec, &defaults, run};

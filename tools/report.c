@@ -1,0 +1,181 @@
+#include "tools/report.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "format/base/sha256.h"
+#include "tools/identity.h"
+#include "tools/summary.h"
+
+enum { BAR_WIDTH = 460, BAR_HEIGHT = 7, ROW_HEIGHT = 18 };
+
+static const char style[] =
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}"
+    "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .7rem .15rem 0;text-align:left;"
+    "vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}"
+    "tr+tr td{border-top:1px solid #ddd}code{font-size:13px}svg text{font:11px system-ui,sans-serif;fill:#444}"
+    ".k{fill:#2b6cb0}.v{fill:#c05621}";
+
+/* Names come from files: nothing of them may be read as markup. */
+static void put_text(FILE *out, const char *text)
+{
+    for (; *text != '\0'; text++)
+        switch (*text) {
+        case '&': fputs("&amp;", out); break;
+        case '<': fputs("&lt;", out); break;
+        case '>': fputs("&gt;", out); break;
+        case '"': fputs("&quot;", out); break;
+        default: fputc(*text, out);
+        }
+}
+
+static void put_setting(FILE *out, const char *name, const char *value)
+{
+    fprintf(out, "<tr><td>%s</td><td>", name);
+    put_text(out, value);
+    fputs("</td></tr>\n", out);
+}
+
+static void put_sources(FILE *out, const kvb_json *meta)
+{
+    const kvb_json *sources = kvb_meta_find(meta, "text.sources");
+    fprintf(out, "<tr><td>Calibration text</td><td>%.0f chunks of %.0f tokens",
+            kvb_json_number(kvb_meta_find(meta, "text.chunks"), NAN),
+            kvb_json_number(kvb_meta_find(meta, "text.ctx"), NAN));
+    for (size_t i = 0; i < kvb_json_count(sources); i++) {
+        fputs("<br>", out);
+        put_text(out, kvb_meta_string(kvb_json_at(sources, i), "name"));
+        fprintf(out, " <code>%.12s</code>", kvb_meta_string(kvb_json_at(sources, i), "sha256"));
+    }
+    fputs("</td></tr>\n", out);
+}
+
+static void put_settings(const kvb_report *r, FILE *out)
+{
+    const kvb_book_summary s = kvb_summarise_book(r->book);
+    const kvb_layer *g = kvb_book_layer(r->book, 0);
+    const kvb_policy policy = kvb_book_policy(r->book);
+    char text[256], frame[32], hex[65];
+    fputs("<h2>Settings</h2>\n<table>\n", out);
+    snprintf(text, sizeof text, "%.100s (%.40s)", kvb_meta_string(r->meta, "model.name"),
+             kvb_meta_string(r->meta, "model.architecture"));
+    put_setting(out, "Model", text);
+    put_setting(out, "Weights, SHA-256", kvb_meta_string(r->meta, "model.weights_sha256"));
+    snprintf(text, sizeof text, "%u layers, %u query heads, %u KV heads of %u channels", kvb_book_layers(r->book),
+             g->heads, g->kv_heads, g->head_dim);
+    put_setting(out, "Geometry", text);
+    put_sources(out, r->meta);
+    snprintf(text, sizeof text, "%.60s, %.120s", kvb_meta_string(r->meta, "recipe.name"),
+             kvb_meta_string(r->meta, "recipe.source"));
+    put_setting(out, "Recipe", text);
+    put_setting(out, "Keys relative to RoPE", kvb_frame_text(g, frame));
+    for (int kind = 0; kind < 2; kind++)
+        if (s.first[kind] != NULL) {
+            snprintf(text, sizeof text, "%u channels, %u centroids%s", s.first[kind]->channels,
+                     s.first[kind]->centroids, s.uniform[kind] ? "" : ", and others");
+            put_setting(out, kind == KVB_KEY ? "Keys" : "Values", text);
+        }
+    snprintf(text, sizeof text, "%g nominal; effective %.3f at 2K, %.3f at 32K, %.3f at 128K tokens", s.bits_nominal,
+             kvb_effective_bits(r->book, &policy, 2048), kvb_effective_bits(r->book, &policy, 32768),
+             kvb_effective_bits(r->book, &policy, 131072));
+    put_setting(out, "Bits per element", text);
+    put_setting(out, "Kept exact", kvb_policy_text(&policy, text));
+    kvb_sha256_hex(kvb_book_id(r->book), hex);
+    put_setting(out, "Identity of the book", hex);
+    fputs("</table>\n", out);
+}
+
+static void put_number(FILE *out, const kvb_json *score, const char *key, int digits, double factor)
+{
+    double value = kvb_json_number(kvb_json_get(score, key), NAN) * factor;
+    if (isfinite(value))
+        fprintf(out, "<td class=n>%.*f</td>", digits, value);
+    else
+        fputs("<td class=n>&ndash;</td>", out);
+}
+
+static void put_score(FILE *out, const kvb_json *score)
+{
+    const kvb_json *policy = kvb_json_get(score, "policy");
+    const char *book = kvb_json_string(kvb_json_get(score, "book"), "exact cache"), *slash = strrchr(book, '/');
+    fputs("<tr><td>", out);
+    put_text(out, slash != NULL ? slash + 1 : book);
+    if (policy != NULL) {
+        fprintf(out, "<br>anchors %g %%, window %.0f, sinks %.0f",
+                100 * kvb_json_number(kvb_json_get(policy, "anchors"), NAN),
+                kvb_json_number(kvb_json_get(policy, "window"), NAN),
+                kvb_json_number(kvb_json_get(policy, "sinks"), NAN));
+    }
+    fputs("</td>", out);
+    put_number(out, score, "ppl", 3, 1);
+    put_number(out, score, "nll_delta", 4, 1);
+    put_number(out, score, "nll_delta_error", 4, 1);
+    put_number(out, score, "kl", 4, 1);
+    put_number(out, score, "top1", 2, 100);
+    put_number(out, score, "bits_nominal", 3, 1);
+    put_number(out, score, "bits_effective", 3, 1);
+    put_number(out, score, "bits_effective_128k", 3, 1);
+    fputs("</tr>\n", out);
+}
+
+static void put_scores(const kvb_report *r, FILE *out)
+{
+    if (r->scores == 0)
+        return;
+    fprintf(out,
+            "<h2>Scores</h2>\n<p>%.0f chunks of %.0f tokens of text that was not calibrated on.</p>\n<table>\n"
+            "<tr><th>Cache</th><th class=n>Perplexity</th><th class=n>&Delta; NLL</th><th class=n>&plusmn;</th>"
+            "<th class=n>KL</th><th class=n>Top-1 %%</th><th class=n>Bits</th><th class=n>Effective</th>"
+            "<th class=n>at 128K</th></tr>\n",
+            kvb_json_number(kvb_json_get(r->score[0], "chunks"), NAN),
+            kvb_json_number(kvb_json_get(r->score[0], "ctx"), NAN));
+    for (size_t i = 0; i < r->scores; i++)
+        put_score(out, r->score[i]);
+    fputs("</table>\n", out);
+}
+
+/* The held-out error where there is one. */
+static double shown_error(kvb_layer_quality q)
+{
+    return isnan(q.heldout) ? q.train : q.heldout;
+}
+
+static void put_bar(FILE *out, unsigned y, const char *class, double error)
+{
+    if (!isfinite(error))
+        return;
+    double width = error > 1 ? 1 : error;
+    fprintf(out, "<rect class=%s x=\"40\" y=\"%u\" width=\"%.1f\" height=\"%d\"/>", class, y, width * BAR_WIDTH,
+            BAR_HEIGHT);
+    fprintf(out, "<text x=\"%.1f\" y=\"%u\">%.3f</text>\n", 44 + width * BAR_WIDTH, y + BAR_HEIGHT, error);
+}
+
+static void put_errors(const kvb_report *r, FILE *out)
+{
+    const unsigned layers = kvb_book_layers(r->book);
+    fprintf(out,
+            "<h2>Error by layer</h2>\n<p>Squared error of a coded key (blue) or value (orange) relative to its variance, "
+            "held out where known: 0 is exact, 1 is no better than the mean.</p>\n"
+            "<svg width=\"%d\" height=\"%u\" role=\"img\" aria-label=\"error by layer\">\n",
+            BAR_WIDTH + 100, layers * ROW_HEIGHT + 4);
+    for (unsigned l = 0; l < layers; l++) {
+        fprintf(out, "<text x=\"0\" y=\"%u\">%u</text>", l * ROW_HEIGHT + 12, l);
+        put_bar(out, l * ROW_HEIGHT + 1, "k", shown_error(kvb_average_quality(r->book, l, KVB_KEY)));
+        put_bar(out, l * ROW_HEIGHT + 1 + BAR_HEIGHT + 1, "v", shown_error(kvb_average_quality(r->book, l, KVB_VALUE)));
+    }
+    fputs("</svg>\n", out);
+}
+
+void kvb_report_write(const kvb_report *r, FILE *out)
+{
+    const char *slash = strrchr(r->path, '/'), *name = slash != NULL ? slash + 1 : r->path;
+    fputs("<!doctype html>\n<html lang=en><meta charset=utf-8>\n<title>", out);
+    put_text(out, name);
+    fprintf(out, "</title>\n<style>%s</style>\n<h1>", style);
+    put_text(out, name);
+    fputs("</h1>\n", out);
+    put_settings(r, out);
+    put_scores(r, out);
+    put_errors(r, out);
+    fputs("</html>\n", out);
+}

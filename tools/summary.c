@@ -1,0 +1,95 @@
+#include "tools/summary.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "tools/flags.h"
+
+kvb_book_summary kvb_summarise_book(const kvb_book *book)
+{
+    kvb_book_summary s = {.uniform = {true, true}};
+    double bits = 0, elements = 0;
+    for (uint32_t l = 0; l < kvb_book_layers(book); l++) {
+        const kvb_layer *layer = kvb_book_layer(book, l);
+        s.layers_exact += layer->kind == KVB_LAYER_UNSUPPORTED;
+        for (uint32_t h = 0; h < layer->kv_heads; h++)
+            for (int kind = 0; kind < 2; kind++) {
+                const kvb_codebook *c = kvb_book_codebook(book, l, h, (kvb_kind)kind);
+                if (c == NULL)
+                    continue;
+                const kvb_codebook *first = s.first[kind] != NULL ? s.first[kind] : c;
+                s.uniform[kind] &= c->channels == first->channels && c->centroids == first->centroids;
+                s.first[kind] = first;
+                s.codebooks++;
+                bits += (double)c->groups * c->code_bits;
+                elements += layer->head_dim;
+            }
+    }
+    s.bits_nominal = elements > 0 ? bits / elements : NAN;
+    return s;
+}
+
+double kvb_effective_bits(const kvb_book *book, const kvb_policy *policy, uint64_t tokens)
+{
+    kvb_cache_bytes b = kvb_cache_predict_bytes(book, policy, tokens);
+    return b.elements > 0 ? 8.0 * (double)b.total / (double)b.elements : NAN;
+}
+
+kvb_layer_quality kvb_average_quality(const kvb_book *book, uint32_t layer, kvb_kind kind)
+{
+    kvb_layer_quality q = {0};
+    double groups = 0;
+    for (uint32_t h = 0; h < kvb_book_layer(book, layer)->kv_heads; h++) {
+        const kvb_codebook *c = kvb_book_codebook(book, layer, h, kind);
+        const kvb_quality *from = c != NULL ? kvb_book_quality(book, layer, h, kind) : NULL;
+        for (uint32_t s = 0; from != NULL && s < c->groups; s++) {
+            double error = (double)(isnan(from[s].heldout_error) ? from[s].train_error : from[s].heldout_error);
+            q.train += (double)from[s].train_error;
+            q.heldout += (double)from[s].heldout_error;
+            q.usage += (double)from[s].usage;
+            q.entropy += (double)from[s].entropy;
+            q.worst = fmax(q.worst, error);
+            groups++;
+        }
+    }
+    if (groups == 0)
+        return (kvb_layer_quality){NAN, NAN, NAN, NAN, NAN};
+    return (kvb_layer_quality){q.train / groups, q.heldout / groups, q.usage / groups, q.entropy / groups, q.worst};
+}
+
+kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind)
+{
+    kvb_layer_quality sum = {0};
+    double layers = 0;
+    for (uint32_t l = 0; l < kvb_book_layers(book); l++) {
+        kvb_layer_quality q = kvb_average_quality(book, l, kind);
+        if (isnan(q.train))
+            continue;
+        sum.train += q.train;
+        sum.heldout += q.heldout;
+        sum.usage += q.usage;
+        sum.entropy += q.entropy;
+        sum.worst = fmax(sum.worst, q.worst);
+        layers++;
+    }
+    if (layers == 0)
+        return (kvb_layer_quality){NAN, NAN, NAN, NAN, NAN};
+    return (kvb_layer_quality){sum.train / layers, sum.heldout / layers, sum.usage / layers, sum.entropy / layers,
+                               sum.worst};
+}
+
+const char *kvb_frame_text(const kvb_layer *layer, char text[32])
+{
+    if (layer->frame == KVB_FRAME_BLOCK)
+        snprintf(text, 32, "block:%u", layer->rope_block);
+    else
+        snprintf(text, 32, "%s", layer->frame == KVB_FRAME_PRE ? "pre" : "post");
+    return text;
+}
+
+const char *kvb_policy_text(const kvb_policy *policy, char text[96])
+{
+    snprintf(text, 96, "anchors %g %% by %s, window %u, sinks %u", policy->anchor_fraction * 100,
+             kvb_score_name(policy->score), policy->window, policy->sinks);
+    return text;
+}

@@ -1,0 +1,34 @@
+/* Numbers about a whole book that info, verify, eval and report all show. */
+#ifndef KVB_TOOLS_SUMMARY_H
+#define KVB_TOOLS_SUMMARY_H
+
+#include "format/book_write.h"
+#include "kvbook/cache.h"
+
+typedef struct kvb_book_summary {
+    double bits_nominal; /* log2(K)/d, averaged over the elements of layers with codebooks */
+    uint32_t codebooks, layers_exact; /* layers_exact: without codebooks */
+    const kvb_codebook *first[2];     /* by kvb_kind: the first of each; NULL where there is none */
+    bool uniform[2];                  /* whether all have that d and K */
+} kvb_book_summary;
+
+kvb_book_summary kvb_summarise_book(const kvb_book *book);
+
+/* 8 * bytes / elements of a cache of `tokens` tokens, codebooks included. */
+double kvb_effective_bits(const kvb_book *book, const kvb_policy *policy, uint64_t tokens);
+
+/* Means over the groups of one layer's codebooks of a kind, and the worst; NaN where nothing is known. */
+typedef struct kvb_layer_quality {
+    double train, heldout, usage, entropy, worst; /* worst: of the held-out errors, or else of the train errors */
+} kvb_layer_quality;
+kvb_layer_quality kvb_average_quality(const kvb_book *book, uint32_t layer, kvb_kind kind);
+
+/* Mean over layers of train or held-out errors. */
+kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind);
+
+/* "pre", "post" or "block:16". */
+const char *kvb_frame_text(const kvb_layer *layer, char text[32]);
+/* "anchors 1 % by exact-k, window 32, sinks 0". */
+const char *kvb_policy_text(const kvb_policy *policy, char text[96]);
+
+#endif
