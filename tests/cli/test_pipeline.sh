@@ -1,0 +1,121 @@
+#!/bin/sh
+# From a model and text to a book, its score, a report and generated text: end to end on tiny models.
+. "$(dirname "$0")/lib.sh"
+
+tiny_model "$tmp/tiny.gguf" 1
+words "$tmp/train.txt" 120 1
+words "$tmp/test.txt" 40 2
+model="--model $tmp/tiny.gguf"
+input="$model --text $tmp/train.txt --ctx 128 --chunks 8"
+recipe="--recipe antkv --k 4x16 --v 4x16"
+
+expect "calibrate" 0 'wrote .*1 bits, recipe antkv' "$kvbook" calibrate $input $recipe -o "$work/a.kvb"
+cp "$err" "$tmp/said"
+if [ -s "$out" ]; then fail "calibrate is silent on stdout" "printed data"; else ok "calibrate is silent on stdout"; fi
+expect "one line for each finished step" 0 '^capture: 8 in ' cat "$tmp/said"
+expect "calibrate -q" 0 '^0$' sh -c "'$kvbook' calibrate $input $recipe -q -o '$work/q.kvb' 2>&1 | wc -c"
+same "the same bytes again" "$work/a.kvb" "$work/q.kvb"
+expect "calibrate --threads 1" 0 . "$kvbook" calibrate $input $recipe --threads 1 -o "$work/t1.kvb"
+expect "calibrate --threads 3" 0 . "$kvbook" calibrate $input $recipe --threads 3 -o "$work/t3.kvb"
+same "the same bytes with one thread" "$work/a.kvb" "$work/t1.kvb"
+same "the same bytes with three threads" "$work/a.kvb" "$work/t3.kvb"
+expect "calibrate --seed 2" 0 . "$kvbook" calibrate $input $recipe --seed 2 -o "$work/s2.kvb"
+if cmp -s "$work/a.kvb" "$work/s2.kvb"; then fail "another seed" "gives the same bytes"; else ok "another seed"; fi
+expect "SOURCE_DATE_EPOCH" 0 . env SOURCE_DATE_EPOCH=1000000000 "$kvbook" calibrate $input $recipe -o "$work/dated.kvb"
+"$kvbook" info --json "$work/dated.kvb" >"$tmp/dated.json"
+json "SOURCE_DATE_EPOCH is the only date" "$tmp/dated.json" 'd["meta"]["created"] == "2001-09-09T01:46:40Z"'
+
+expect "capture" 0 'wrote' "$kvbook" capture $input -o "$work/c.kvc"
+expect "train" 0 'wrote .*1 bits' "$kvbook" train "$work/c.kvc" $recipe -o "$work/c.kvb"
+same "capture and train equal calibrate" "$work/a.kvb" "$work/c.kvb"
+expect "capture --dry-run" 0 '8 chunks of 128 tokens, 1024 rows' "$kvbook" capture $input --dry-run -o "$work/dry.kvc"
+expect "train --dry-run" 0 '1024 rows, 2 layers' "$kvbook" train "$work/c.kvc" $recipe --dry-run -o "$work/dry.kvb"
+expect "calibrate --dry-run" 0 'time +about' "$kvbook" calibrate $input $recipe --dry-run -o "$work/dry.kvb"
+if ls "$work"/dry* >/dev/null 2>&1; then fail "a dry run writes nothing" "it did"; else ok "a dry run writes nothing"; fi
+expect "sampling under --max-memory is said" 0 'sampling [0-9]+ of 1024 tokens' \
+    "$kvbook" calibrate $input $recipe --max-memory 256K -o "$work/small.kvb"
+refuse "--max-memory for not one row" 5 '--max-memory' "$kvbook" calibrate $input $recipe --max-memory 100 -o "$work/no.kvb"
+
+expect "info" 0 '^codebooks +8: keys 4x16, values 4x16' "$kvbook" info "$work/a.kvb"
+"$kvbook" info --json "$work/a.kvb" >"$tmp/info.json"
+json "info --json" "$tmp/info.json" 'd["schema"] == 1 and d["bits_nominal"] == 1 and d["codebooks"] == 8 and len(d["layers"]) == 2
+    and d["policy"] == {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0} and len(d["id"]) == 64'
+expect "policy flags go into the book" 0 . "$kvbook" calibrate $input $recipe --anchors 5% --window 16 --sinks 4 -o "$work/p.kvb"
+"$kvbook" info --json "$work/p.kvb" >"$tmp/p.json"
+json "policy in the book" "$tmp/p.json" 'd["policy"] == {"anchors": 0.05, "score": "exact-k", "window": 16, "sinks": 4}'
+expect "verify" 0 ' 0 failed' "$kvbook" verify "$work/a.kvb" $model
+"$kvbook" verify --json "$work/a.kvb" >"$tmp/verify.json"
+json "verify --json" "$tmp/verify.json" 'd["ok"] and d["failed"] == [] and d["checks"] > 50'
+
+evaluate="$model --text $tmp/test.txt --ctx 128 --chunks 3"
+"$kvbook" eval $evaluate --book "$work/a.kvb" --json >"$tmp/e.json" 2>"$err"
+json "eval --json has its fields" "$tmp/e.json" '{"schema", "model", "text", "ctx", "chunks", "targets", "ppl", "ppl_exact", "kl",
+    "top1", "bits_nominal", "bits_effective", "bits_effective_ctx", "seconds"} <= set(d)'
+json "eval --json adds up" "$tmp/e.json" 'd["chunks"] == 3 and d["targets"] == 3 * 127 and d["ppl"] > 1 and d["kl"] > 0
+    and 0 < d["top1"] <= 1 and d["bits_nominal"] == 1 and d["bits_effective_ctx"] == 128
+    and d["bits_effective"] > d["bits_effective_32k"] > d["bits_effective_128k"] > 1
+    and abs(math.log(d["ppl"] / d["ppl_exact"]) - d["nll_delta"]) < 1e-9'
+"$kvbook" eval $evaluate --json >"$tmp/x.json" 2>"$err"
+json "eval of the exact cache" "$tmp/x.json" 'd["ppl"] == d["ppl_exact"] and d["kl"] == 0 and d["book"] is None'
+"$kvbook" eval $evaluate --json --threads 1 --book "$work/a.kvb" >"$tmp/e1.json" 2>"$err"
+"$kvbook" eval $evaluate --json --threads 3 --book "$work/a.kvb" >"$tmp/e3.json" 2>"$err"
+for n in 1 3; do
+    sed 's/"seconds".*//' "$tmp/e.json" >"$tmp/left"; sed 's/"seconds".*//' "$tmp/e$n.json" >"$tmp/right"
+    same "the same scores with $n threads" "$tmp/left" "$tmp/right"
+done
+"$kvbook" eval $evaluate --json --book "$work/a.kvb" "$work/s2.kvb" --book "$work/p.kvb" >"$tmp/three.json" 2>"$err"
+expect "one object a line for several books" 0 '^3$' sh -c "wc -l <'$tmp/three.json' | tr -d ' '"
+sed -n 1p "$tmp/three.json" | sed 's/"seconds".*//' >"$tmp/left"
+sed 's/"seconds".*//' "$tmp/e.json" >"$tmp/right"
+same "a book's score does not depend on the others" "$tmp/left" "$tmp/right"
+"$kvbook" eval $evaluate --json --no-exact --book "$work/a.kvb" >"$tmp/n.json" 2>"$err"
+json "eval --no-exact" "$tmp/n.json" 'd["ppl_exact"] is None and d["kl"] is None and d["top1"] is None and d["ppl"] > 1'
+"$kvbook" eval $evaluate --json --book "$work/a.kvb" --window 128 >"$tmp/w.json" 2>"$err"
+json "a window over the whole chunk is the exact cache" "$tmp/w.json" 'abs(d["nll_delta"]) < 1e-4 and d["top1"] > 0.99'
+"$kvbook" eval $evaluate --json --book "$work/a.kvb" --anchors 100% --anchor-protocol chunk >"$tmp/all.json" 2>"$err"
+json "all tokens anchors is the exact cache" "$tmp/all.json" 'abs(d["nll_delta"]) < 1e-4 and d["policy"]["protocol"] == "chunk"'
+"$kvbook" eval $evaluate --json --book "$work/a.kvb" --also-bare >"$tmp/bare.json" 2>"$err"
+json "--also-bare keeps nothing exact" "$tmp/bare.json" 'd["policy"]["window"] == 0 and d["policy"]["anchors"] == 0'
+expect "eval table" 0 '^exact .*16\.000' "$kvbook" eval $evaluate --book "$work/a.kvb"
+"$kvbook" eval $model --text "$tmp/test.txt" --ctx 128 --skip 1 --chunks 2 --json >"$tmp/skip.json" 2>"$err"
+json "eval --skip" "$tmp/skip.json" 'd["chunks"] == 2 and d["skip"] == 1'
+"$kvbook" eval $evaluate $recipe --calib-text "$tmp/train.txt" --calib-chunks 8 --json >"$tmp/r.json" 2>"$err"
+json "eval --recipe calibrates as calibrate does" "$tmp/r.json" "d['ppl'] == $(sed 's/.*"ppl":\([0-9.e+]*\),.*/\1/' "$tmp/e.json")"
+
+printf '{"text": "%s"}\n{"text": "%s"}\n' "$(tr '\n' ' ' <"$tmp/test.txt")" "more words" >"$tmp/test.jsonl"
+expect "text of a .jsonl file" 0 '^exact' "$kvbook" eval $model --text "$tmp/test.jsonl" --ctx 128 --chunks 2
+expect "fewer chunks than asked for are said" 0 'warning: 1000 chunks asked for' "$kvbook" eval $model --text "$tmp/test.txt" --ctx 128 --chunks 1000 --no-progress
+
+"$kvbook" generate $model --prompt "abc def" -n 20 >"$tmp/g1" 2>"$err"
+"$kvbook" generate $model --prompt "abc def" -n 20 >"$tmp/g2" 2>"$err"
+same "generate is deterministic" "$tmp/g1" "$tmp/g2"
+printf 'abc def' >"$tmp/prompt"
+"$kvbook" generate $model --prompt-file "$tmp/prompt" -n 20 >"$tmp/g2" 2>"$err"
+same "generate --prompt-file" "$tmp/g1" "$tmp/g2"
+"$kvbook" generate $model --prompt "abc def" -n 20 --book "$work/a.kvb" --window 64 >"$tmp/g2" 2>"$err"
+same "generate with everything in the window equals the exact cache" "$tmp/g1" "$tmp/g2"
+expect "generate with a book" 0 'new ones in .* bits an element' "$kvbook" generate $model --prompt "abc def" -n 60 --ignore-eos --book "$work/a.kvb"
+"$kvbook" generate $model --prompt "abc def" -n 20 --temperature 1 --seed 5 >"$tmp/g3" 2>"$err"
+"$kvbook" generate $model --prompt "abc def" -n 20 --temperature 1 --seed 5 >"$tmp/g4" 2>"$err"
+same "drawing is keyed by the seed" "$tmp/g3" "$tmp/g4"
+refuse "generate beyond the context" 2 'exceed' "$kvbook" generate $model --prompt "abc def" -n 100000
+
+"$kvbook" eval $evaluate --json --book "$work/a.kvb" >"$tmp/scores.jsonl" 2>"$err"
+expect "report" 0 'wrote' "$kvbook" report "$work/a.kvb" --scores "$tmp/scores.jsonl" -o "$work/r.html"
+expect "report has bars and scores" 0 '<rect class=k' cat "$work/r.html"
+expect "report has the exact cache beside the book" 0 'exact cache' cat "$work/r.html"
+refuse "report of a file that holds no scores" 3 'line 1' "$kvbook" report "$work/a.kvb" --scores "$tmp/info.json" -o "$work/r2.html"
+
+stories=../shared/data/stories260K
+if [ -f $stories/stories260K.bin ]; then
+    llama="--model $stories/stories260K.bin --tokenizer $stories/tok512.bin"
+    expect "llama2.c: generate" 0 'there was a little girl' "$kvbook" generate $llama --prompt "Once upon a time" -n 30
+    "$kvbook" generate $llama --prompt "Once upon a time" -n 200 -q >"$tmp/story.txt" 2>"$err"
+    expect "llama2.c: calibrate" 0 'wrote' \
+        "$kvbook" calibrate $llama --text "$tmp/story.txt" "$tmp/train.txt" --ctx 64 --recipe cq --bits 4 --k 2x16 --v 2x16 -o "$work/s.kvb"
+    expect "llama2.c: eval" 0 '^s\.kvb' "$kvbook" eval $llama --text "$tmp/story.txt" --ctx 64 --chunks 2 --book "$work/s.kvb"
+    refuse "llama2.c: no tokenizer" 2 '--tokenizer' "$kvbook" eval --model $stories/stories260K.bin --text "$tmp/test.txt"
+else
+    skip "llama2.c model" "no ../shared/data/stories260K here"
+fi
+done_testing
