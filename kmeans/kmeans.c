@@ -14,6 +14,7 @@ void kvb_kmeans_options_init(kvb_kmeans_options *options)
         .struct_size = sizeof *options,
         .iterations = 15,
         .holdout_block = 256,
+        .swap_rounds = 6,
     };
 }
 

@@ -103,6 +103,8 @@ bool kvb_kmeans_cancelled(kvb_kmeans_job *job);
 
 /* kmeans_repair.c: gives centroids without weight (in the merged sums) new places and counts those it moved. */
 kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *moved, kvb_error *err);
+/* The same for the centroids whose removal costs least, where that pays; round of rounds. */
+kvb_status kvb_kmeans_swap(kvb_kmeans_job *job, uint32_t round, uint32_t rounds, uint32_t *moved, kvb_error *err);
 /* Weight times squared distance of point i to a centroid of the frame. */
 double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *centroid);
 

@@ -9,21 +9,40 @@
 
 typedef float vec4f __attribute__((vector_size(16)));
 typedef double vec4d __attribute__((vector_size(32)));
+typedef float vec8f __attribute__((vector_size(32)));
+typedef double vec8d __attribute__((vector_size(64)));
 typedef float vec16f __attribute__((vector_size(64)));
 typedef int32_t vec16i __attribute__((vector_size(64)));
+
+ALWAYS void add4(double *sum, const float *row)
+{
+    vec4f x;
+    vec4d so_far;
+    memcpy(&x, row, sizeof x);
+    memcpy(&so_far, sum, sizeof so_far);
+    so_far += __builtin_convertvector(x, vec4d);
+    memcpy(sum, &so_far, sizeof so_far);
+}
+
+ALWAYS void add8(double *sum, const float *row)
+{
+    vec8f x;
+    vec8d so_far;
+    memcpy(&x, row, sizeof x);
+    memcpy(&so_far, sum, sizeof so_far);
+    so_far += __builtin_convertvector(x, vec8d);
+    memcpy(sum, &so_far, sizeof so_far);
+}
 
 ALWAYS void accumulate_rows(const float *rows, size_t n, uint32_t row_floats, const uint32_t *codes, double *sums)
 {
     for (size_t i = 0; i < n; i++, rows += row_floats) {
         double *sum = sums + (size_t)codes[i] * row_floats;
-        for (uint32_t k = 0; k < row_floats; k += 4) {
-            vec4f row;
-            vec4d so_far;
-            memcpy(&row, rows + k, sizeof row);
-            memcpy(&so_far, sum + k, sizeof so_far);
-            so_far += __builtin_convertvector(row, vec4d);
-            memcpy(sum + k, &so_far, sizeof so_far);
-        }
+        uint32_t k = 0;
+        for (; k + 8 <= row_floats; k += 8)
+            add8(sum + k, rows + k);
+        if (k < row_floats)
+            add4(sum + k, rows + k);
     }
 }
 

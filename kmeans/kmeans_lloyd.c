@@ -1,5 +1,6 @@
 /* Lloyd's iterations over one problem. Points are cut into segments whose number depends on the problem alone; each has
  * its own sums in double, which are added in the order of the segments. */
+#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,27 +151,48 @@ static uint32_t update(kvb_kmeans_job *job)
     return empty;
 }
 
+/* Swaps come after every second iteration and leave at least three to settle. */
+static uint32_t swap_rounds(const kvb_kmeans_options *options)
+{
+    uint32_t possible = options->iterations >= 5 ? (options->iterations - 3) / 2 : 0;
+    return options->swap_rounds < possible ? options->swap_rounds : possible;
+}
+
+/* After the means moved: centroids that are empty, or do little good, go elsewhere. */
+static kvb_status relocate(kvb_kmeans_job *job, uint32_t iteration, uint32_t empty, uint32_t *round,
+                           kvb_kmeans_result *result, uint32_t *moved, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    uint32_t repaired = 0, swapped = 0, rounds = swap_rounds(job->run->options);
+    if (empty > 0)
+        status = kvb_kmeans_repair(job, iteration, &repaired, err);
+    else if (iteration % 2 == 1 && *round < rounds)
+        status = kvb_kmeans_swap(job, (*round)++, rounds, &swapped, err);
+    result->repairs += repaired;
+    result->swaps += swapped;
+    *moved = repaired + swapped;
+    return status;
+}
+
 kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err)
 {
     const kvb_kmeans_options *options = job->run->options;
-    double before = -1.0;
+    double before = INFINITY;
+    uint32_t round = 0;
     for (uint32_t i = 0; i < options->iterations; i++) {
         if (kvb_kmeans_cancelled(job))
             break;
         kvb_kmeans_assign(job, true);
         double error = merge(job);
-        uint32_t moved = 0;
-        if (update(job) > 0) {
-            kvb_status status = kvb_kmeans_repair(job, i, &moved, err);
-            if (status != KVB_OK)
-                return status;
-        }
+        uint32_t moved = 0, empty = update(job);
+        kvb_status status = relocate(job, i, empty, &round, result, &moved, err);
+        if (status != KVB_OK)
+            return status;
         result->iterations++;
-        result->repairs += moved;
         atomic_fetch_add(&job->run->done, 1);
-        if (before >= 0.0 && moved == 0 && before - error <= options->tolerance * before && options->tolerance > 0.0)
+        if (options->tolerance > 0.0 && moved == 0 && isfinite(before) && before - error <= options->tolerance * before)
             break;
-        before = error;
+        before = moved == 0 ? error : INFINITY;
     }
     if (atomic_load(&job->run->cancelled))
         return kvb_fail(err, KVB_E_CANCELLED, "k-means", "cancelled by the progress callback");

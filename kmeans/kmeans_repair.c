@@ -1,139 +1,137 @@
-/* Empty clusters. Each in turn splits the cluster with the largest error: the empty centroid moves to a point of it,
- * drawn with a probability proportional to weight times squared distance. The objective can only fall by that, because
- * no other centroid moves. Rare, so plain code. */
+/* Moving centroids to where they do more good. Empty clusters split the cluster with the largest error: the objective can
+ * only fall by that, because no other centroid moves. Swaps do the same with the least useful centroids where the split
+ * promises to save more than the removal costs. */
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
-#include "kmeans/kmeans_internal.h"
+#include "kmeans/kmeans_clusters.h"
 
-enum { STREAM_REPAIR = 3 };
+enum { STREAM_REPAIR = 3, STREAM_SWAP = 5, CHUNK = 48 };
 
-typedef struct clusters {
-    double *error;  /* [K] sum of the errors of the points not yet taken */
-    double *share;  /* [K] the same over the number of times the cluster was split, plus one */
-    size_t *start;  /* [K + 1] where the points of a cluster begin in `member` */
-    size_t *member; /* [n] */
-    float *loss;    /* [n] weight times squared distance to the cluster's mean */
-} clusters;
+/* Of the centroids, this share is considered for a swap in each round. */
+enum { SWAP_FRACTION = 16, FEWEST_TO_SWAP = 4 };
 
-static void clusters_free(clusters *c)
-{
-    free(c->error);
-    free(c->share);
-    free(c->start);
-    free(c->member);
-    free(c->loss);
-}
-
-static kvb_status clusters_alloc(clusters *c, size_t k, size_t n, kvb_error *err)
-{
-    c->error = kvb_alloc_zeroed(k, sizeof *c->error);
-    c->share = kvb_alloc_zeroed(k, sizeof *c->share);
-    c->start = kvb_alloc_zeroed(k + 1, sizeof *c->start);
-    c->member = kvb_alloc_array(n, sizeof *c->member);
-    c->loss = kvb_alloc_array(n, sizeof *c->loss);
-    if (c->error == NULL || c->share == NULL || c->start == NULL || c->member == NULL || c->loss == NULL)
-        return kvb_fail_memory(err, "the repair of empty k-means clusters");
-    return KVB_OK;
-}
-
-/* w * |y - c|^2 out of the row (w*y, w) */
-double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *centroid)
-{
-    const float *row = points->rows + i * points->row_floats;
-    double w = row[points->channels], sum = 0.0;
-    if (!(w > 0.0))
-        return 0.0;
-    for (uint32_t c = 0; c < points->channels; c++) {
-        double difference = row[c] - w * centroid[c];
-        sum += difference * difference;
-    }
-    return sum / w;
-}
-
-static void clusters_fill(clusters *c, const kvb_kmeans_job *job)
-{
-    size_t n = job->training.count, k = job->centroids;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t code = job->codes[i];
-        c->loss[i] = (float)kvb_kmeans_loss(&job->training, i, job->table + (size_t)code * job->channels);
-        c->error[code] += c->loss[i];
-        c->start[code]++;
-    }
-    size_t total = 0;
-    for (size_t j = 0; j <= k; j++) {
-        size_t here = j < k ? c->start[j] : 0;
-        c->start[j] = total;
-        total += here;
-    }
-    for (size_t i = 0; i < n; i++)
-        c->member[c->start[job->codes[i]]++] = i;
-    for (size_t j = k; j > 0; j--)
-        c->start[j] = c->start[j - 1];
-    c->start[0] = 0;
-    for (size_t j = 0; j < k; j++)
-        c->share[j] = c->error[j];
-}
-
-static size_t draw_member(const clusters *c, uint32_t cluster, double unit)
-{
-    double target = unit * c->error[cluster];
-    size_t found = SIZE_MAX;
-    for (size_t m = c->start[cluster]; m < c->start[cluster + 1]; m++) {
-        size_t i = c->member[m];
-        if (!(c->loss[i] > 0.0f))
-            continue;
-        found = i;
-        target -= c->loss[i];
-        if (target < 0.0)
-            break;
-    }
-    return found;
-}
-
-static void place_at(kvb_kmeans_job *job, uint32_t k, size_t point)
-{
-    uint32_t d = job->channels;
-    const float *from = job->training.tiles + point / 16 * 16 * d + point % 16;
-    for (uint32_t c = 0; c < d; c++)
-        job->table[(size_t)k * d + c] = from[(size_t)c * 16];
-}
-
-/* False where no cluster has an error left to split. */
-static bool split_largest(clusters *c, kvb_kmeans_job *job, uint32_t empty, uint64_t key)
-{
-    uint32_t largest = 0;
-    for (uint32_t k = 1; k < job->centroids; k++)
-        if (c->share[k] > c->share[largest])
-            largest = k;
-    size_t point = c->share[largest] > 0.0 ? draw_member(c, largest, kvb_rng_unit(key, empty)) : SIZE_MAX;
-    if (point == SIZE_MAX)
-        return false;
-    place_at(job, empty, point);
-    c->error[largest] -= c->loss[point];
-    c->loss[point] = 0.0f;
-    c->share[largest] *= 0.5;
-    return true;
-}
+/* A split is taken to save HOPE times what it saves at best in theory, 1 - 2^(-2/d) of the cluster's error: the rounds
+ * begin bold, because Lloyd's iterations repair a bad swap but not a missed one, and end sober. Measured on keys and
+ * values: 4 to 1 beats any constant. */
+static const double HOPE_FIRST = 4.0, HOPE_LAST = 1.0;
 
 kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *moved, kvb_error *err)
 {
-    clusters c = {0};
+    kvb_kmeans_clusters c;
     uint64_t key = kvb_rng_key(job->problem->seed, STREAM_REPAIR, round, 0, 0);
-    kvb_status status = clusters_alloc(&c, job->centroids, job->training.count, err);
-    if (status != KVB_OK)
-        goto out;
-    clusters_fill(&c, job);
-    for (uint32_t k = 0; k < job->centroids; k++) {
+    kvb_status status = kvb_kmeans_clusters_open(&c, job, err);
+    for (uint32_t k = 0; k < job->centroids && status == KVB_OK; k++) {
         if (job->sums[(size_t)k * job->training.row_floats + job->channels] > 0.0)
             continue;
-        if (!split_largest(&c, job, k, key))
+        uint32_t largest = kvb_kmeans_clusters_largest(&c, job->centroids);
+        if (!kvb_kmeans_clusters_split(&c, job, largest, k, kvb_rng_unit(key, k)))
             break;
         ++*moved;
     }
+    kvb_kmeans_clusters_close(&c);
+    return status;
+}
+
+typedef struct candidate {
+    double value; /* first the cluster's error, then what its removal costs */
+    uint32_t cluster;
+} candidate;
+
+static int by_value(const void *a, const void *b)
+{
+    const candidate *x = a, *y = b;
+    if (x->value < y->value || y->value < x->value)
+        return x->value < y->value ? -1 : 1;
+    return x->cluster < y->cluster ? -1 : x->cluster > y->cluster;
+}
+
+/* A search over all centroids but the first `leave_out` of the list. */
+static kvb_nearest *search_without(const kvb_kmeans_job *job, const candidate *list, uint32_t leave_out)
+{
+    uint32_t d = job->channels, kept = job->centroids - leave_out;
+    kvb_nearest *search = kvb_nearest_create(d, kept);
+    float *table = kvb_alloc_array(kept, d * sizeof *table);
+    for (uint32_t k = 0; k < kept && table != NULL; k++)
+        memcpy(table + (size_t)k * d, job->table + (size_t)list[leave_out + k].cluster * d, d * sizeof *table);
+    if (search != NULL && table != NULL)
+        kvb_nearest_set_around(search, table, NULL);
+    if (table == NULL) {
+        kvb_nearest_destroy(search);
+        search = NULL;
+    }
+    free(table);
+    return search;
+}
+
+/* What the error rises by if the centroid goes and its points go to the nearest of the others. */
+static double removal_cost(const kvb_kmeans_clusters *c, const kvb_kmeans_job *job, const kvb_nearest *others,
+                           uint32_t cluster)
+{
+    uint32_t d = job->channels, index[CHUNK];
+    float rows[CHUNK * KVB_KMEANS_CHANNELS], distance[CHUNK];
+    double cost = -c->error[cluster];
+    for (size_t m = c->start[cluster]; m < c->start[cluster + 1]; m += CHUNK) {
+        size_t n = c->start[cluster + 1] - m < CHUNK ? c->start[cluster + 1] - m : CHUNK;
+        for (size_t i = 0; i < n; i++)
+            kvb_kmeans_point_read(job->training.tiles, c->member[m + i], d, rows + i * d);
+        kvb_nearest_find(others, rows, d, n, index, distance);
+        for (size_t i = 0; i < n; i++)
+            cost += (double)kvb_kmeans_weight(&job->training, c->member[m + i]) * distance[i];
+    }
+    return cost;
+}
+
+static uint32_t swap_while_it_pays(kvb_kmeans_clusters *c, kvb_kmeans_job *job, const candidate *list, uint32_t count,
+                                   uint64_t key, double hope)
+{
+    uint32_t moved = 0;
+    double saving = hope * (1.0 - exp2(-2.0 / job->channels));
+    for (; moved < count; moved++) {
+        uint32_t largest = kvb_kmeans_clusters_largest(c, job->centroids), cluster = list[moved].cluster;
+        if (list[moved].value >= saving * c->share[largest] || largest == cluster)
+            break;
+        if (!kvb_kmeans_clusters_split(c, job, largest, cluster, kvb_rng_unit(key, cluster)))
+            break;
+    }
+    return moved;
+}
+
+kvb_status kvb_kmeans_swap(kvb_kmeans_job *job, uint32_t round, uint32_t rounds, uint32_t *moved, kvb_error *err)
+{
+    uint32_t k = job->centroids, count = k / SWAP_FRACTION + 1;
+    double progress = rounds > 1 ? (double)round / (rounds - 1) : 1.0;
+    uint64_t key = kvb_rng_key(job->problem->seed, STREAM_SWAP, round, 0, 0);
+    kvb_kmeans_clusters c;
+    kvb_nearest *others = NULL;
+    if (k < FEWEST_TO_SWAP)
+        return KVB_OK;
+    kvb_status status = kvb_kmeans_clusters_open(&c, job, err);
+    candidate *list = kvb_alloc_array(k, sizeof *list);
+    if (status != KVB_OK)
+        goto out;
+    if (list == NULL)
+        goto no_memory;
+    for (uint32_t i = 0; i < k; i++)
+        list[i] = (candidate){c.error[i], i};
+    qsort(list, k, sizeof *list, by_value);
+    others = search_without(job, list, count);
+    if (others == NULL)
+        goto no_memory;
+    for (uint32_t i = 0; i < count; i++)
+        list[i].value = removal_cost(&c, job, others, list[i].cluster);
+    qsort(list, count, sizeof *list, by_value);
+    *moved = swap_while_it_pays(&c, job, list, count, key, HOPE_FIRST + (HOPE_LAST - HOPE_FIRST) * progress);
+    goto out;
+no_memory:
+    status = kvb_fail_memory(err, "the swaps of a k-means problem");
 out:
-    clusters_free(&c);
+    kvb_nearest_destroy(others);
+    free(list);
+    kvb_kmeans_clusters_close(&c);
     return status;
 }

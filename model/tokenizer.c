@@ -143,7 +143,6 @@ static bool cut_specials(const kvb_tokenizer *t, const char *text, size_t size, 
 static kvb_status encode_fragments(kvb_encoder *e, const char *text, const fragments *f)
 {
     const kvb_tokenizer *t = e->t;
-    bool after_special = true; /* the start of the text counts as one */
     kvb_status status = KVB_OK;
     for (size_t i = 0; status == KVB_OK && i < f->count; i++) {
         const fragment *part = &f->at[i];
@@ -152,8 +151,7 @@ static kvb_status encode_fragments(kvb_encoder *e, const char *text, const fragm
         else if (t->kind == KVB_TOKENIZER_BPE)
             status = kvb_bpe_encode(e, text + part->from, part->size);
         else
-            status = kvb_spm_encode(e, text + part->from, part->size, t->space_prefix && after_special);
-        after_special = part->id >= 0;
+            status = kvb_spm_encode(e, text + part->from, part->size, t->space_prefix);
     }
     return status;
 }

@@ -8,6 +8,7 @@
  * Steps of KERNEL_POINTS x KERNEL_CENTROIDS accumulators fill the register file; a running minimum per group of 16
  * centroids costs one operation a centroid, and only the winning group is evaluated again to learn the index. */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "format/base/nearest_internal.h"
@@ -27,8 +28,12 @@
 #define UNROLL_CHANNELS _Pragma("GCC unroll 2")
 #endif
 
-/* Up to so many groups the index is tracked centroid by centroid: evaluating a group again would cost more. */
-enum { DIRECT_GROUPS = 2 };
+/* Tracking the index centroid by centroid costs two operations more for each; evaluating the winning group again costs
+ * about 2 d operations and some bookkeeping a point. Measured, they meet near 2 d groups. */
+ALWAYS bool tracks_directly(const kvb_nearest *t, uint32_t d)
+{
+    return t->groups <= 2 * d + 2;
+}
 
 /* Where vector p of a step starts: tiles are [d][16]. */
 ALWAYS size_t vector_at(uint32_t p, uint32_t d)
@@ -136,13 +141,13 @@ ALWAYS void search(const kvb_nearest *t, const float *x, uint32_t d, uint32_t po
         low[p] = V_SET1(INFINITY);
         where[p] = VI_SET1(0);
     }
-    if (t->groups <= DIRECT_GROUPS)
+    if (tracks_directly(t, d))
         scan_centroids(t, x, d, points, low, where);
     else
         scan_groups(t, x, d, points, low, where);
     UNROLL for (uint32_t p = 0; p < points; p++)
         VI_STORE(index + p * LANES, where[p]);
-    if (t->groups > DIRECT_GROUPS)
+    if (!tracks_directly(t, d))
         for (uint32_t p = 0; p < points; p++) {
             float lows[LANES];
             V_STORE(lows, low[p]);

@@ -37,6 +37,7 @@ typedef struct kvb_kmeans_result {
     uint32_t repairs;     /* empty clusters re-seeded */
     uint32_t used;        /* centroids with at least one training point */
     double entropy;       /* bits: of the training points' codes, unweighted */
+    uint32_t swaps;       /* centroids moved from where they did little good to where the error was */
 } kvb_kmeans_result;
 
 typedef enum kvb_kmeans_seeding {
@@ -54,6 +55,9 @@ typedef struct kvb_kmeans_options {
     uint32_t threads;        /* 0: OpenMP's default */
     kvb_progress_fn progress;
     void *progress_user;
+    uint32_t swap_rounds;    /* every second iteration, so many times at most, centroids whose removal costs little move
+                              * to clusters whose split saves more; default 6; 0: plain Lloyd iterations, whose error
+                              * never rises. Needs iterations >= 5; a swap may raise the error for an iteration or two */
 } kvb_kmeans_options;
 
 KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);

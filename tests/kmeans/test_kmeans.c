@@ -20,6 +20,7 @@ static kvb_kmeans_problem problem_of(const float *x, size_t n, uint32_t d, uint3
                                 .centroids = k, .seed = 1, .table = table};
 }
 
+/* Plain Lloyd iterations: what can be compared point by point. */
 static kvb_kmeans_result train(const kvb_kmeans_problem *p, uint32_t iterations, uint32_t threads)
 {
     kvb_kmeans_options options;
@@ -28,6 +29,7 @@ static kvb_kmeans_result train(const kvb_kmeans_problem *p, uint32_t iterations,
     kvb_kmeans_options_init(&options);
     options.iterations = iterations;
     options.threads = threads;
+    options.swap_rounds = 0;
     if (kvb_kmeans_train(p, 1, &options, &result, &err) != KVB_OK)
         fail_msg("%s: %s", err.where, err.message);
     return result;
@@ -388,6 +390,31 @@ static void seeding_beats_random(void **state)
     free(x), free(w);
 }
 
+static void swaps_lower_the_error(void **state)
+{
+    (void)state;
+    enum { N = 8000, K = 64 };
+    for (uint32_t d = 2; d <= 8; d *= 2) {
+        float *x = test_mixture(N, d, d), *w = test_weights(N, 4), *table = malloc(K * d * sizeof *table);
+        double errors[2] = {0, 0};
+        for (uint64_t i = 0; i < 6; i++) {
+            kvb_kmeans_problem p = problem_of(x, N, d, K, table);
+            kvb_kmeans_options options;
+            kvb_kmeans_result r;
+            p.weights = w;
+            p.seed = i / 2;
+            kvb_kmeans_options_init(&options);
+            options.swap_rounds *= i % 2;
+            assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
+            assert_true((r.swaps > 0) == (i % 2 == 1));
+            assert_int_equal(r.iterations, 15);
+            errors[i % 2] += r.train_error;
+        }
+        assert_true(errors[1] < 0.995 * errors[0]);
+        free(x), free(w), free(table);
+    }
+}
+
 static void holdout_is_held_out(void **state)
 {
     (void)state;
@@ -419,6 +446,7 @@ static void holdout_is_held_out(void **state)
         if (i / BLOCK % EVERY != EVERY - 1)
             memcpy(training + n++ * D, x + i * D, D * sizeof *x);
     p.initial = x;
+    options.swap_rounds = 0;
     options.holdout_every = EVERY;
     kvb_kmeans_train(&p, 1, &options, &r, NULL);
     p.points = training;
@@ -459,6 +487,7 @@ static void tolerance_stops_early(void **state)
     kvb_kmeans_result r;
     kvb_kmeans_options_init(&options);
     options.iterations = 500;
+    options.swap_rounds = 0;
     options.tolerance = 1e-3;
     assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
     assert_true(r.iterations >= 2 && r.iterations < 100);
@@ -484,6 +513,7 @@ int main(void)
         cmocka_unit_test(builds_agree),
         cmocka_unit_test(empty_clusters_are_repaired),
         cmocka_unit_test(seeding_beats_random),
+        cmocka_unit_test(swaps_lower_the_error),
         cmocka_unit_test(holdout_is_held_out),
         cmocka_unit_test(statistics),
         cmocka_unit_test(tolerance_stops_early),

@@ -219,6 +219,34 @@ static void test_repeated_words(void **state)
     kvb_tokenizer_free(t);
 }
 
+/* More different words than the cache takes, so that its slots collide and it fills up; then all of them again. */
+static void test_many_words(void **state)
+{
+    (void)state;
+    enum { WORDS = 70000, SIZE = 5 };
+    tiny_gguf tiny = tiny_gguf_default();
+    kvb_tokenizer *t = from_tiny(&tiny);
+    char *text = malloc(2 * WORDS * SIZE);
+    assert_non_null(text);
+    for (size_t i = 0; i < 2 * WORDS; i++) {
+        text[i * SIZE] = ' ';
+        for (size_t c = 1, rest = i % WORDS; c < SIZE; c++, rest /= 26)
+            text[i * SIZE + c] = (char)('a' + rest % 26);
+    }
+    uint32_t *ids, expected[SIZE];
+    size_t count, at = 0;
+    assert_int_equal(kvb_tokenizer_encode(t, text, 2 * WORDS * SIZE, false, &ids, &count, NULL), KVB_OK);
+    for (size_t i = 0; i < 2 * WORDS; i++) {
+        size_t n = merge_slowly(t, text + i * SIZE, SIZE, expected);
+        assert_true(at + n <= count && memcmp(ids + at, expected, n * sizeof *ids) == 0);
+        at += n;
+    }
+    assert_int_equal(at, count);
+    free(ids);
+    free(text);
+    kvb_tokenizer_free(t);
+}
+
 static void test_identity(void **state)
 {
     (void)state;
@@ -296,12 +324,15 @@ static void test_spm(void **state)
     expect(t, "abc", US "a|bc"); /* "_a", then "bc" (-6) before "_ab" (-9) */
     expect(t, "b a", US "|b|" US "a");
     expect(t, "b  a", US "|b|" US US "|a");   /* two spaces (-1.5) merge before "_a" */
+    expect(t, "b   c", US "|b|" US US "|" US "|c"); /* of two equal pairs the left one */
     expect(t, "\303\251", US "|\303\251");
     expect(t, "\303\250", US "|<0xC3>|<0xA8>"); /* è is no token: its bytes */
     expect(t, "\n", US "|<0x0A>");
     expect(t, "<s>", US "|<|s>");             /* never the control token, by whatever merges */
     expect(t, "<0x41>", US "|<|<0x30>|<0x78>|<0x34>|<0x31>|>");
     expect(t, "a<user>a", US "a|<user>|" US "a"); /* user-defined tokens are tokens always */
+    expect(t, "<user>s", "<user>s");              /* the longer one first */
+    assert_int_equal(kvb_vocab_find_ordinary(&t->vocab, "<0x41>", 6), KVB_NO_TOKEN);
     expect_tokens(t, "<s>a</s>b", 9, true, "<s>|" US "a|</s>|" US "|b");
     size_t size;
     assert_memory_equal(kvb_tokenizer_bytes(t, 259 + 4, &size), " a", 2);
@@ -408,6 +439,7 @@ int main(void)
         cmocka_unit_test(test_bpe_merges),         cmocka_unit_test(test_bpe_pieces_give_the_text_back),
         cmocka_unit_test(test_special_tokens),     cmocka_unit_test(test_invalid_utf8),
         cmocka_unit_test(test_against_slow_merging), cmocka_unit_test(test_repeated_words),
+        cmocka_unit_test(test_many_words),
         cmocka_unit_test(test_identity),           cmocka_unit_test(test_missing_bytes_vanish),
         cmocka_unit_test(test_whole_words),        cmocka_unit_test(test_spm),
         cmocka_unit_test(test_spm_options),        cmocka_unit_test(test_refused_bpe),

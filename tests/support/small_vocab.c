@@ -48,7 +48,7 @@ typedef struct spm_token {
 static const spm_token spm_tokens[] = {
     {US, -1.0f, 1}, {"a", -2.0f, 1}, {"b", -3.0f, 1}, {"c", -4.0f, 1}, {US "a", -5.0f, 1}, {"ab", -7.0f, 1},
     {"bc", -6.0f, 1}, {US "ab", -9.0f, 1}, {"abc", -8.0f, 1}, {US US, -1.5f, 1}, {"<user>", 0.0f, 4}, {"s", -9.0f, 1},
-    {">", -9.5f, 1}, {"<", -9.6f, 1}, {"s>", -10.0f, 1}, {"\303\251", -11.0f, 1},
+    {">", -9.5f, 1}, {"<", -9.6f, 1}, {"s>", -10.0f, 1}, {"\303\251", -11.0f, 1}, {"<user>s", 0.0f, 4},
 };
 enum { SPM_TOKENS = sizeof spm_tokens / sizeof *spm_tokens };
 _Static_assert(SMALL_SPM_VOCAB == 259 + SPM_TOKENS, "the header has another number of tokens");

@@ -8,8 +8,8 @@
 /* Byte-level BPE: the tokens of all bytes but those in `without`, then "ab" with its merge and " whole" with none. */
 uint8_t *small_bpe_make(const char *pre, const char *without, size_t *size);
 
-/* SentencePiece: <unk>, <s>, </s>, the 256 bytes, then 16 tokens; see small_vocab.c for their scores. */
-enum { SMALL_SPM_VOCAB = 3 + 256 + 16 };
+/* SentencePiece: <unk>, <s>, </s>, the 256 bytes, then 17 tokens; see small_vocab.c for their scores. */
+enum { SMALL_SPM_VOCAB = 3 + 256 + 17 };
 
 typedef struct small_spm {
     int missing_byte; /* this byte's token is another's; -1: none */
