@@ -26,36 +26,36 @@ done_testing() { [ "$failures" -eq 0 ]; exit; }
 
 # expect NAME CODE PATTERN COMMAND...: the exit code, and a pattern (grep -E) that stdout and stderr must hold together.
 expect() {
-    name=$1; code=$2; pattern=$3; shift 3
+    this=$1; want=$2; pattern=$3; shift 3
     "$@" >"$out" 2>"$err" </dev/null
     got=$?
-    if [ "$got" -ne "$code" ]; then
-        fail "$name" "exit code $got, expected $code"
+    if [ "$got" -ne "$want" ]; then
+        fail "$this" "exit code $got, expected $want"
     elif ! cat "$out" "$err" | grep -Eq -- "$pattern"; then
-        fail "$name" "nothing printed matches: $pattern"
+        fail "$this" "nothing printed matches: $pattern"
     else
-        ok "$name"
+        ok "$this"
     fi
 }
 
 # refuse NAME CODE PATTERN COMMAND...: fails with one line of error that matches, prints no data and leaves no file.
 refuse() {
-    name=$1; code=$2; pattern=$3; shift 3
+    this=$1; want=$2; pattern=$3; shift 3
     before=$(ls -A "$work")
     "$@" >"$out" 2>"$err" </dev/null
     got=$?
-    if [ "$got" -ne "$code" ]; then
-        fail "$name" "exit code $got, expected $code"
+    if [ "$got" -ne "$want" ]; then
+        fail "$this" "exit code $got, expected $want"
     elif [ "$(grep -c '^kvbook: error: ' "$err")" -ne 1 ] || ! tail -n 1 "$err" | grep -q '^kvbook: error: '; then
-        fail "$name" "expected one line of error, the last"
+        fail "$this" "expected one line of error, the last"
     elif ! tail -n 1 "$err" | grep -Eq -- "$pattern"; then
-        fail "$name" "the error does not match: $pattern"
+        fail "$this" "the error does not match: $pattern"
     elif [ -s "$out" ]; then
-        fail "$name" "printed data on stdout"
+        fail "$this" "printed data on stdout"
     elif [ "$(ls -A "$work")" != "$before" ]; then
-        fail "$name" "left a file behind: $(ls -A "$work" | tr '\n' ' ')"
+        fail "$this" "left a file behind: $(ls -A "$work" | tr '\n' ' ')"
     else
-        ok "$name"
+        ok "$this"
     fi
 }
 
