@@ -11,6 +11,8 @@ eval_chunks=${EVAL_CHUNKS:-8}
 kvbook=$build/kvbook
 model=$demo/SmolLM2-135M-Instruct.Q4_1.gguf
 model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+# Threads that spin while they wait hurt on a machine that others use, and gain nothing here.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 mkdir -p "$demo"
 begin=$(date +%s)
 
