@@ -10,6 +10,8 @@ chunks=${CHUNKS:-16}
 eval_chunks=${EVAL_CHUNKS:-8}
 kvbook=$build/kvbook
 model=$demo/SmolLM2-135M-Instruct.Q4_1.gguf
+# Threads that spin while they wait hurt on a machine that others use, and gain nothing here.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 mkdir -p "$demo"
 begin=$(date +%s)
 
