@@ -142,10 +142,11 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
 
 static void say_result(kvb_progress *p, const kvb_train_report *r)
 {
-    char heldout[64] = "nothing, the sample is too small for that";
+    char heldout[80] = "";
     if (isfinite(r->key_heldout_error) && isfinite(r->value_heldout_error))
-        snprintf(heldout, sizeof heldout, "keys %.4f, values %.4f", r->key_heldout_error, r->value_heldout_error);
-    kvb_say(p, "relative error: keys %.4f, values %.4f; held out: %s", r->key_error, r->value_error, heldout);
+        snprintf(heldout, sizeof heldout, "; held out: keys %.4f, values %.4f", r->key_heldout_error,
+                 r->value_heldout_error);
+    kvb_say(p, "relative error: keys %.4f, values %.4f%s", r->key_error, r->value_error, heldout);
     if (r->points_per_centroid < 64)
         kvb_warn(p, "%.0f points per centroid: under 64 the codebooks fit the sample, not the model; give more text",
                  r->points_per_centroid);

@@ -79,6 +79,14 @@ json "--also-bare keeps nothing exact" "$tmp/bare.json" 'd["policy"]["window"] =
 expect "eval table" 0 '^exact .*16\.000' "$kvbook" eval $evaluate --book "$work/a.kvb"
 "$kvbook" eval $model --text "$tmp/test.txt" --ctx 128 --skip 1 --chunks 2 --json >"$tmp/skip.json" 2>"$err"
 json "eval --skip" "$tmp/skip.json" 'd["chunks"] == 2 and d["skip"] == 1'
+for n in 0 1; do
+    "$kvbook" eval $model --text "$tmp/test.txt" --ctx 128 --skip $n --chunks 1 --book "$work/a.kvb" --json
+done 2>"$err" | tr '\n' ',' | sed 's/,$//; s/.*/[&]/' >"$tmp/alone.json"
+"$kvbook" eval $model --text "$tmp/test.txt" --ctx 128 --chunks 2 --book "$work/a.kvb" --json 2>"$err" |
+    sed "s/.*/{\"both\": &, \"alone\": $(sed 's/[&/]/\\&/g' "$tmp/alone.json")}/" >"$tmp/chunks.json"
+json "two chunks are the mean of each alone" "$tmp/chunks.json" 'all(
+    abs(f(d["both"]) - (f(d["alone"][0]) + f(d["alone"][1])) / 2) < 1e-9 for f in
+    (lambda r: math.log(r["ppl"]), lambda r: math.log(r["ppl_exact"]), lambda r: r["kl"], lambda r: r["top1"]))'
 "$kvbook" eval $evaluate $recipe --calib-text "$tmp/train.txt" --calib-chunks 8 --json >"$tmp/r.json" 2>"$err"
 json "eval --recipe calibrates as calibrate does" "$tmp/r.json" "d['ppl'] == $(sed 's/.*"ppl":\([0-9.e+]*\),.*/\1/' "$tmp/e.json")"
 
@@ -111,6 +119,9 @@ if [ -f $stories/stories260K.bin ]; then
     llama="--model $stories/stories260K.bin --tokenizer $stories/tok512.bin"
     expect "llama2.c: generate" 0 'there was a little girl' "$kvbook" generate $llama --prompt "Once upon a time" -n 30
     "$kvbook" generate $llama --prompt "Once upon a time" -n 200 -q >"$tmp/story.txt" 2>"$err"
+    printf 'Once upon a time%s' "$(cat "$tmp/story.txt")" >"$tmp/whole.txt"
+    "$kvbook" eval $llama --text "$tmp/whole.txt" --ctx 128 --chunks 1 --json >"$tmp/story.json" 2>"$err"
+    json "llama2.c: a model is not surprised by its own most likely words" "$tmp/story.json" '1 < d["ppl"] < 2'
     expect "llama2.c: calibrate" 0 'wrote' \
         "$kvbook" calibrate $llama --text "$tmp/story.txt" "$tmp/train.txt" --ctx 64 --recipe cq --bits 4 --k 2x16 --v 2x16 -o "$work/s.kvb"
     expect "llama2.c: eval" 0 '^s\.kvb' "$kvbook" eval $llama --text "$tmp/story.txt" --ctx 64 --chunks 2 --book "$work/s.kvb"
