@@ -103,7 +103,8 @@ static kvb_status refuse_unknown(arg_reader *r, const char *word)
         known[count++] = flag->name;
     char name[64];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
-    return kvb_fail(r->err, KVB_E_USAGE, name, "unknown flag of `kvbook %s`; did you mean %s? `kvbook %s --help` lists them",
+    return kvb_fail(r->err, KVB_E_USAGE, name,
+                    "unknown flag of `kvbook %s`; did you mean %s? `kvbook %s --help` lists them",
                     r->spec->name, kvb_suggest(name, known, count), r->spec->name);
 }
 
@@ -233,7 +234,8 @@ static kvb_status read_flag(arg_reader *r, const char *word)
 static kvb_status read_operand(arg_reader *r, const char *word)
 {
     if (r->spec->operands == NULL)
-        return kvb_fail(r->err, KVB_E_USAGE, word, "unexpected word: `kvbook %s` takes flags only; see `kvbook %s --help`",
+        return kvb_fail(r->err, KVB_E_USAGE, word,
+                        "unexpected word: `kvbook %s` takes flags only; see `kvbook %s --help`",
                         r->spec->name, r->spec->name);
     read_strings(r, word, true, r->args + r->spec->operands_offset);
     return KVB_OK;
@@ -250,7 +252,8 @@ static kvb_status check_required(arg_reader *r)
     return KVB_OK;
 }
 
-kvb_status kvb_args_parse(const kvb_command_spec *spec, int argc, char **argv, const char **pool, void *args, bool *help,
+kvb_status kvb_args_parse(const kvb_command_spec *spec, int argc, char **argv, const char **pool, void *args,
+                          bool *help,
                           kvb_error *err)
 {
     arg_reader r = {.spec = spec, .word = argv, .count = argc, .pool = pool, .args = args, .err = err};

@@ -73,7 +73,8 @@ typedef struct kvb_command_spec {
 /* Reads argv[0..argc) (the words after the command's name) into `args`, which holds the defaults. KVB_E_USAGE names the
  * word and says what was expected. With --help among the words nothing else is checked: *help is set.
  * `pool` has room for argc * KVB_MOST_LISTS strings and backs every kvb_strings. */
-kvb_status kvb_args_parse(const kvb_command_spec *spec, int argc, char **argv, const char **pool, void *args, bool *help,
+kvb_status kvb_args_parse(const kvb_command_spec *spec, int argc, char **argv, const char **pool, void *args,
+                          bool *help,
                           kvb_error *err);
 
 /* The --help text. */

@@ -20,14 +20,15 @@ static const kvb_flag flags[] = {
      .offset = offsetof(capture_args, seed)},
     {"--allow-nan", KVB_FLAG_BOOL, NULL, "leave out rows that hold a NaN or infinity, and count them; without it the "
      "first one ends the run", .offset = offsetof(capture_args, allow_nan)},
-    {"--dry-run", KVB_FLAG_BOOL, NULL, "print how large the capture would be", .offset = offsetof(capture_args, dry_run)},
+    {"--dry-run", KVB_FLAG_BOOL, NULL, "print how large the capture would be",
+     .offset = offsetof(capture_args, dry_run)},
 };
 
 static const kvb_command_spec spec = {
     .name = "capture",
     .summary = "Run a model over text and keep its keys, values and token weights in a file",
-    .about = "The model computes what it always does; the capture only watches. spec/kvc-1.md describes the file, so that\n"
-             "another engine can write one.",
+    .about = "The model computes what it always does; the capture only watches. spec/kvc-1.md describes the file,\n"
+             "so that another engine can write one.",
     .args_size = sizeof(capture_args),
     .group = {KVB_GROUP(model, "Model", capture_args, model), KVB_GROUP(text, "Text", capture_args, text),
               {"Capture", flags, sizeof flags / sizeof *flags, 0},

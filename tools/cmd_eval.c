@@ -28,7 +28,8 @@ static const char *const protocols[] = {"causal", "chunk", NULL};
 static const kvb_flag flags[] = {
     {"--book", KVB_FLAG_STRINGS, "FILE", "books to score (.kvb); one exact pass serves them all",
      .offset = offsetof(eval_args, books)},
-    {"--anchor-protocol", KVB_FLAG_CHOICE, "NAME", "anchors chosen as tokens leave the window, as a cache does, or from "
+    {"--anchor-protocol", KVB_FLAG_CHOICE, "NAME",
+     "anchors chosen as tokens leave the window, as a cache does, or from "
      "the whole chunk at once, as the papers do", .offset = offsetof(eval_args, protocol), .choices = protocols},
     {"--also-bare", KVB_FLAG_BOOL, NULL, "score each book with nothing kept exact first, then with its policy",
      .offset = offsetof(eval_args, also_bare)},
@@ -39,7 +40,8 @@ static const kvb_flag flags[] = {
 };
 
 static const kvb_flag calibration_flags[] = {
-    {"--calib-text", KVB_FLAG_STRINGS, "FILE", "text to calibrate --recipe on", .offset = offsetof(kvb_text_args, text)},
+    {"--calib-text", KVB_FLAG_STRINGS, "FILE", "text to calibrate --recipe on",
+     .offset = offsetof(kvb_text_args, text)},
     {"--calib-chunks", KVB_FLAG_COUNT, "N", "chunks of it at most (default: all)",
      .offset = offsetof(kvb_text_args, chunks), .least = 1},
     {"--calib-skip", KVB_FLAG_COUNT, "N", "chunks of it to pass over first", .offset = offsetof(kvb_text_args, skip)},
@@ -49,8 +51,8 @@ static const kvb_command_spec spec = {
     .name = "eval",
     .summary = "Score a model on text with its KV cache coded by books, beside its exact cache",
     .about = "  kvbook eval --model M.gguf --text test.txt --chunks 8 --book M.kvb\n\n"
-             "Without --book and --recipe the exact cache alone is scored. A book's own policy (anchors, window, sinks) "
-             "holds\nunless a flag overrides it; --anchors 0 --window 0 --sinks 0 keeps nothing exact.",
+             "Without --book and --recipe the exact cache alone is scored. A book's own policy (anchors, window,\n"
+             "sinks) holds unless a flag overrides it; --anchors 0 --window 0 --sinks 0 keeps nothing exact.",
     .args_size = sizeof(eval_args),
     .group = {KVB_GROUP(model, "Model", eval_args, model), KVB_GROUP(text, "Text", eval_args, text),
               {"Scoring", flags, sizeof flags / sizeof *flags, 0},
@@ -79,7 +81,7 @@ static kvb_status check_args(const eval_args *a, kvb_error *err)
 {
     if (a->recipe.recipe != NULL && a->calibration.text.count == 0)
         return kvb_fail(err, KVB_E_USAGE, "--recipe",
-                        "%s needs calibration: give --calib-text, or make a book with `kvbook calibrate` and give --book",
+                        "%s needs calibration: give --calib-text, or a book made with `kvbook calibrate` (--book)",
                         a->recipe.recipe);
     if (a->recipe.recipe == NULL && (a->recipe.bits.set || a->recipe.shape_k || a->recipe.shape_v))
         return kvb_fail(err, KVB_E_USAGE, "--bits", "means nothing without --recipe: a book has its own");

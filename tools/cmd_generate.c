@@ -23,18 +23,23 @@ typedef struct generate_args {
 
 static const kvb_flag flags[] = {
     {"--prompt", KVB_FLAG_STRING, "TEXT", "text to go on from", .offset = offsetof(generate_args, prompt)},
-    {"--prompt-file", KVB_FLAG_STRING, "FILE", "the same from a UTF-8 file", .offset = offsetof(generate_args, prompt_file)},
+    {"--prompt-file", KVB_FLAG_STRING, "FILE", "the same from a UTF-8 file",
+     .offset = offsetof(generate_args, prompt_file)},
     {"--tokens", KVB_FLAG_COUNT, "N", "new tokens at most (default 64)", .offset = offsetof(generate_args, tokens),
      .letter = "-n", .least = 1},
     {"--book", KVB_FLAG_STRING, "FILE", "code the cache with this book (.kvb); without it every token stays exact",
      .offset = offsetof(generate_args, book)},
-    {"--temperature", KVB_FLAG_REAL, "T", "0 takes the most likely token (default), 1 draws from the model's distribution",
+    {"--temperature", KVB_FLAG_REAL, "T",
+     "0 takes the most likely token (default), 1 draws from the model's distribution",
      .offset = offsetof(generate_args, temperature), .most = 100},
-    {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)", .offset = offsetof(generate_args, seed)},
-    {"--ignore-eos", KVB_FLAG_BOOL, NULL, "go on after an end-of-text token", .offset = offsetof(generate_args, ignore_eos)},
+    {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)",
+     .offset = offsetof(generate_args, seed)},
+    {"--ignore-eos", KVB_FLAG_BOOL, NULL, "go on after an end-of-text token",
+     .offset = offsetof(generate_args, ignore_eos)},
     {"--bos", KVB_FLAG_BOOL, NULL, "put the beginning-of-sequence token first (default: what the model file asks for)",
      .offset = offsetof(generate_args, bos)},
-    {"--no-bos", KVB_FLAG_BOOL, NULL, "do not, whatever the model file asks for", .offset = offsetof(generate_args, no_bos)},
+    {"--no-bos", KVB_FLAG_BOOL, NULL, "do not, whatever the model file asks for",
+     .offset = offsetof(generate_args, no_bos)},
 };
 
 static const kvb_command_spec spec = {
@@ -84,7 +89,8 @@ static kvb_status encode_prompt(generate_run *r, kvb_error *err)
     if (status == KVB_OK && a->prompt_file != NULL)
         status = kvb_read_file(a->prompt_file, PROMPT_MOST_BYTES, &bytes, &size, err);
     if (status == KVB_OK)
-        status = kvb_tokenizer_encode(kvb_model_tokenizer(r->model), bytes != NULL ? bytes : a->prompt, size, true, &ids,
+        status = kvb_tokenizer_encode(kvb_model_tokenizer(r->model), bytes != NULL ? bytes : a->prompt, size, true,
+                                      &ids,
                                       &count, err);
     if (status == KVB_OK && (r->ids = malloc((count + 1) * sizeof *ids)) == NULL)
         status = kvb_fail_memory(err, "prompt");

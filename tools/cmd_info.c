@@ -77,7 +77,8 @@ static void print_quality(const book_view *v)
 {
     for (int kind = 0; kind < 2; kind++) {
         kvb_layer_quality q = kvb_average_book_quality(v->book, (kvb_kind)kind);
-        printf("%-11s relative error %.4f, held out %.4f, worst group %.4f; %.1f %% of centroids used, entropy %.2f bits\n",
+        printf("%-11s relative error %.4f, held out %.4f, worst group %.4f; %.1f %% of centroids used, entropy %.2f "
+               "bits\n",
                kind == 0 ? "keys" : "values", q.train, q.heldout, q.worst, 100 * q.usage, q.entropy);
     }
 }

@@ -56,7 +56,8 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     kvb_capture_store *store = NULL;
     kvb_recipe recipe;
     if (a->captures.count != 1)
-        return kvb_fail(err, KVB_E_USAGE, "train", "found %zu captures, expected one; one run of `kvbook capture` takes "
+        return kvb_fail(err, KVB_E_USAGE, "train",
+                        "found %zu captures, expected one; one run of `kvbook capture` takes "
                         "any number of --text files", a->captures.count);
     kvb_status status = kvb_recipe_from_args(&a->recipe, &recipe, err);
     if (status != KVB_OK)

@@ -92,7 +92,8 @@ static kvb_status allocate(evaluator *e, kvb_error *err)
     for (size_t i = 0; ok && i < passes; i++)
         ok = (e->pass[i].nll = kvb_alloc_zeroed(e->input->chunks, sizeof *e->pass[i].nll)) != NULL;
     if (!ok)
-        return kvb_fail(err, KVB_E_MEMORY, "evaluation", "out of memory for chunks of %u tokens; use a smaller --ctx", ctx);
+        return kvb_fail(err, KVB_E_MEMORY, "evaluation", "out of memory for chunks of %u tokens; use a smaller --ctx",
+                        ctx);
     return kvb_forward_create(e->input->model, ctx, &e->forward, err);
 }
 

@@ -7,7 +7,8 @@
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
 
 const kvb_flag kvb_common_flags[6] = {
-    {"--quiet", KVB_FLAG_BOOL, NULL, "say nothing but errors and warnings", .offset = offsetof(kvb_common_args, quiet), .letter = "-q"},
+    {"--quiet", KVB_FLAG_BOOL, NULL, "say nothing but errors and warnings", .offset = offsetof(kvb_common_args, quiet),
+     .letter = "-q"},
     {"--verbose", KVB_FLAG_BOOL, NULL, "say more", .offset = offsetof(kvb_common_args, verbose), .letter = "-v"},
     {"--no-progress", KVB_FLAG_BOOL, NULL, "no progress lines", .offset = offsetof(kvb_common_args, no_progress)},
     {"--threads", KVB_FLAG_COUNT, "N", "threads to use (default: all cores); results do not depend on it",
@@ -29,7 +30,8 @@ const kvb_flag kvb_model_flags[3] = {
 
 const kvb_flag kvb_text_flags[6] = {
     {"--text", KVB_FLAG_STRINGS, "FILE",
-     "UTF-8 files, read in order; of a .jsonl file the field `text` of each line", .offset = offsetof(kvb_text_args, text),
+     "UTF-8 files, read in order; of a .jsonl file the field `text` of each line",
+     .offset = offsetof(kvb_text_args, text),
      .required = true},
     {"--ctx", KVB_FLAG_COUNT, "N", "tokens of a chunk (default 2048, or the model's context where that is shorter)",
      .offset = offsetof(kvb_text_args, ctx), .least = 2, .most = 1 << 24},
@@ -39,7 +41,8 @@ const kvb_flag kvb_text_flags[6] = {
     {"--bos", KVB_FLAG_BOOL, NULL,
      "put the beginning-of-sequence token in place of each chunk's first (default: what the model file asks for)",
      .offset = offsetof(kvb_text_args, bos)},
-    {"--no-bos", KVB_FLAG_BOOL, NULL, "do not, whatever the model file asks for", .offset = offsetof(kvb_text_args, no_bos)},
+    {"--no-bos", KVB_FLAG_BOOL, NULL, "do not, whatever the model file asks for",
+     .offset = offsetof(kvb_text_args, no_bos)},
 };
 
 const kvb_flag kvb_recipe_flags[5] = {
@@ -50,13 +53,15 @@ const kvb_flag kvb_recipe_flags[5] = {
     {"--k", KVB_FLAG_STRING, "DxK", "shape of the keys' codebooks, such as 8x256: channels x centroids",
      .offset = offsetof(kvb_recipe_args, shape_k)},
     {"--v", KVB_FLAG_STRING, "DxK", "shape of the values' codebooks", .offset = offsetof(kvb_recipe_args, shape_v)},
-    {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)", .offset = offsetof(kvb_recipe_args, seed)},
+    {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)",
+     .offset = offsetof(kvb_recipe_args, seed)},
 };
 
 const kvb_flag kvb_policy_flags[4] = {
     {"--anchors", KVB_FLAG_FRACTION, "SHARE", "of the tokens that left the window stay exact: 0.01 or 1%",
      .offset = offsetof(kvb_policy_args, anchors)},
-    {"--anchor-score", KVB_FLAG_CHOICE, "NAME", "what makes a token an anchor", .offset = offsetof(kvb_policy_args, score),
+    {"--anchor-score", KVB_FLAG_CHOICE, "NAME", "what makes a token an anchor",
+     .offset = offsetof(kvb_policy_args, score),
      .choices = scores},
     {"--window", KVB_FLAG_COUNT, "N", "most recent tokens kept exact, the current one included",
      .offset = offsetof(kvb_policy_args, window), .most = 1 << 24},
@@ -94,7 +99,8 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
     if (status == KVB_OK && a->shape_v != NULL)
         status = kvb_recipe_set_shape(recipe, KVB_VALUE, a->shape_v, err);
     if (status == KVB_OK && (recipe->kind[KVB_KEY].channels == 0 || recipe->kind[KVB_VALUE].channels == 0))
-        status = kvb_fail(err, KVB_E_USAGE, "--bits", "missing: recipe %s names no shape; give --bits 1, or --k and --v",
+        status = kvb_fail(err, KVB_E_USAGE, "--bits",
+                          "missing: recipe %s names no shape; give --bits 1, or --k and --v",
                           recipe->name);
     if (status != KVB_OK)
         kvb_recipe_free(recipe);

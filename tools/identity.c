@@ -68,7 +68,8 @@ static kvb_status check_layer(const kvb_layer *book, const kvb_layer *model, uin
             return mismatch(path, pair[i].what, pair[i].found, pair[i].expected, layer, err);
     if (!same_factors(book, model))
         return kvb_fail(err, KVB_E_MISMATCH, path,
-                        "layer %u has other RoPE scaling factors than the model; calibrate a book for this model", layer);
+                        "layer %u has other RoPE scaling factors than the model; calibrate a book for this model",
+                        layer);
     return KVB_OK;
 }
 

@@ -53,7 +53,8 @@ kvb_status kvb_choose_bos(const kvb_model *model, bool bos, bool no_bos, int32_t
         return KVB_OK;
     *token = kvb_tokenizer_bos(t);
     if (*token < 0 && bos)
-        return kvb_fail(err, KVB_E_USAGE, "--bos", "the vocabulary of %s has no beginning-of-sequence token; drop the flag",
+        return kvb_fail(err, KVB_E_USAGE, "--bos",
+                        "the vocabulary of %s has no beginning-of-sequence token; drop the flag",
                         kvb_model_get_info(model)->path);
     return KVB_OK;
 }
@@ -66,7 +67,8 @@ static kvb_status choose_ctx(kvb_input *in, const kvb_text_args *t, kvb_error *e
     if (!t->ctx.set && info->context != 0 && info->context < ctx)
         ctx = info->context;
     if (info->context != 0 && ctx > info->context)
-        return kvb_fail(err, KVB_E_USAGE, "--ctx", "found %llu, but %s was trained for %u tokens; expected at most that",
+        return kvb_fail(err, KVB_E_USAGE, "--ctx",
+                        "found %llu, but %s was trained for %u tokens; expected at most that",
                         (unsigned long long)ctx, info->path, info->context);
     in->ctx = (uint32_t)ctx;
     return KVB_OK;
@@ -123,7 +125,8 @@ kvb_status kvb_check_output(const char *path, const char *const *inputs, size_t 
     if (stat(path, &out) == 0)
         for (size_t i = 0; i < count; i++)
             if (inputs[i] != NULL && stat(inputs[i], &in) == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
-                return kvb_fail(err, KVB_E_USAGE, path, "is also the input %s; give the output another name", inputs[i]);
+                return kvb_fail(err, KVB_E_USAGE, path, "is also the input %s; give the output another name",
+                                inputs[i]);
     kvb_outfile *probe;
     kvb_status status = kvb_outfile_open(path, &probe, err);
     if (status == KVB_OK)

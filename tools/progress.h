@@ -1,7 +1,7 @@
 /* What the command says while it works: on stderr, never on stdout.
  *
- * On a terminal one line is redrawn with rate and remaining time; elsewhere each finished step leaves one line. Both end
- * a step with how long it took. */
+ * On a terminal one line is redrawn with rate and remaining time; elsewhere each finished step leaves one line. Both
+ * end a step with how long it took. */
 #ifndef KVB_TOOLS_PROGRESS_H
 #define KVB_TOOLS_PROGRESS_H
 

@@ -10,7 +10,8 @@
 enum { BAR_WIDTH = 460, BAR_HEIGHT = 7, ROW_HEIGHT = 18 };
 
 static const char style[] =
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;"
+    "background:#fff}"
     "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .7rem .15rem 0;text-align:left;"
     "vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}"
     "tr+tr td{border-top:1px solid #ddd}code{font-size:13px}svg text{font:11px system-ui,sans-serif;fill:#444}"
@@ -167,8 +168,8 @@ static void put_errors(const kvb_report *r, FILE *out)
 {
     const unsigned layers = kvb_book_layers(r->book);
     fprintf(out,
-            "<h2>Error by layer</h2>\n<p>Squared error of a coded key (blue) or value (orange) relative to its variance, "
-            "held out where known: 0 is exact, 1 is no better than the mean.</p>\n"
+            "<h2>Error by layer</h2>\n<p>Squared error of a coded key (blue) or value (orange) relative to its "
+            "variance, held out where known: 0 is exact, 1 is no better than the mean.</p>\n"
             "<svg width=\"%d\" height=\"%u\" role=\"img\" aria-label=\"error by layer\">\n",
             BAR_WIDTH + 100, layers * ROW_HEIGHT + 4);
     for (unsigned l = 0; l < layers; l++) {

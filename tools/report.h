@@ -1,4 +1,4 @@
-/* A small self-contained HTML page about a book: where it comes from, how it was made, its error by layer, and scores. */
+/* A small self-contained HTML page about a book: where it comes from, how it was made, error by layer, scores. */
 #ifndef KVB_TOOLS_REPORT_H
 #define KVB_TOOLS_REPORT_H
 

@@ -41,8 +41,8 @@ void kvb_score_rows(const kvb_kernels *k, const float *logits, uint32_t rows, ui
         score[r] = score_row(k, logits + (size_t)r * vocab, vocab, target[r]);
 }
 
-/* KL(p || q) = sum p (log p - log q) = sum p (exact - other) - log_sum(exact) + log_sum(other). The sum is divided by the
- * sum of the very p that weighted it, so that equal rows give 0 exactly. */
+/* KL(p || q) = sum p (log p - log q) = sum p (exact - other) - log_sum(exact) + log_sum(other). The sum is divided by
+ * the sum of the very p that weighted it, so that equal rows give 0 exactly. */
 static double divergence(const kvb_kernels *k, const float *exact, const kvb_row_score *p, const float *other,
                          const kvb_row_score *q, uint32_t vocab)
 {

@@ -55,6 +55,9 @@ json "eval --json adds up" "$tmp/e.json" 'd["chunks"] == 3 and d["targets"] == 3
     and 0 < d["top1"] <= 1 and d["bits_nominal"] == 1 and d["bits_effective_ctx"] == 128
     and d["bits_effective"] > d["bits_effective_32k"] > d["bits_effective_128k"] > 1
     and abs(math.log(d["ppl"] / d["ppl_exact"]) - d["nll_delta"]) < 1e-9'
+sed -n '/^## `eval --json`/,/^## Env/p' docs/cli.md | grep '^| `' | cut -d'|' -f2 | tr -d ' `' | tr ',' '\n' | LC_ALL=C sort >"$tmp/documented"
+python3 -c 'import json, sys; print("\n".join(sorted(json.load(open(sys.argv[1])))))' "$tmp/e.json" >"$tmp/printed"
+same "docs/cli.md lists the fields of eval --json" "$tmp/documented" "$tmp/printed"
 "$kvbook" eval $evaluate --json >"$tmp/x.json" 2>"$err"
 json "eval of the exact cache" "$tmp/x.json" 'd["ppl"] == d["ppl_exact"] and d["kl"] == 0 and d["book"] is None'
 "$kvbook" eval $evaluate --json --threads 1 --book "$work/a.kvb" >"$tmp/e1.json" 2>"$err"
