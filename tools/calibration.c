@@ -1,6 +1,7 @@
 #include "tools/calibration.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "format/base/checked.h"
@@ -39,6 +40,28 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
         .codebooks = codebooks_of(info), .book_bytes = book_bytes_of(info, recipe),
         .bits = kvb_recipe_nominal_bits(recipe),
     };
+}
+
+kvb_status kvb_check_plan(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
+                          kvb_error *err)
+{
+    const kvb_model_info *info = kvb_model_get_info(input->model);
+    for (int kind = 0; kind < 2; kind++) {
+        const kvb_recipe_kind *shape = &recipe->kind[kind];
+        const char *where = kind == KVB_KEY ? "shape of the keys" : "shape of the values";
+        for (uint32_t l = 0; l < info->layers; l++)
+            if (info->layer[l].kind != KVB_LAYER_UNSUPPORTED && info->layer[l].head_dim % shape->channels != 0)
+                return kvb_fail(err, KVB_E_USAGE, where,
+                                "groups of %u channels do not divide a head of %u (layer %u of the model); choose d among "
+                                "its divisors",
+                                shape->channels, info->layer[l].head_dim, l);
+        if (plan->rows < shape->centroids)
+            return kvb_fail(err, KVB_E_USAGE, where,
+                            "%llu tokens for %u centroids: expected at least as many, and 64 a centroid (%llu) for a good "
+                            "book; give more text or --max-memory, or choose a smaller K",
+                            (unsigned long long)plan->rows, shape->centroids, 64ull * shape->centroids);
+    }
+    return KVB_OK;
 }
 
 kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_capture_args *capture, uint64_t seed,
@@ -158,13 +181,16 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
                         "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
                         kvb_size_text(memory, budget), (unsigned long long)input->chunks,
                         kvb_size_text(input->chunks * plan.row_bytes, need));
+    kvb_status status = kvb_check_plan(input, recipe, &plan, err);
+    if (status != KVB_OK)
+        return status;
     if (plan.rows < plan.tokens)
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
                 (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
     kvb_capture_options options =
         kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
-    kvb_status status = kvb_capture_run(input->model, &input->text, &options, &store, err);
+    status = kvb_capture_run(input->model, &input->text, &options, &store, err);
     if (status == KVB_OK)
         status = kvb_run_training(kvb_capture_view(store), recipe, seed, p, image, size, report, err);
     kvb_capture_close(store);

@@ -15,6 +15,9 @@ typedef struct kvb_calibration_plan {
 
 void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint64_t max_memory,
                           kvb_calibration_plan *plan);
+/* What training would refuse, before hours of capture: d that does not divide a head, fewer rows than centroids. */
+kvb_status kvb_check_plan(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
+                          kvb_error *err);
 /* Seconds that capture and training would take here, from a run over a few tokens and a few centroids. */
 kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
                                     double *seconds, kvb_error *err);

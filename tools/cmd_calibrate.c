@@ -42,7 +42,9 @@ static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const
     double seconds;
     char text[32];
     kvb_plan_calibration(in, recipe, a->capture.max_memory.value, &plan);
-    kvb_status status = kvb_estimate_calibration(in, recipe, &plan, &seconds, err);
+    kvb_status status = kvb_check_plan(in, recipe, &plan, err);
+    if (status == KVB_OK)
+        status = kvb_estimate_calibration(in, recipe, &plan, &seconds, err);
     if (status != KVB_OK)
         return status;
     printf("tokens          %llu (%llu chunks of %u)\n", (unsigned long long)plan.tokens,

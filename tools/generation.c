@@ -79,6 +79,18 @@ typedef struct generation {
     uint32_t position;
 } generation;
 
+/* Among NaN no token is the most likely: without this the first of the vocabulary would look like an answer. */
+static kvb_status check_logits(const generation *g, kvb_error *err)
+{
+    for (uint32_t v = 0; v < g->vocab; v++)
+        if (!isfinite(g->logits[v]))
+            return kvb_fail(err, KVB_E_CHECK, "generate",
+                            "the logit of token %u after %u tokens is %g, expected a finite number: the model file holds bad "
+                            "weights",
+                            v, g->position, (double)g->logits[v]);
+    return KVB_OK;
+}
+
 /* Runs tokens at the next positions and leaves the logits after the last of them. */
 static kvb_status advance(generation *g, const uint32_t *tokens, size_t count, kvb_error *err)
 {
@@ -92,7 +104,7 @@ static kvb_status advance(generation *g, const uint32_t *tokens, size_t count, k
         g->position += piece;
     }
     kvb_forward_logits(g->forward, hidden + (size_t)(piece - 1) * g->width, 1, g->logits);
-    return KVB_OK;
+    return check_logits(g, err);
 }
 
 static kvb_status run(generation *g, const kvb_model *model, const uint32_t *prompt, size_t prompt_count,
