@@ -55,7 +55,7 @@ fetch_text() {
     python3 tools/austen_text.py "$(find_text)" "$demo/novels" >/dev/null || return 1
     # A stretch of each of five novels to calibrate on; the sixth is held out.
     for novel in emma mansfieldpark northangerabbey prideprejudice sensesensibility; do
-        head -n 560 "$demo/novels/$novel.txt"
+        head -n 560 "$demo/novels/$novel.txt" || return 1
     done >"$demo/calibration.txt"
     cp "$demo/novels/persuasion.txt" "$demo/held-out.txt"
 }

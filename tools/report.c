@@ -7,14 +7,14 @@
 #include "tools/identity.h"
 #include "tools/summary.h"
 
-enum { BAR_WIDTH = 460, BAR_HEIGHT = 7, ROW_HEIGHT = 18 };
+enum { BAR_WIDTH = 460, BAR_HEIGHT = 9, ROW_HEIGHT = 24 };
 
 static const char style[] =
     "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;"
     "background:#fff}"
     "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .7rem .15rem 0;text-align:left;"
     "vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}"
-    "tr+tr td{border-top:1px solid #ddd}code{font-size:13px}svg text{font:11px system-ui,sans-serif;fill:#444}"
+    "tr+tr td{border-top:1px solid #ddd}code{font-size:13px}svg text{font:10px system-ui,sans-serif;fill:#444}"
     ".k{fill:#2b6cb0}.v{fill:#c05621}";
 
 /* Names come from files: nothing of them may be read as markup. */
@@ -173,7 +173,7 @@ static void put_errors(const kvb_report *r, FILE *out)
             "<svg width=\"%d\" height=\"%u\" role=\"img\" aria-label=\"error by layer\">\n",
             BAR_WIDTH + 100, layers * ROW_HEIGHT + 4);
     for (unsigned l = 0; l < layers; l++) {
-        fprintf(out, "<text x=\"0\" y=\"%u\">%u</text>", l * ROW_HEIGHT + 12, l);
+        fprintf(out, "<text x=\"0\" y=\"%u\">%u</text>", l * ROW_HEIGHT + 14, l);
         put_bar(out, l * ROW_HEIGHT + 1, "k", shown_error(kvb_average_quality(r->book, l, KVB_KEY)));
         put_bar(out, l * ROW_HEIGHT + 1 + BAR_HEIGHT + 1, "v", shown_error(kvb_average_quality(r->book, l, KVB_VALUE)));
     }
