@@ -1,6 +1,5 @@
 #include "model/model.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "format/base/checked.h"
@@ -9,16 +8,6 @@
 #include "model/weights.h"
 
 void openblas_set_num_threads(int threads);
-
-static bool is_gguf(const char *path)
-{
-    char magic[4] = "";
-    FILE *f = fopen(path, "rb");
-    bool yes = f != NULL && fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0;
-    if (f != NULL)
-        fclose(f);
-    return yes;
-}
 
 static kvb_status open_gguf(kvb_model *m, kvb_error *err)
 {
@@ -86,8 +75,11 @@ static void fill_info(kvb_model *m)
  * makes results independent of the number of threads. */
 static kvb_status open_parts(kvb_model *m, const kvb_model_options *o, kvb_error *err)
 {
+    char magic[4] = "";
+    size_t got = 0;
     openblas_set_num_threads(1);
-    kvb_status s = is_gguf(m->path) ? open_gguf(m, err) : open_llama2c(m, err);
+    kvb_status s = kvb_read_prefix(m->path, magic, sizeof magic, &got, err);
+    if (s == KVB_OK) s = memcmp(magic, "GGUF", 4) == 0 ? open_gguf(m, err) : open_llama2c(m, err);
     if (s == KVB_OK) s = fill_geometry(m, err);
     if (s == KVB_OK) s = open_tokenizer(m, o ? o->tokenizer_path : NULL, err);
     if (s == KVB_OK) s = kvb_weights_load(m, o ? o->max_weight_bytes : 0, err);
