@@ -1,8 +1,8 @@
 /* The k-quants: super-blocks of 256 elements, whose sub-blocks have scales of 6 or 8 bits times one half float. */
 #include "model/dequant.h"
 
-/* Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in bytes 0..7, low six bits; the others'
- * low four bits in bytes 8..11 and their high two bits on top of bytes 0..7. */
+/* Eight 6-bit scales and eight 6-bit minima in 12 bytes: the first four of each in bytes 0..7, low six bits; the
+ * others' low four bits in bytes 8..11 and their high two bits on top of bytes 0..7. */
 static void unpack_scale(const uint8_t *s, unsigned i, unsigned *scale, unsigned *min)
 {
     if (i < 4) {

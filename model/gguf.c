@@ -258,8 +258,8 @@ static kvb_status read_shape(reader *r, kvb_tensor *t, const char *name, int nam
         if (r->c.failed)
             return truncated(r, "the tensor list");
         if (t->shape[i] == 0 || !kvb_mul_u64(elements, t->shape[i], &elements) || elements > INT64_MAX)
-            return bad(r, at, "tensor \"%.*s\" has no elements or more than 2^63: dimension %u is %llu", name_size, name,
-                       i, (unsigned long long)t->shape[i]);
+            return bad(r, at, "tensor \"%.*s\" has no elements or more than 2^63: dimension %u is %llu", name_size,
+                       name, i, (unsigned long long)t->shape[i]);
     }
     return KVB_OK;
 }

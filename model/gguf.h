@@ -14,8 +14,8 @@ typedef enum kvb_gguf_type {
     KVB_GGUF_STRING, KVB_GGUF_ARRAY, KVB_GGUF_U64, KVB_GGUF_I64, KVB_GGUF_F64,
 } kvb_gguf_type;
 
-/* KVB_E_IO where the file cannot be read, KVB_E_FORMAT where anything in it is wrong. Tensor types that we cannot read are
- * no error here: whoever uses such a tensor says so. */
+/* KVB_E_IO where the file cannot be read, KVB_E_FORMAT where anything in it is wrong. Tensor types that we cannot read
+ * are no error here: whoever uses such a tensor says so. */
 kvb_status kvb_gguf_open(const char *path, kvb_gguf **gguf, kvb_error *err);
 /* The same over bytes that outlive it; `name` stands for the path. */
 kvb_status kvb_gguf_open_memory(const void *bytes, size_t size, const char *name, kvb_gguf **gguf, kvb_error *err);

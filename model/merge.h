@@ -37,8 +37,8 @@ typedef bool (*kvb_merge_find)(const void *user, const kvb_symbol *left, const k
 
 /* Room for `count` symbols; false if out of memory. */
 bool kvb_merger_reserve(kvb_merger *m, size_t count);
-/* Merges symbols[0..count-1], of which at, size and id are filled in; what is left hangs on symbols[0].next. False if out
- * of memory. */
+/* Merges symbols[0..count-1], of which at, size and id are filled in; what is left hangs on symbols[0].next. False if
+ * out of memory. */
 bool kvb_merger_run(kvb_merger *m, size_t count, kvb_merge_find find, const void *user);
 void kvb_merger_free(kvb_merger *m);
 

@@ -1,5 +1,5 @@
-/* Cutting text into the words that byte-level BPE never merges across. Each scheme is a list of patterns applied in turn:
- * a pattern cuts every piece so far into its matches and what lies between them. */
+/* Cutting text into the words that byte-level BPE never merges across. Each scheme is a list of patterns applied in
+ * turn: a pattern cuts every piece so far into its matches and what lies between them. */
 #ifndef KVB_MODEL_PRETOKENIZE_H
 #define KVB_MODEL_PRETOKENIZE_H
 

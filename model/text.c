@@ -111,8 +111,8 @@ kvb_status kvb_text_chunks(const kvb_text *text, uint32_t ctx, uint64_t skip, ui
     uint64_t whole = text->id_count / ctx;
     if (whole <= skip)
         return kvb_fail(err, KVB_E_FORMAT, text->source_count > 0 ? text->sources[0].path : "text",
-                        "%zu tokens are %llu chunks of %u, and %llu are skipped: not one whole chunk is left. Give more "
-                        "text or a smaller --ctx or --skip",
+                        "%zu tokens are %llu chunks of %u, and %llu are skipped: not one whole chunk is left. Give "
+                        "more text or a smaller --ctx or --skip",
                         text->id_count, (unsigned long long)whole, ctx, (unsigned long long)skip);
     *chunks = wanted != 0 && wanted < whole - skip ? wanted : whole - skip;
     return KVB_OK;

@@ -107,7 +107,8 @@ static bool cut_at(const char *text, const char *token, size_t token_size, int64
         const char *hit;
         while (f.id < 0 && (hit = memmem(text + f.from, f.size, token, token_size)) != NULL) {
             size_t before = (size_t)(hit - text) - f.from;
-            if (!push_fragment(out, f.from, before, KVB_NO_TOKEN) || !push_fragment(out, f.from + before, token_size, id))
+            if (!push_fragment(out, f.from, before, KVB_NO_TOKEN) ||
+                !push_fragment(out, f.from + before, token_size, id))
                 return false;
             f.from += before + token_size;
             f.size -= before + token_size;

@@ -27,9 +27,9 @@ int32_t kvb_tokenizer_eos(const kvb_tokenizer *t);
 /* Whether the file asks for a BOS before each text. */
 bool kvb_tokenizer_wants_bos(const kvb_tokenizer *t);
 
-/* Encodes UTF-8 bytes; adds no BOS. Text is data: with `parse_special` false (evaluation, calibration) a special token's
- * spelling inside the text is ordinary text; with true (prompts) it becomes that token. User-defined tokens of the
- * vocabulary are tokens always. Both as in llama.cpp, but that a special token never forms by merging. Invalid UTF-8
+/* Encodes UTF-8 bytes; adds no BOS. Text is data: with `parse_special` false (evaluation, calibration) a special
+ * token's spelling inside the text is ordinary text; with true (prompts) it becomes that token. User-defined tokens of
+ * the vocabulary are tokens always. Both as in llama.cpp, but that a special token never forms by merging. Invalid UTF-8
  * does not fail: each offending byte is tokenised as U+FFFD. Ids are allocated; free with free(). */
 kvb_status kvb_tokenizer_encode(const kvb_tokenizer *t, const char *text, size_t size, bool parse_special,
                                 uint32_t **ids, size_t *count, kvb_error *err);

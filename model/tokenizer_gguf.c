@@ -24,7 +24,8 @@ static kvb_status check_parallel(const kvb_gguf *g, const char *key, uint64_t co
     *there = kvb_gguf_has(g, key);
     if (!*there)
         return KVB_OK;
-    if (!kvb_gguf_get_array(g, key, &type, &have) || type == KVB_GGUF_STRING || type == KVB_GGUF_BOOL || have != count) {
+    if (!kvb_gguf_get_array(g, key, &type, &have) || type == KVB_GGUF_STRING || type == KVB_GGUF_BOOL ||
+        have != count) {
         char message[160];
         snprintf(message, sizeof message, "is not an array of %llu numbers, one for each token",
                  (unsigned long long)count);

@@ -1,5 +1,5 @@
-/* llama2.c's tokenizer.bin: u32 longest token, then for each token a float32 score, an i32 length and its text. The texts
- * are SentencePiece's with plain spaces; ids 0, 1 and 2 are <unk>, <s> and </s>, and 3 to 258 the bytes. */
+/* llama2.c's tokenizer.bin: u32 longest token, then for each token a float32 score, an i32 length and its text. The
+ * texts are SentencePiece's with plain spaces; ids 0, 1 and 2 are <unk>, <s> and </s>, and 3 to 258 the bytes. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,7 +52,7 @@ static kvb_status read_token(kvb_tokenizer *t, kvb_cursor *c, uint32_t id, const
     uint32_t size = kvb_cursor_u32(c);
     const uint8_t *text = size <= LONGEST ? kvb_cursor_bytes(c, size) : NULL;
     if (c->failed || text == NULL)
-        return bad(path, id, err, "the file ends inside it or its length is over 65536: is the vocabulary's size right?");
+        return bad(path, id, err, "the file ends inside it or its length is over 65536: is it this model's?");
     if (!isfinite(score))
         return bad(path, id, err, "its score is not finite");
     size_t written = escape_spaces(text, size, scratch);

@@ -20,8 +20,8 @@ bool kvb_ids_push(kvb_ids *ids, uint32_t id)
     return true;
 }
 
-/* A symbol that is no token: SentencePiece spells it in byte tokens. Byte-level symbols that are none are bytes that the
- * vocabulary lacks: they vanish, as in llama.cpp and in the library that such vocabularies come from. */
+/* A symbol that is no token: SentencePiece spells it in byte tokens. Byte-level symbols that are none are bytes that
+ * the vocabulary lacks: they vanish, as in llama.cpp and in the library that such vocabularies come from. */
 static bool put_symbol(kvb_encoder *e, const char *word, const kvb_symbol *s)
 {
     if (s->id >= 0)

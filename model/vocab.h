@@ -35,7 +35,8 @@ kvb_status kvb_vocab_create(kvb_vocab *v, uint32_t count, size_t bytes, kvb_erro
 void kvb_vocab_free(kvb_vocab *v);
 /* Appends a token; the caller keeps to what it said at creation. */
 void kvb_vocab_add(kvb_vocab *v, const char *text, size_t size, uint8_t type, float score);
-/* Makes the texts searchable. Where two tokens have one text, ordinary ones win over special ones, later over earlier. */
+/* Makes the texts searchable. Where two tokens have one text, ordinary ones win over special ones, later ones over
+ * earlier. */
 void kvb_vocab_index(kvb_vocab *v);
 
 /* What each token prints: of byte-level BPE (characters that stand for bytes), or of SentencePiece (U+2581 for a space,

@@ -30,9 +30,9 @@ static const kvb_command_spec spec = {
     .name = "verify",
     .operands = "BOOK.kvb",
     .summary = "Prove that a book is whole and its codebooks are worth something",
-    .about = "Reads the whole file (checksums, geometry, every number finite), then checks each codebook: its centroids "
-             "differ,\nat least half of them are used, and its error on training and held-out data is below that of "
-             "predicting the mean.\nExits with 1 and names each failed check.",
+    .about = "Reads the whole file (checksums, geometry, every number finite), then checks each codebook: its\n"
+             "centroids differ, at least half of them are used, and its error on training and held-out data is\n"
+             "below that of predicting the mean. Exits with 1 and names each failed check.",
     .args_size = sizeof(verify_args),
     .operands_offset = offsetof(verify_args, books),
     .group = {{"Flags", flags, 3, 0}, KVB_GROUP(common, "Common flags", verify_args, common)},

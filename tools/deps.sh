@@ -1,13 +1,13 @@
 #!/bin/sh
 # Installs what the build and the tests need, on Debian and its relatives. Quick when nothing is missing.
 set -eu
-want="gcc make libopenblas-dev libpcre2-dev zlib1g-dev libcmocka-dev python3 python3-pip ca-certificates"
+want="gcc g++ make libopenblas-dev libpcre2-dev zlib1g-dev libcmocka-dev python3 python3-pip ca-certificates"
 missing=""
 for package in $want; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
 # A compiler, Python or pip from elsewhere is as good as Debian's.
-for pair in gcc:gcc make:make python3:python3 pip:python3-pip; do
+for pair in gcc:gcc g++:g++ make:make python3:python3 pip:python3-pip; do
     command -v "${pair%%:*}" >/dev/null 2>&1 && missing=$(echo " $missing " | sed "s/ ${pair##*:} / /")
 done
 missing=$(echo $missing)

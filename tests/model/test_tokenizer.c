@@ -49,7 +49,8 @@ static void expect_tokens(const kvb_tokenizer *t, const char *text, size_t size,
     for (size_t i = 0; i < count; i++) {
         size_t piece_size;
         const char *piece = kvb_vocab_text(&t->vocab, ids[i], &piece_size);
-        written += (size_t)snprintf(out + written, sizeof out - written, "%s%.*s", i ? "|" : "", (int)piece_size, piece);
+        written += (size_t)snprintf(out + written, sizeof out - written, "%s%.*s", i ? "|" : "",
+                                    (int)piece_size, piece);
     }
     free(ids);
     if (strcmp(out, joined) != 0)
@@ -85,7 +86,8 @@ static void test_bpe_merges(void **state)
 static void test_bpe_pieces_give_the_text_back(void **state)
 {
     (void)state;
-    static const char text[] = "The na\303\257ve caf\303\251 \360\237\246\231 was in\tthe\r\n\r\n   1984 \001\177\302\240end";
+    static const char text[] =
+        "The na\303\257ve caf\303\251 \360\237\246\231 was in\tthe\r\n\r\n   1984 \001\177\302\240end";
     tiny_gguf tiny = tiny_gguf_default();
     kvb_tokenizer *t = from_tiny(&tiny);
     uint32_t *ids;
@@ -209,7 +211,8 @@ static void test_repeated_words(void **state)
     for (size_t i = 0; i < REPEATS; i++)
         memcpy(text + i * (sizeof unit - 1), unit, sizeof unit - 1);
     assert_int_equal(kvb_tokenizer_encode(t, unit, sizeof unit - 1, false, &once, &once_count, NULL), KVB_OK);
-    assert_int_equal(kvb_tokenizer_encode(t, text, REPEATS * (sizeof unit - 1), false, &many, &many_count, NULL), KVB_OK);
+    assert_int_equal(kvb_tokenizer_encode(t, text, REPEATS * (sizeof unit - 1), false, &many, &many_count, NULL),
+                     KVB_OK);
     assert_int_equal(many_count, REPEATS * once_count);
     for (size_t i = 0; i < REPEATS; i++)
         assert_memory_equal(many + i * once_count, once, once_count * sizeof *once);
@@ -367,7 +370,8 @@ static void expect_refused(uint8_t *bytes, size_t size, const char *where, const
     kvb_error err = {0};
     kvb_status status = try_bytes(bytes, size, &t, &err);
     if (status != KVB_E_FORMAT || strstr(err.where, where) == NULL || strstr(err.message, message) == NULL)
-        fail_msg("%s, \"%s: %s\", expected \"%s: %s\"", kvb_status_name(status), err.where, err.message, where, message);
+        fail_msg("%s, \"%s: %s\", expected \"%s: %s\"", kvb_status_name(status), err.where, err.message, where,
+                 message);
     assert_null(t);
 }
 

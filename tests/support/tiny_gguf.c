@@ -23,8 +23,8 @@ enum { MERGES = sizeof merges / sizeof *merges };
 
 tiny_gguf tiny_gguf_default(void)
 {
-    return (tiny_gguf){.architecture = "llama", .name = "tiny", .pre = "smollm", .layers = 2, .embedding = 64, .heads = 4,
-                       .kv_heads = 2, .ffn = 96, .vocab = FIRST_MERGED + MERGES, .context = 256,
+    return (tiny_gguf){.architecture = "llama", .name = "tiny", .pre = "smollm", .layers = 2, .embedding = 64,
+                       .heads = 4, .kv_heads = 2, .ffn = 96, .vocab = FIRST_MERGED + MERGES, .context = 256,
                        .rope_base = 10000.0f, .seed = 1};
 }
 

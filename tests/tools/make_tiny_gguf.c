@@ -1,4 +1,5 @@
-/* make_tiny_gguf OUT.gguf [SEED [UNTIED]]: writes the tiny model of tests/support/tiny_gguf.h for command-line tests. */
+/* make_tiny_gguf OUT.gguf [SEED [UNTIED]]: writes the tiny model of tests/support/tiny_gguf.h for command-line
+ * tests. */
 #include <stdio.h>
 #include <stdlib.h>
 
