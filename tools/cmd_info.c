@@ -73,13 +73,23 @@ static void print_geometry(const book_view *v)
         printf("            %u layers without codebooks: they stay exact\n", v->summary.layers_exact);
 }
 
+/* An error, or a dash where it was not measured. */
+static const char *error_text(double error, char text[16])
+{
+    if (isnan(error))
+        return "-";
+    snprintf(text, 16, "%.4f", error);
+    return text;
+}
+
 static void print_quality(const book_view *v)
 {
     for (int kind = 0; kind < 2; kind++) {
+        char text[3][16];
         kvb_layer_quality q = kvb_average_book_quality(v->book, (kvb_kind)kind);
-        printf("%-11s relative error %.4f, held out %.4f, worst group %.4f; %.1f %% of centroids used, entropy %.2f "
-               "bits\n",
-               kind == 0 ? "keys" : "values", q.train, q.heldout, q.worst, 100 * q.usage, q.entropy);
+        printf("%-11s relative error %s, held out %s, worst group %s; %.1f %% of centroids used, entropy %.2f bits\n",
+               kind == 0 ? "keys" : "values", error_text(q.train, text[0]), error_text(q.heldout, text[1]),
+               error_text(q.worst, text[2]), 100 * q.usage, q.entropy);
     }
 }
 
@@ -89,9 +99,10 @@ static void print_layers(const book_view *v)
     for (uint32_t l = 0; l < kvb_book_layers(v->book); l++) {
         kvb_layer_quality k = kvb_average_quality(v->book, l, KVB_KEY);
         kvb_layer_quality x = kvb_average_quality(v->book, l, KVB_VALUE);
-        char frame[32];
-        printf("%5u %-9s %9.4f %9.4f %9.4f %9.4f\n", l, kvb_frame_text(kvb_book_layer(v->book, l), frame), k.train,
-               k.heldout, x.train, x.heldout);
+        char frame[32], text[4][16];
+        printf("%5u %-9s %9s %9s %9s %9s\n", l, kvb_frame_text(kvb_book_layer(v->book, l), frame),
+               error_text(k.train, text[0]), error_text(k.heldout, text[1]), error_text(x.train, text[2]),
+               error_text(x.heldout, text[3]));
     }
 }
 
