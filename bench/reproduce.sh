@@ -1,5 +1,5 @@
 #!/bin/sh
-# Reproduces the prototype's perplexities with the recipes antkv and cq:
+# Perplexities of the recipes antkv and cq under the protocol that docs and README quote:
 #   bench/reproduce.sh MODEL.gguf [OUT]     (OUT: bench/results/reproduce-DATE.txt)
 # Calibrates on the first 64 x 2048 tokens of WikiText-2 valid, scores the first 64 x 2048 of WikiText-2 test.
 # Needs ../shared/data, 4 GB of disk under build/ and about an hour on 2 cores. CHUNKS=8 for a quick look.
@@ -10,7 +10,8 @@ out=${2:-bench/results/reproduce-$(date +%F).txt}
 data=${DATA:-../shared/data}
 chunks=${CHUNKS:-64}
 kvbook=${KVBOOK:-build/kvbook}
-work=${WORK:-build/reproduce}
+# Captures and books are kept from run to run, by what decides them: the binary, the model and the number of chunks.
+work=${WORK:-build/reproduce/$(cat "$kvbook" "$model" | sha256sum | cut -c1-12)-$chunks}
 mkdir -p "$work"
 
 {
@@ -41,7 +42,8 @@ train antkv-0.375 antkv 0.375
 
 score() { # score TEXT CHUNKS FLAGS... : one JSON line per book
     text=$1; n=$2; shift 2
-    "$kvbook" eval --model "$model" --text "$text" --ctx 2048 --chunks "$n" --json "$@" | tee -a "$out"
+    "$kvbook" eval --model "$model" --text "$text" --ctx 2048 --chunks "$n" --json "$@" >"$work/score.jsonl"
+    tee -a "$out" <"$work/score.jsonl"
 }
 say "## nothing kept exact: cq 1 bit, antkv 1 bit"
 score "$data/wikitext2/wiki.test.raw" "$chunks" --book "$work/cq-1.kvb" --book "$work/antkv-1.kvb" --anchors 0 --window 0 --sinks 0

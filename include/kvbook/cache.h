@@ -56,7 +56,9 @@ KVB_API kvb_status kvb_cache_attend(kvb_cache *cache, uint32_t layer, const floa
 
 KVB_API uint64_t kvb_cache_length(const kvb_cache *cache, uint32_t layer);
 
-/* Bytes held, counted exactly (not capacity reserved), over all layers. */
+/* Bytes that a cache holds for its tokens, counted exactly (not capacity reserved), over all layers. Not counted: what an
+ * engine has anyway or may compute at any time, namely the cosines and sines of RoPE and the search structures for
+ * encoding. */
 typedef struct kvb_cache_bytes {
     uint64_t codes;     /* packed codes of tokens that are neither sinks, in the window, nor anchors */
     uint64_t anchors;   /* half floats of the three kinds of exact tokens */

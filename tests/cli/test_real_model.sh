@@ -3,21 +3,30 @@
 . "$(dirname "$0")/lib.sh"
 
 model=${KVB_TEST_MODEL:-}
-text=../shared/data/wikitext2
+text=${KVB_TEST_DATA:-../shared/data}/wikitext2
 if [ ! -f "$model" ]; then skip "real model" "KVB_TEST_MODEL names no file"; done_testing; fi
-if [ ! -d "$text" ]; then skip "real model" "$text is missing"; done_testing; fi
 unset OMP_WAIT_POLICY
-
+calibration=$text/wiki.valid.raw
+heldout=$text/wiki.test.raw
+# Without the shared texts this repository's own English serves for everything but the known perplexity.
+if [ ! -d "$text" ]; then
+    skip "exact perplexity of the first chunk" "$text is missing"
+    cat README.md CONTRIBUTING.md spec/*.md docs/*.md >"$tmp/calibration.txt"
+    cp LICENSE "$tmp/heldout.txt"
+    calibration=$tmp/calibration.txt
+    heldout=$tmp/heldout.txt
+else
 # 64 chunks of 2048 tokens give 20.900 (20.902 by an independent implementation in PyTorch); the first chunk gives 15.102.
 "$kvbook" eval --model "$model" --text "$text/wiki.test.raw" --ctx 2048 --chunks 1 --json >"$tmp/exact.json" 2>"$err"
 json "exact perplexity of the first chunk" "$tmp/exact.json" 'abs(d["ppl"] / 15.1024 - 1) < 0.001 and d["targets"] == 2047'
+fi
 
-expect "calibrate" 0 'wrote' "$kvbook" calibrate --model "$model" --text "$text/wiki.valid.raw" --ctx 512 --chunks 8 \
+expect "calibrate" 0 'wrote' "$kvbook" calibrate --model "$model" --text "$calibration" --ctx 512 --chunks 8 \
     --recipe antkv --k 4x16 --v 4x16 -o "$work/a.kvb"
 expect "verify" 0 ' 0 failed' "$kvbook" verify "$work/a.kvb" --model "$model"
-"$kvbook" eval --model "$model" --text "$text/wiki.test.raw" --ctx 512 --chunks 2 --book "$work/a.kvb" --json \
+"$kvbook" eval --model "$model" --text "$heldout" --ctx 512 --chunks 2 --book "$work/a.kvb" --json \
     >"$tmp/kept.json" 2>"$err"
-"$kvbook" eval --model "$model" --text "$text/wiki.test.raw" --ctx 512 --chunks 2 --book "$work/a.kvb" --json \
+"$kvbook" eval --model "$model" --text "$heldout" --ctx 512 --chunks 2 --book "$work/a.kvb" --json \
     --anchors 0 --window 0 --sinks 0 >"$tmp/bare.json" 2>"$err"
 json "1 bit with anchors and a window is usable" "$tmp/kept.json" '1 < d["ppl"] / d["ppl_exact"] < 2'
 json "1 bit with nothing exact is worse, not broken" "$tmp/bare.json" '1.5 < d["ppl"] / d["ppl_exact"] < 8'
