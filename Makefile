@@ -130,7 +130,7 @@ $(MEMORY_TESTS:%=$(BUILD)/tests/%): LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,-
 # Examples link as a user's program would: public headers, the runtime library, libm and zlib.
 $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a
 	@mkdir -p $(@D)
-	$(Q)$(CC) -std=c11 $(WARN) -Werror -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(LIBS_RUNTIME)
+	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(LIBS_RUNTIME)
 
 tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf
 
