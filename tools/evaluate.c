@@ -7,7 +7,7 @@
 #include "format/base/fail.h"
 #include "tools/score.h"
 
-enum { BLOCK_ROWS = 128, BLOCK_FLOATS = 1 << 25 };
+enum { BLOCK_ROWS = 256, BLOCK_FLOATS = 1 << 25 };
 
 /* What one pass over all chunks adds up to; per chunk, so that errors can be estimated and sums have one order. */
 typedef struct pass_sums {
