@@ -22,6 +22,7 @@ void kvb_interrupt_install(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
     /* Over a file size limit a write must fail, so that the temporary file is removed. */
     signal(SIGXFSZ, SIG_IGN);
 }

@@ -40,7 +40,7 @@ void kvb_warn(kvb_progress *p, const char *format, ...) __attribute__((format(pr
 /* "kvbook: error: where: message", one line whatever the text holds. */
 void kvb_print_error(const kvb_error *err);
 
-/* SIGINT and SIGTERM set a flag that progress callbacks pass on; a second one ends the process at
+/* SIGINT, SIGTERM and SIGHUP set a flag that progress callbacks pass on; a second one ends the process at
  * once. */
 void kvb_interrupt_install(void);
 bool kvb_interrupted(void);

@@ -136,7 +136,7 @@ static void put_scores(const kvb_report *r, FILE *out)
     if (r->scores == 0)
         return;
     fprintf(out,
-            "<h2>Scores</h2>\n<p>%.0f chunks of %.0f tokens of text that was not calibrated on.</p>\n<table>\n"
+            "<h2>Scores</h2>\n<p>%.0f chunks of %.0f tokens.</p>\n<table>\n"
             "<tr><th>Cache</th><th class=n>Perplexity</th><th class=n>&Delta; NLL</th><th class=n>&plusmn;</th>"
             "<th class=n>KL</th><th class=n>Top-1 %%</th><th class=n>Bits</th><th class=n>Effective</th>"
             "<th class=n>at 128K</th></tr>\n",
