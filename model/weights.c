@@ -157,48 +157,13 @@ static kvb_status load_ends(kvb_model *m, uint64_t *budget, kvb_error *err)
     return s;
 }
 
-/* Whether the forward pass knows what to do with a tensor of this name. */
-static bool is_known(const char *name, uint32_t layers)
-{
-    static const char *const whole[] = {"token_embd.weight", "output.weight", "output_norm.weight", "rope_freqs.weight"};
-    static const char *const part[] = {"attn_norm", "attn_q",   "attn_k",   "attn_v",   "attn_output",
-                                       "ffn_norm",  "ffn_gate", "ffn_down", "ffn_up"};
-    uint32_t layer;
-    int prefix = 0;
-    char suffix[16];
-    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
-        if (strcmp(name, whole[i]) == 0)
-            return true;
-    if (sscanf(name, "blk.%u.%n%15[a-z_].weight", &layer, &prefix, suffix) != 2 || layer >= layers)
-        return false;
-    for (size_t i = 0; i < sizeof part / sizeof *part; i++)
-        if (strcmp(suffix, part[i]) == 0 && strcmp(name + prefix + strlen(suffix), ".weight") == 0)
-            return true;
-    return false;
-}
-
-/* A tensor that nothing reads (a bias, a norm of the queries) would mean another model than the one that runs. */
-static kvb_status check_all_known(const kvb_model *m, kvb_error *err)
-{
-    for (uint64_t i = 0; m->gguf != NULL && i < kvb_gguf_tensor_count(m->gguf); i++) {
-        const char *name = kvb_gguf_tensor_at(m->gguf, i)->name;
-        if (!is_known(name, m->config.layers))
-            return kvb_fail(err, KVB_E_FORMAT, m->path,
-                            "tensor %.80s belongs to a kind of model that is not supported: running without it would "
-                            "give wrong results", name);
-    }
-    return KVB_OK;
-}
-
 kvb_status kvb_weights_load(kvb_model *m, uint64_t budget, kvb_error *err)
 {
     uint64_t left = budget != 0 ? budget : UINT64_MAX;
     m->layer = kvb_alloc_zeroed(m->config.layers, sizeof *m->layer);
     if (m->layer == NULL)
         return kvb_fail_memory(err, "model weights");
-    kvb_status status = check_all_known(m, err);
-    if (status == KVB_OK)
-        status = load_ends(m, &left, err);
+    kvb_status status = load_ends(m, &left, err);
     for (uint32_t l = 0; l < m->config.layers && status == KVB_OK; l++)
         status = load_layer(m, l, &left, err);
     return status;
