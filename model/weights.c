@@ -157,13 +157,51 @@ static kvb_status load_ends(kvb_model *m, uint64_t *budget, kvb_error *err)
     return s;
 }
 
+static bool is_read(const char *name, uint32_t layers)
+{
+    static const char *const single[] = {"token_embd.weight", "output.weight", "output_norm.weight",
+                                         "rope_freqs.weight"};
+    /* The last three hold rotation frequencies that follow from the metadata. */
+    static const char *const per_layer[] = {
+        "attn_norm.weight", "attn_q.weight",   "attn_k.weight",        "attn_v.weight", "attn_output.weight",
+        "ffn_norm.weight",  "ffn_gate.weight", "ffn_up.weight",        "ffn_down.weight",
+        "attn_rot_embd",    "attn_rot_embd.weight", "rope_freqs.weight",
+    };
+    for (size_t i = 0; i < sizeof single / sizeof *single; i++)
+        if (strcmp(name, single[i]) == 0)
+            return true;
+    unsigned long layer = strncmp(name, "blk.", 4) == 0 ? strtoul(name + 4, NULL, 10) : layers;
+    for (size_t i = 0; layer < layers && i < sizeof per_layer / sizeof *per_layer; i++) {
+        char expected[64];
+        snprintf(expected, sizeof expected, "blk.%lu.%s", layer, per_layer[i]);
+        if (strcmp(name, expected) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* A bias or a norm that nobody applies would give wrong activations without a word. */
+static kvb_status refuse_unread(const kvb_model *m, kvb_error *err)
+{
+    for (uint64_t i = 0; m->gguf != NULL && i < kvb_gguf_tensor_count(m->gguf); i++) {
+        const char *name = kvb_gguf_tensor_at(m->gguf, i)->name;
+        if (!is_read(name, m->config.layers))
+            return kvb_fail(err, KVB_E_FORMAT, m->path,
+                            "tensor %s belongs to an architecture feature that is not supported; use a plain Llama "
+                            "model of %u layers", name, m->config.layers);
+    }
+    return KVB_OK;
+}
+
 kvb_status kvb_weights_load(kvb_model *m, uint64_t budget, kvb_error *err)
 {
     uint64_t left = budget != 0 ? budget : UINT64_MAX;
     m->layer = kvb_alloc_zeroed(m->config.layers, sizeof *m->layer);
     if (m->layer == NULL)
         return kvb_fail_memory(err, "model weights");
-    kvb_status status = load_ends(m, &left, err);
+    kvb_status status = refuse_unread(m, err);
+    if (status == KVB_OK)
+        status = load_ends(m, &left, err);
     for (uint32_t l = 0; l < m->config.layers && status == KVB_OK; l++)
         status = load_layer(m, l, &left, err);
     return status;

@@ -196,6 +196,8 @@ uint8_t *tiny_gguf_make(const tiny_gguf *t, size_t *size)
     put_tensor(&b, t, "output_norm.weight", t->embedding, 0, 1.0f, 0.1f);
     if (t->untied)
         put_matrix(&b, t, "output.weight", t->embedding, t->vocab, 2.0f);
+    if (t->extra_tensor != NULL)
+        put_tensor(&b, t, t->extra_tensor, t->embedding, 0, 0.0f, 1.0f);
     return gguf_build_finish(&b, size);
 }
 
