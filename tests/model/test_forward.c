@@ -346,6 +346,25 @@ static void test_tensors_nobody_reads(void **state)
     }
 }
 
+/* Whatever is resident: the embedding beside a head of its own never is, and a budget of 1 byte holds no matrix. */
+static void test_nan_anywhere(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"token_embd.weight", "output.weight", "blk.1.attn_v.weight",
+                                        "blk.0.ffn_up.weight", "blk.1.ffn_norm.weight"};
+    tiny_gguf t = tiny_gguf_default();
+    t.untied = true;
+    for (size_t i = 0; i < 2 * (sizeof names / sizeof *names); i++) {
+        kvb_error err = {0};
+        t.nan_in = names[i / 2];
+        assert_int_equal(open_gguf(&t, i % 2, &err), KVB_E_FORMAT);
+        assert_non_null(strstr(err.message, t.nan_in));
+        assert_non_null(strstr(err.message, "NaN"));
+    }
+    t.nan_in = NULL;
+    assert_int_equal(open_gguf(&t, 1, NULL), KVB_OK);
+}
+
 int main(void)
 {
     snprintf(model_path, sizeof model_path, "/tmp/kvb-test-forward-%d.bin", (int)getpid());
@@ -357,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_hooks),
         cmocka_unit_test(test_damaged_checkpoints),
         cmocka_unit_test(test_tensors_nobody_reads),
+        cmocka_unit_test(test_nan_anywhere),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(model_path);
