@@ -365,6 +365,16 @@ static void test_nan_anywhere(void **state)
     assert_int_equal(open_gguf(&t, 1, NULL), KVB_OK);
 }
 
+static void test_no_rotation(void **state)
+{
+    (void)state;
+    tiny_gguf t = tiny_gguf_default();
+    kvb_error err = {0};
+    t.no_rotation = true;
+    assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.message, "RoPE over 0 channels"));
+}
+
 int main(void)
 {
     snprintf(model_path, sizeof model_path, "/tmp/kvb-test-forward-%d.bin", (int)getpid());
@@ -377,6 +387,7 @@ int main(void)
         cmocka_unit_test(test_damaged_checkpoints),
         cmocka_unit_test(test_tensors_nobody_reads),
         cmocka_unit_test(test_nan_anywhere),
+        cmocka_unit_test(test_no_rotation),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(model_path);

@@ -13,6 +13,7 @@ typedef struct tiny_gguf {
     float rope_base;
     uint64_t seed;
     bool untied;       /* with an output.weight of its own */
+    bool no_rotation;  /* RoPE over 0 channels */
     bool wants_bos;    /* tokenizer.ggml.add_bos_token */
     /* To break something: NULL or false leaves it whole. */
     const char *without_key;    /* this metadata key is left out */
