@@ -44,19 +44,20 @@ static void get_text(const kvb_gguf *g, const char *key, const char *otherwise, 
         snprintf(out, room, "%s", otherwise);
 }
 
+/* No geometry passes that a .kvb file could not hold: capture would find out only at its end. */
 static kvb_status check_geometry(const kvb_model *m, kvb_error *err)
 {
     const kvb_layer *g = &m->config.geometry;
     if (g->kv_heads == 0 || g->heads % g->kv_heads != 0)
         return kvb_fail(err, KVB_E_FORMAT, m->path, "%u query heads are not a multiple of %u KV heads", g->heads,
                         g->kv_heads);
-    if (g->rope_dims % 2 != 0 || g->rope_dims > g->head_dim)
-        return kvb_fail(err, KVB_E_FORMAT, m->path, "RoPE over %u of %u channels: expected an even number up to it",
+    if (g->rope_dims < 2 || g->rope_dims % 2 != 0 || g->rope_dims > g->head_dim)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "RoPE over %u channels, expected an even number of 2..%u",
                         g->rope_dims, g->head_dim);
     if (m->config.layers > 1024 || g->heads > 1024 || g->head_dim > 1024)
         return kvb_fail(err, KVB_E_FORMAT, m->path, "%u layers, %u heads, head size %u: at most 1024 of each",
                         m->config.layers, g->heads, g->head_dim);
-    if (!(m->config.norm_epsilon > 0.0) || !(g->rope_base > 0.0) || !isfinite(g->rope_base))
+    if (!(m->config.norm_epsilon > 0.0) || !(g->rope_base > 0.0) || !isnormal(g->rope_base))
         return kvb_fail(err, KVB_E_FORMAT, m->path, "norm epsilon %g and RoPE base %g must be positive",
                         m->config.norm_epsilon, g->rope_base);
     return KVB_OK;
@@ -88,8 +89,8 @@ static kvb_status read_rope_factors(kvb_model *m, kvb_error *err)
         kvb_dequantise(t, 0, pairs, m->config.rope_factors);
     for (uint32_t i = 0; i < pairs; i++) {
         float value = (t != NULL ? m->config.rope_factors[i] : 1.0f) * (float)factor;
-        if (!(value > 0.0f) || !isfinite(value))
-            return kvb_fail(err, KVB_E_FORMAT, m->path, "rope_freqs.weight[%u] is not positive", i);
+        if (!(value > 0.0f) || !isnormal(value))
+            return kvb_fail(err, KVB_E_FORMAT, m->path, "rope_freqs.weight[%u] is not a positive normal number", i);
         m->config.rope_factors[i] = value;
     }
     g->rope_factors = m->config.rope_factors;

@@ -40,16 +40,40 @@ const float *kvb_weight_floats(const kvb_weight *w, float *scratch)
     return scratch;
 }
 
-static kvb_status check_finite(const kvb_model *m, const kvb_weight *w, const float *values, kvb_error *err)
+/* Row by row, so that a matrix over the budget needs one row of scratch a thread. */
+static kvb_status check_finite_part(const kvb_model *m, const kvb_tensor *t, kvb_error *err)
 {
-    int64_t count = (int64_t)(w->rows * w->cols), bad = 0;
-#pragma omp parallel for schedule(static) reduction(+ : bad)
-    for (int64_t i = 0; i < count; i++)
-        bad += !(fabsf(values[i]) <= 3.0e38f);
+    const uint64_t cols = t->shape[0];
+    const int64_t rows = (int64_t)(t->dims > 1 ? t->shape[1] : 1);
+    int64_t bad = 0, starved = 0;
+#pragma omp parallel reduction(+ : bad, starved)
+    {
+        float *row = kvb_alloc_array(cols, sizeof *row);
+        starved += row == NULL;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            if (row == NULL)
+                continue;
+            kvb_dequantise(t, (uint64_t)r * cols, cols, row);
+            for (uint64_t c = 0; c < cols; c++)
+                bad += !(fabsf(row[c]) <= 3.0e38f);
+        }
+        free(row);
+    }
+    if (starved != 0)
+        return kvb_fail_memory(err, "model weights");
     if (bad == 0)
         return KVB_OK;
-    return kvb_fail(err, KVB_E_FORMAT, m->path, "%s: %lld weights are NaN or infinite; the file is damaged",
-                    w->part[0]->name, (long long)bad);
+    return kvb_fail(err, KVB_E_FORMAT, m->path, "%s: %lld weights are NaN or infinite; the file is damaged", t->name,
+                    (long long)bad);
+}
+
+static kvb_status check_finite(const kvb_model *m, const kvb_weight *w, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    for (uint32_t p = 0; p < w->parts && status == KVB_OK; p++)
+        status = check_finite_part(m, w->part[p], err);
+    return status;
 }
 
 static kvb_status check_tensor(const kvb_model *m, const kvb_tensor *t, const char *name, uint64_t cols, uint64_t rows,
@@ -98,14 +122,14 @@ static kvb_status make_resident(kvb_model *m, kvb_weight *w, uint64_t *budget, k
     if (bytes > *budget) {
         if (count > m->scratch_floats)
             m->scratch_floats = count;
-        return KVB_OK;
+        return check_finite(m, w, err);
     }
     w->resident = kvb_alloc_array(count, sizeof(float));
     if (w->resident == NULL)
         return kvb_fail_memory(err, "model weights");
     *budget -= bytes;
     expand(w, w->resident);
-    return check_finite(m, w, w->resident, err);
+    return check_finite(m, w, err);
 }
 
 /* Norm vectors are small and always resident. */
@@ -154,7 +178,44 @@ static kvb_status load_ends(kvb_model *m, uint64_t *budget, kvb_error *err)
     const char *head = kvb_model_find(m, "output.weight") ? "output.weight" : "token_embd.weight";
     if (s == KVB_OK) s = add_part(m, &m->head, head, c->vocab, c->embedding, err);
     if (s == KVB_OK) s = make_resident(m, &m->head, budget, err);
+    if (s == KVB_OK && m->head.part[0] != m->embedding.part[0]) s = check_finite(m, &m->embedding, err);
     return s;
+}
+
+static bool is_read(const char *name, uint32_t layers)
+{
+    static const char *const single[] = {"token_embd.weight", "output.weight", "output_norm.weight",
+                                         "rope_freqs.weight"};
+    /* The last three hold rotation frequencies that follow from the metadata. */
+    static const char *const per_layer[] = {
+        "attn_norm.weight", "attn_q.weight",   "attn_k.weight",        "attn_v.weight", "attn_output.weight",
+        "ffn_norm.weight",  "ffn_gate.weight", "ffn_up.weight",        "ffn_down.weight",
+        "attn_rot_embd",    "attn_rot_embd.weight", "rope_freqs.weight",
+    };
+    for (size_t i = 0; i < sizeof single / sizeof *single; i++)
+        if (strcmp(name, single[i]) == 0)
+            return true;
+    unsigned long layer = strncmp(name, "blk.", 4) == 0 ? strtoul(name + 4, NULL, 10) : layers;
+    for (size_t i = 0; layer < layers && i < sizeof per_layer / sizeof *per_layer; i++) {
+        char expected[64];
+        snprintf(expected, sizeof expected, "blk.%lu.%s", layer, per_layer[i]);
+        if (strcmp(name, expected) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* A bias or a norm that nobody applies would give wrong activations without a word. */
+static kvb_status refuse_unread(const kvb_model *m, kvb_error *err)
+{
+    for (uint64_t i = 0; m->gguf != NULL && i < kvb_gguf_tensor_count(m->gguf); i++) {
+        const char *name = kvb_gguf_tensor_at(m->gguf, i)->name;
+        if (!is_read(name, m->config.layers))
+            return kvb_fail(err, KVB_E_FORMAT, m->path,
+                            "tensor %s belongs to an architecture feature that is not supported; use a plain Llama "
+                            "model of %u layers", name, m->config.layers);
+    }
+    return KVB_OK;
 }
 
 kvb_status kvb_weights_load(kvb_model *m, uint64_t budget, kvb_error *err)
@@ -163,7 +224,9 @@ kvb_status kvb_weights_load(kvb_model *m, uint64_t budget, kvb_error *err)
     m->layer = kvb_alloc_zeroed(m->config.layers, sizeof *m->layer);
     if (m->layer == NULL)
         return kvb_fail_memory(err, "model weights");
-    kvb_status status = load_ends(m, &left, err);
+    kvb_status status = refuse_unread(m, err);
+    if (status == KVB_OK)
+        status = load_ends(m, &left, err);
     for (uint32_t l = 0; l < m->config.layers && status == KVB_OK; l++)
         status = load_layer(m, l, &left, err);
     return status;

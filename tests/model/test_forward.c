@@ -14,6 +14,7 @@
 #include "format/base/checked.h"
 #include "format/base/rng.h"
 #include "model/weights.h"
+#include "tests/support/tiny_gguf.h"
 #include "tests/support/tiny_llama2c.h"
 
 static char model_path[64], tokenizer_path[64];
@@ -315,6 +316,65 @@ static void test_damaged_checkpoints(void **state)
     expect_refused("do not fit together");
 }
 
+static kvb_status open_gguf(const tiny_gguf *t, uint64_t budget, kvb_error *err)
+{
+    kvb_model *m = NULL;
+    kvb_model_options o = {.max_weight_bytes = budget};
+    assert_int_equal(tiny_gguf_write(t, model_path), 0);
+    kvb_status status = kvb_model_open(model_path, &o, &m, err);
+    kvb_model_close(m);
+    return status;
+}
+
+static void test_tensors_nobody_reads(void **state)
+{
+    (void)state;
+    static const char *const refused[] = {"blk.0.attn_q.bias", "blk.1.attn_q_norm.weight", "blk.2.attn_q.weight",
+                                          "blk.01.attn_q.weight", "output.bias", "blk."};
+    static const char *const ignored[] = {"blk.1.attn_rot_embd", "blk.0.rope_freqs.weight"};
+    tiny_gguf t = tiny_gguf_default();
+    kvb_error err = {0};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        t.extra_tensor = refused[i];
+        assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+        assert_non_null(strstr(err.message, refused[i]));
+        assert_non_null(strstr(err.message, "not supported"));
+    }
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) {
+        t.extra_tensor = ignored[i];
+        assert_int_equal(open_gguf(&t, 0, &err), KVB_OK);
+    }
+}
+
+/* Whatever is resident: the embedding beside a head of its own never is, and a budget of 1 byte holds no matrix. */
+static void test_nan_anywhere(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"token_embd.weight", "output.weight", "blk.1.attn_v.weight",
+                                        "blk.0.ffn_up.weight", "blk.1.ffn_norm.weight"};
+    tiny_gguf t = tiny_gguf_default();
+    t.untied = true;
+    for (size_t i = 0; i < 2 * (sizeof names / sizeof *names); i++) {
+        kvb_error err = {0};
+        t.nan_in = names[i / 2];
+        assert_int_equal(open_gguf(&t, i % 2, &err), KVB_E_FORMAT);
+        assert_non_null(strstr(err.message, t.nan_in));
+        assert_non_null(strstr(err.message, "NaN"));
+    }
+    t.nan_in = NULL;
+    assert_int_equal(open_gguf(&t, 1, NULL), KVB_OK);
+}
+
+static void test_no_rotation(void **state)
+{
+    (void)state;
+    tiny_gguf t = tiny_gguf_default();
+    kvb_error err = {0};
+    t.no_rotation = true;
+    assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.message, "RoPE over 0 channels"));
+}
+
 int main(void)
 {
     snprintf(model_path, sizeof model_path, "/tmp/kvb-test-forward-%d.bin", (int)getpid());
@@ -325,6 +385,9 @@ int main(void)
         cmocka_unit_test(test_threads_do_not_matter),
         cmocka_unit_test(test_hooks),
         cmocka_unit_test(test_damaged_checkpoints),
+        cmocka_unit_test(test_tensors_nobody_reads),
+        cmocka_unit_test(test_nan_anywhere),
+        cmocka_unit_test(test_no_rotation),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(model_path);

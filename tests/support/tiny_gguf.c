@@ -65,7 +65,7 @@ static void put_geometry(gguf_build *b, const tiny_gguf *t)
     put_u32(b, t, "feed_forward_length", t->ffn);
     put_u32(b, t, "attention.head_count", t->heads);
     put_u32(b, t, "attention.head_count_kv", t->kv_heads);
-    put_u32(b, t, "rope.dimension_count", t->embedding / t->heads);
+    put_u32(b, t, "rope.dimension_count", t->no_rotation ? 0 : t->embedding / t->heads);
     put_u32(b, t, "vocab_size", t->vocab);
     put_f32(b, t, "rope.freq_base", t->rope_base);
     put_f32(b, t, "attention.layer_norm_rms_epsilon", 1e-5f);
@@ -196,6 +196,8 @@ uint8_t *tiny_gguf_make(const tiny_gguf *t, size_t *size)
     put_tensor(&b, t, "output_norm.weight", t->embedding, 0, 1.0f, 0.1f);
     if (t->untied)
         put_matrix(&b, t, "output.weight", t->embedding, t->vocab, 2.0f);
+    if (t->extra_tensor != NULL)
+        put_tensor(&b, t, t->extra_tensor, t->embedding, 0, 0.0f, 1.0f);
     return gguf_build_finish(&b, size);
 }
 

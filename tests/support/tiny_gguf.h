@@ -13,10 +13,12 @@ typedef struct tiny_gguf {
     float rope_base;
     uint64_t seed;
     bool untied;       /* with an output.weight of its own */
+    bool no_rotation;  /* RoPE over 0 channels */
     bool wants_bos;    /* tokenizer.ggml.add_bos_token */
     /* To break something: NULL or false leaves it whole. */
     const char *without_key;    /* this metadata key is left out */
     const char *without_tensor; /* so is this tensor */
+    const char *extra_tensor;   /* a vector of this name is added */
     const char *wrong_shape;    /* this tensor has one row (or element) more */
     const char *nan_in;         /* this tensor's fifth element is NaN */
     const char *iq2_xxs;        /* this tensor says it has a type that kvbook cannot read; its bytes are zero */
