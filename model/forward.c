@@ -255,16 +255,13 @@ static kvb_status check_call(const kvb_forward *f, const uint32_t *tokens, uint3
 kvb_status kvb_forward_run(kvb_forward *f, const uint32_t *tokens, uint32_t count, uint32_t position,
                            const kvb_forward_hooks *hooks, const float **hidden, kvb_error *err)
 {
-    uint32_t layers = f->model->config.layers;
-    if (hooks != NULL && hooks->stop_after_layer != 0 && hooks->stop_after_layer < layers)
-        layers = hooks->stop_after_layer;
     kvb_status status = check_call(f, tokens, count, err);
     if (status == KVB_OK)
         status = prepare(f, count, position, err);
     if (status != KVB_OK)
         return status;
     embed(f, tokens, count);
-    for (uint32_t l = 0; l < layers && status == KVB_OK; l++)
+    for (uint32_t l = 0; l < f->model->config.layers && status == KVB_OK; l++)
         status = run_layer(f, l, count, position, hooks, err);
     if (status != KVB_OK)
         return status;

@@ -46,7 +46,7 @@ static kvb_status fill_geometry(kvb_model *m, kvb_error *err)
 }
 
 /* The old RoPE tables at the end of a llama2.c file are hashed with its weights: a file has one identity. */
-static void hash_model(kvb_model *m, bool skip_weights)
+static void hash_model(kvb_model *m)
 {
     const uint8_t *meta = m->llama2c.bytes, *data = NULL;
     uint64_t meta_size = 28, data_size = 0;
@@ -55,8 +55,7 @@ static void hash_model(kvb_model *m, bool skip_weights)
     else
         data = m->llama2c.bytes + 28, data_size = m->llama2c.size - 28;
     kvb_sha256_of(meta, meta_size, m->info.meta_sha256);
-    if (!skip_weights)
-        kvb_sha256_of(data, data_size, m->info.weights_sha256);
+    kvb_sha256_of(data, data_size, m->info.weights_sha256);
 }
 
 static void fill_info(kvb_model *m)
@@ -85,7 +84,7 @@ static kvb_status open_parts(kvb_model *m, const kvb_model_options *o, kvb_error
     if (s == KVB_OK) s = kvb_weights_load(m, o ? o->max_weight_bytes : 0, err);
     if (s == KVB_OK) {
         fill_info(m);
-        hash_model(m, o != NULL && o->skip_weight_hash);
+        hash_model(m);
     }
     return s;
 }
@@ -130,9 +129,4 @@ const kvb_model_info *kvb_model_get_info(const kvb_model *m)
 const kvb_tokenizer *kvb_model_tokenizer(const kvb_model *m)
 {
     return m->tokenizer;
-}
-
-const float *kvb_model_output_weight(const kvb_model *m, uint32_t layer)
-{
-    return m->layer[layer].out.resident;
 }

@@ -19,20 +19,17 @@ typedef struct kvb_model_info {
     uint8_t meta_sha256[32], weights_sha256[32];
 } kvb_model_info;
 
-/* What to do with --tokenizer: NULL for the model's own (GGUF), or a path to llama2.c's tokenizer.bin. GGUF and
+/* How to open a model. tokenizer_path: NULL for the vocabulary in the file (GGUF), or llama2.c's tokenizer.bin. GGUF and
  * llama2.c checkpoints (version 0 header) are told apart by their first bytes. */
 typedef struct kvb_model_options {
     const char *tokenizer_path;
     uint64_t max_weight_bytes; /* float32 weights held at most; above it layers are expanded when used. 0: no limit */
-    bool skip_weight_hash;     /* leave weights_sha256 zero: for tests */
 } kvb_model_options;
 
 kvb_status kvb_model_open(const char *path, const kvb_model_options *options, kvb_model **model, kvb_error *err);
 void kvb_model_close(kvb_model *model);
 const kvb_model_info *kvb_model_get_info(const kvb_model *model);
 const kvb_tokenizer *kvb_model_tokenizer(const kvb_model *model);
-/* W_O of a layer as float32 [E][H*D] (row-major); NULL where it is not resident. */
-const float *kvb_model_output_weight(const kvb_model *model, uint32_t layer);
 
 /* What a layer hands to its attention. Observers may read all of it and change nothing. */
 typedef struct kvb_attention_call {
@@ -57,7 +54,6 @@ typedef struct kvb_forward_hooks {
     void *attend_user;
     kvb_observe_fn observe; /* NULL: nobody watches; needs attend == NULL */
     void *observe_user;
-    uint32_t stop_after_layer; /* 0: all layers; n: return after n layers with `hidden` unfinished */
 } kvb_forward_hooks;
 
 /* Scratch for sequences of up to max_tokens. */
