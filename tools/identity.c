@@ -46,6 +46,8 @@ static bool same_factors(const kvb_layer *a, const kvb_layer *b)
 static kvb_status check_layer(const kvb_layer *book, const kvb_layer *model, uint32_t layer, const char *path,
                               kvb_error *err)
 {
+    /* A book may keep exact (unsupported) what the model has as an ordinary layer, but buffers have the model's shape. */
+    const bool exact = book->kind == KVB_LAYER_UNSUPPORTED;
     const struct {
         const char *what;
         double found, expected;
@@ -53,16 +55,13 @@ static kvb_status check_layer(const kvb_layer *book, const kvb_layer *model, uin
         {"query heads", book->heads, model->heads},
         {"KV heads", book->kv_heads, model->kv_heads},
         {"head dimension", book->head_dim, model->head_dim},
-        {"layer kind", book->kind, model->kind},
-        {"sliding window", book->sliding_window, model->sliding_window},
+        {"layer kind", exact ? model->kind : book->kind, model->kind},
+        {"sliding window", exact ? model->sliding_window : book->sliding_window, model->sliding_window},
         {"RoPE style", book->rope_style, model->rope_style},
         {"rotating channels", book->rope_dims, model->rope_dims},
         {"RoPE base", book->rope_base, model->rope_base},
         {"attention scale", book->attention_scale, model->attention_scale},
     };
-    /* A book may keep exact (unsupported) what the model has as an ordinary layer: nothing is decoded there. */
-    if (book->kind == KVB_LAYER_UNSUPPORTED)
-        return KVB_OK;
     for (size_t i = 0; i < sizeof pair / sizeof *pair; i++)
         if (pair[i].found < pair[i].expected || pair[i].found > pair[i].expected)
             return mismatch(path, pair[i].what, pair[i].found, pair[i].expected, layer, err);
