@@ -46,7 +46,7 @@ static bool same_factors(const kvb_layer *a, const kvb_layer *b)
 static kvb_status check_layer(const kvb_layer *book, const kvb_layer *model, uint32_t layer, const char *path,
                               kvb_error *err)
 {
-    /* A book may keep exact what the model has as an ordinary layer; its keys are still rotated and attended to. */
+    /* A book may keep exact (unsupported) what the model has as an ordinary layer, but buffers have the model's shape. */
     const bool exact = book->kind == KVB_LAYER_UNSUPPORTED;
     const struct {
         const char *what;

@@ -78,12 +78,15 @@ refuse "two captures" 2 'expected one' "$kvbook" train "$tmp/good.kvc" "$tmp/goo
 refuse "a book in place of a capture" 3 . "$kvbook" train "$tmp/good.kvb" $recipe -o "$work/b.kvb"
 
 # Books that are whole but worthless: each check that verify makes of quality fails once and is named.
-worthless() { # worthless NAME PATTERN TRAIN HELDOUT USAGE
-    python3 tests/cli/rewrite_quality.py "$tmp/good.kvb" "$tmp/worthless.kvb" "$3" "$4" "$5"
+fails_check() { # fails_check NAME PATTERN, of worthless.kvb
     "$kvbook" verify "$tmp/worthless.kvb" >"$out" 2>"$err"
     code=$?
     if [ $code -eq 1 ] && grep -q "^FAILED $2" "$out" && grep -q '1 of [0-9]* checks failed' "$err"; then ok "verify: $1"
     else fail "verify: $1" "exit code $code, expected 1 with the check named"; fi
+}
+worthless() { # worthless NAME PATTERN TRAIN HELDOUT USAGE
+    python3 tests/cli/rewrite_quality.py "$tmp/good.kvb" "$tmp/worthless.kvb" "$3" "$4" "$5"
+    fails_check "$1" "$2"
 }
 worthless "training error of 1" 'training error: layer 0, KV head 0, keys, group 0: found 1,' 1 0.5 1
 worthless "held-out error above 1" 'held-out error: .* found 1.25,' 0.5 1.25 1
@@ -92,4 +95,12 @@ worthless "unknown training error" 'training error: .* found nan,' nan 0.5 1
 worthless "centroids that nothing uses" 'centroid usage: .* found 0.25,' 0.5 0.5 0.25
 python3 tests/cli/rewrite_quality.py "$tmp/good.kvb" "$tmp/fine.kvb" 0.5 nan 1
 expect "verify: no held-out error is no failure" 0 ' 0 failed' "$kvbook" verify "$tmp/fine.kvb"
+python3 tests/cli/rewrite_centroids.py "$tmp/good.kvb" "$tmp/worthless.kvb" 7
+fails_check "7 distinct centroids of 16" 'distinct: layer 0, KV head 0, keys, group 0: found 7,'
+python3 tests/cli/rewrite_centroids.py "$tmp/good.kvb" "$tmp/fine.kvb" 8
+expect "verify: half of the centroids distinct" 0 ' 0 failed' "$kvbook" verify "$tmp/fine.kvb"
+"$kvbook" verify tests/golden/minimal.kvb >"$out" 2>"$err"
+code=$?
+if [ $code -eq 1 ] && grep -q '^FAILED quality: layer 0, KV head 0, keys' "$out"; then ok "verify: no quality records"
+else fail "verify: no quality records" "exit code $code, expected 1 with the check named"; fi
 done_testing

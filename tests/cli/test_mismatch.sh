@@ -51,6 +51,19 @@ PY
 refuse "another RoPE base has no override" 6 'RoPE base 10000, the model has 5000' \
     "$kvbook" eval --model "$tmp/turned.gguf" $text --book "$tmp/one.kvb" --allow-model-mismatch --allow-tokenizer-mismatch
 
+# A layer that the book leaves exact: codes are not looked at there, but its shape must be the model's all the same.
+unsupported() { # unsupported OUT.kvb FIELD=VALUE...
+    python3 tests/cli/rewrite_layer.py "$tmp/one.kvb" "$@"
+}
+unsupported "$tmp/exact.kvb"
+expect "a layer left exact" 0 '^exact\.kvb' "$kvbook" eval --model "$tmp/one.gguf" $text --book "$tmp/exact.kvb"
+for case in heads=1024:'query heads 1024' head_dim=1024:'head dimension 1024' scale=3:'attention scale 3' \
+    base=777:'RoPE base 777' style=2:'RoPE style 2' "heads=1024 kv_heads=1024:heads 1024"; do
+    unsupported "$tmp/hostile.kvb" ${case%%:*}
+    refuse "a layer left exact, with ${case%%:*}" 6 "${case#*:}, the model has" "$kvbook" eval --model "$tmp/one.gguf" \
+        $text --book "$tmp/hostile.kvb" --allow-model-mismatch --allow-tokenizer-mismatch
+done
+
 stories=../shared/data/stories260K
 if [ -f $stories/stories260K.bin ]; then
     refuse "another geometry has no override" 6 'layers|heads' "$kvbook" eval --model $stories/stories260K.bin \

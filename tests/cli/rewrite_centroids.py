@@ -1,0 +1,25 @@
+#!/usr/bin/env python3
+"""rewrite_centroids.py IN.kvb OUT.kvb N: the same book, whole and sealed, of whose first group of centroids all after the
+first N repeat the first. For tests of `kvbook verify`."""
+import hashlib
+import struct
+import sys
+import zlib
+
+data = bytearray(open(sys.argv[1], "rb").read())
+keep = int(sys.argv[3])
+table, = struct.unpack_from("<Q", data, 32)
+count, size = struct.unpack_from("<II", data, 40)
+at = next(at for at in range(table, table + count * size, size) if data[at:at + 4] == b"CODE")
+channels, centroids = struct.unpack_from("<II", data, at + 28)
+offset, stored = struct.unpack_from("<QQ", data, at + 56)
+row = 2 * channels
+for k in range(keep, centroids):
+    data[offset + k * row:offset + (k + 1) * row] = data[offset:offset + row]
+crc = zlib.crc32(bytes(data[offset:offset + stored]))
+struct.pack_into("<II", data, at + 80, crc, crc)
+entries = bytes(data[table:table + count * size])
+struct.pack_into("<I", data, 52, zlib.crc32(entries))
+data[56:88] = hashlib.sha256(entries).digest()
+struct.pack_into("<I", data, table - 4, zlib.crc32(bytes(data[:table - 4])))
+open(sys.argv[2], "wb").write(data)
