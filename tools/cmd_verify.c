@@ -54,7 +54,7 @@ typedef struct verification {
     const kvb_book *book;
     centroid *order;       /* [KVB_MAX_CENTROIDS] scratch */
     kvb_json_writer *json; /* NULL: failures go to stdout as text */
-    uint64_t checks, failures;
+    uint64_t checks, failures, unknown; /* unknown: codebooks without quality records */
 } verification;
 
 typedef struct codebook_place {
@@ -78,26 +78,6 @@ static void count_check(verification *v, bool good, const codebook_place *at, co
         printf("FAILED %s\n", text);
 }
 
-<<<<<<< HEAD
-static int compare_rows(const void *a, const void *b, void *bytes)
-{
-    return memcmp(a, b, *(const size_t *)bytes);
-}
-
-/* How many centroids of the group differ as half floats; 0 where there is no memory to tell. */
-static uint32_t count_distinct(const kvb_codebook *c, uint32_t group)
-{
-    size_t row = c->channels * sizeof *c->table, size = row * c->centroids;
-    uint8_t *rows = kvb_alloc_array(size, 1);
-    if (rows == NULL)
-        return 0;
-    memcpy(rows, c->table + (size_t)group * c->centroids * c->channels, size);
-    qsort_r(rows, c->centroids, row, compare_rows, &row);
-    uint32_t distinct = 1;
-    for (uint32_t k = 1; k < c->centroids; k++)
-        distinct += memcmp(rows + (k - 1) * row, rows + k * row, row) != 0;
-    free(rows);
-=======
 static int compare_centroids(const void *a, const void *b)
 {
     const centroid *x = a, *y = b;
@@ -114,22 +94,14 @@ static uint32_t count_distinct(const kvb_codebook *c, uint32_t group, centroid *
     qsort(order, c->centroids, sizeof *order, compare_centroids);
     for (uint32_t k = 1; k < c->centroids; k++)
         distinct += compare_centroids(&order[k - 1], &order[k]) != 0;
->>>>>>> refs/heads/tools
     return distinct;
 }
 
 static void check_group(verification *v, const kvb_codebook *c, const kvb_quality *q, const codebook_place *at)
 {
-<<<<<<< HEAD
-    const uint32_t distinct = count_distinct(c, at->group);
-    count_check(v, (double)distinct >= (double)LEAST_USAGE * c->centroids, at, "distinct centroids", distinct,
-                "at least half of the centroids");
-    count_check(v, q != NULL, at, "quality record", 0, "errors and usage, without which nothing is proven");
-=======
     uint32_t distinct = count_distinct(c, at->group, v->order);
     count_check(v, distinct > 1 && distinct >= c->centroids / 2, at, "distinct", distinct,
                 "at least half of the centroids (and two) to differ");
->>>>>>> refs/heads/tools
     if (q == NULL)
         return;
     count_check(v, q->train_error < 1.0f, at, "training error", (double)q->train_error,
@@ -146,11 +118,8 @@ static void check_codebook(verification *v, uint32_t layer, uint32_t head, kvb_k
     if (c == NULL)
         return;
     const kvb_quality *q = kvb_book_quality(v->book, layer, head, kind);
-<<<<<<< HEAD
-=======
     v->unknown += q == NULL;
     count_check(v, q != NULL, &(codebook_place){layer, head, 0, kind}, "quality", 0, "a quality record of each group");
->>>>>>> refs/heads/tools
     for (uint32_t s = 0; s < c->groups; s++)
         check_group(v, c, q != NULL ? &q[s] : NULL, &(codebook_place){layer, head, s, kind});
 }
@@ -189,6 +158,7 @@ static kvb_status print_json(const char *path, verification *v, kvb_error *err)
     kvb_json_end_array(&w);
     kvb_json_put_u64(&w, "checks", v->checks);
     kvb_json_put_u64(&w, "failures", v->failures);
+    kvb_json_put_u64(&w, "without_quality", v->unknown);
     kvb_json_put_bool(&w, "ok", v->failures == 0);
     kvb_json_end_object(&w);
     const char *text = kvb_json_writer_text(&w);
@@ -205,12 +175,9 @@ static void print_text(const char *path, verification *v)
     check_book(v);
     if (v->failures > MOST_PRINTED)
         printf("FAILED %llu more\n", (unsigned long long)(v->failures - MOST_PRINTED));
-<<<<<<< HEAD
-=======
     if (v->unknown > 0)
         printf("%llu codebooks carry no quality records: their errors and usage are unknown\n",
                (unsigned long long)v->unknown);
->>>>>>> refs/heads/tools
     printf("%s: %llu checks, %llu failed\n", path, (unsigned long long)v->checks, (unsigned long long)v->failures);
 }
 

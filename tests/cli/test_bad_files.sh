@@ -90,7 +90,6 @@ worthless() { # worthless NAME PATTERN TRAIN HELDOUT USAGE
 }
 worthless "training error of 1" 'training error: layer 0, KV head 0, keys, group 0: found 1,' 1 0.5 1
 worthless "held-out error above 1" 'held-out error: .* found 1.25,' 0.5 1.25 1
-expect "verify a book without quality records" 1 'quality record: layer 0' "$kvbook" verify tests/golden/minimal.kvb
 worthless "unknown training error" 'training error: .* found nan,' nan 0.5 1
 worthless "centroids that nothing uses" 'centroid usage: .* found 0.25,' 0.5 0.5 0.25
 python3 tests/cli/rewrite_quality.py "$tmp/good.kvb" "$tmp/fine.kvb" 0.5 nan 1
