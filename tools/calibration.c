@@ -3,10 +3,12 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
+#include "tools/identity.h"
 
 enum { PROBE_TOKENS = 512, PROBE_POINTS = 8192, PROBE_PROBLEMS = 4 };
 
@@ -152,6 +154,25 @@ static void say_result(kvb_progress *p, const kvb_train_report *r)
                  r->points_per_centroid);
 }
 
+void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p)
+{
+    kvb_json_doc *doc = NULL;
+    if (capture->meta_json == NULL ||
+        kvb_json_parse(capture->meta_json, strlen(capture->meta_json), "META", &doc, NULL) != KVB_OK)
+        return;
+    const kvb_json *meta = kvb_json_root(doc);
+    double quarantined = kvb_json_number(kvb_meta_find(meta, "capture.quarantined"), 0);
+    double saturated = kvb_json_number(kvb_meta_find(meta, "capture.saturated"), 0);
+    double queries = kvb_json_number(kvb_meta_find(meta, "capture.bad_queries"), 0);
+    if (quarantined > 0)
+        kvb_warn(p, "%.0f rows of a head held a NaN or infinity and were left out", quarantined);
+    if (saturated > 0)
+        kvb_warn(p, "%.0f elements of keys and values were beyond 65504 and are kept as that", saturated);
+    if (queries > 0)
+        kvb_warn(p, "%.0f queries held a NaN or infinity and were left out of the moments", queries);
+    kvb_json_free(doc);
+}
+
 kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_progress *p,
                             uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
 {
@@ -191,6 +212,8 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
     kvb_capture_options options =
         kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
     status = kvb_capture_run(input->model, &input->text, &options, &store, err);
+    if (status == KVB_OK)
+        kvb_warn_of_capture(kvb_capture_view(store), p);
     if (status == KVB_OK)
         status = kvb_run_training(kvb_capture_view(store), recipe, seed, p, image, size, report, err);
     kvb_capture_close(store);

@@ -26,6 +26,9 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
 kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_capture_args *capture, uint64_t seed,
                                             uint64_t max_rows, kvb_progress *p);
 
+/* Warns of what the capture's META says was left out of it or cut short. */
+void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p);
+
 /* The image of the book; free with free(). */
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
                                uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,

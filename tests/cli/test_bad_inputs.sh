@@ -95,6 +95,11 @@ refuse "huge weights after the last attention: generate" 1 'logit of token 0 aft
     "$kvbook" generate --model "$tmp/last.gguf" --prompt a -n 3
 refuse "huge weights after the last attention: eval" 1 'chunk 0' "$kvbook" eval --model "$tmp/last.gguf" $text
 expect "the cache of that model is well" 0 wrote "$kvbook" capture --model "$tmp/last.gguf" $text -o "$tmp/last.kvc"
+set_tensor "$tmp/loud.gguf" blk.1.attn_norm.weight 1e5
+expect "saturated keys are said: capture" 0 'warning: [0-9]+ elements of keys and values were beyond 65504' \
+    "$kvbook" capture -q --model "$tmp/loud.gguf" $text -o "$tmp/loud.kvc"
+expect "saturated keys are said: calibrate, which finds no key to tell from another" 1 'warning: [0-9]+ elements of keys and values were beyond 65504' \
+    "$kvbook" calibrate -q --model "$tmp/loud.gguf" $text $recipe -o "$tmp/loud.kvb"
 set_tensor "$tmp/zero.gguf" blk.1.attn_norm.weight 0
 refuse "keys that are all zero" 1 'layer 1' "$kvbook" calibrate --model "$tmp/zero.gguf" $text $recipe -o "$work/b.kvb"
 
