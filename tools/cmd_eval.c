@@ -60,8 +60,9 @@ static const kvb_command_spec spec = {
               KVB_GROUP(override, "Overrides", eval_args, allow),
               KVB_GROUP(recipe, "A recipe calibrated here instead of a book", eval_args, recipe),
               {"Calibration of --recipe", calibration_flags, 3, offsetof(eval_args, calibration)},
+              KVB_GROUP(capture, "Capture for --recipe", eval_args, capture),
               KVB_GROUP(common, "Common flags", eval_args, common)},
-    .groups = 8,
+    .groups = 9,
 };
 
 /* A run: books in the order asked for, the calibrated recipe last. */
@@ -77,6 +78,36 @@ typedef struct eval_run {
     double seconds;
 } eval_run;
 
+typedef struct idle_flag {
+    bool given;
+    const char *name;
+} idle_flag;
+
+/* Flags that only a recipe or only a cache of codes would heed. */
+static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
+{
+    const kvb_policy_args *p = &a->policy;
+    const bool recipe = a->recipe.recipe != NULL, coded = recipe || a->books.count > 0;
+    const idle_flag policy[] = {
+        {p->anchors.set, "--anchors"}, {p->score.set, "--anchor-score"}, {p->window.set, "--window"},
+        {p->sinks.set, "--sinks"}, {a->protocol.set, "--anchor-protocol"},
+    };
+    const idle_flag calibration[] = {
+        {a->calibration.text.count > 0, "--calib-text"}, {a->calibration.chunks.set, "--calib-chunks"},
+        {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"},
+        {a->capture.allow_nan, "--allow-nan"},
+    };
+    for (size_t i = 0; !coded && i < sizeof policy / sizeof *policy; i++)
+        if (policy[i].given)
+            return kvb_fail(err, KVB_E_USAGE, policy[i].name,
+                            "means nothing without --book or --recipe: the exact cache keeps every token");
+    for (size_t i = 0; !recipe && i < sizeof calibration / sizeof *calibration; i++)
+        if (calibration[i].given)
+            return kvb_fail(err, KVB_E_USAGE, calibration[i].name,
+                            "means nothing without --recipe: nothing is calibrated here");
+    return KVB_OK;
+}
+
 static kvb_status check_args(const eval_args *a, kvb_error *err)
 {
     if (a->recipe.recipe != NULL && a->calibration.text.count == 0)
@@ -89,7 +120,7 @@ static kvb_status check_args(const eval_args *a, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "--no-exact", "leaves nothing to score: give --book, or drop the flag");
     if (a->also_bare && a->books.count == 0 && a->recipe.recipe == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--also-bare", "means nothing without --book");
-    return KVB_OK;
+    return check_idle_flags(a, err);
 }
 
 static kvb_status open_books(eval_run *r, kvb_error *err)

@@ -51,13 +51,13 @@ static void print_shape(const book_view *v, kvb_kind kind)
 
 static void print_source(const book_view *v)
 {
+    char extent[KVB_EXTENT_TEXT];
     const kvb_json *m = v->meta;
     printf("model       %s (%s), weights %.12s, tokenizer %.12s\n", kvb_meta_string(m, "model.name"),
            kvb_meta_string(m, "model.architecture"), kvb_meta_string(m, "model.weights_sha256"),
            kvb_meta_string(m, "tokenizer.sha256"));
     const kvb_json *sources = kvb_meta_find(m, "text.sources");
-    printf("text        %.0f chunks of %.0f tokens", kvb_json_number(kvb_meta_find(m, "text.chunks"), NAN),
-           kvb_json_number(kvb_meta_find(m, "text.ctx"), NAN));
+    printf("text        %s", kvb_meta_extent(kvb_meta_find(m, "text"), extent));
     for (size_t i = 0; i < kvb_json_count(sources); i++)
         printf("%s %s", i == 0 ? " of" : ",", kvb_meta_string(kvb_json_at(sources, i), "name"));
     printf("\nrecipe      %s (%s)\n", kvb_meta_string(m, "recipe.name"), kvb_meta_string(m, "recipe.source"));

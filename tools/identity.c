@@ -1,5 +1,6 @@
 #include "tools/identity.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -22,6 +23,17 @@ const kvb_json *kvb_meta_find(const kvb_json *meta, const char *path)
 const char *kvb_meta_string(const kvb_json *meta, const char *path)
 {
     return kvb_json_string(kvb_meta_find(meta, path), "");
+}
+
+const char *kvb_meta_extent(const kvb_json *meta, char text[KVB_EXTENT_TEXT])
+{
+    double chunks = kvb_json_number(kvb_meta_find(meta, "chunks"), NAN);
+    double ctx = kvb_json_number(kvb_meta_find(meta, "ctx"), NAN);
+    if (isfinite(chunks) && isfinite(ctx))
+        snprintf(text, KVB_EXTENT_TEXT, "%.15g chunks of %.15g tokens", chunks, ctx);
+    else
+        snprintf(text, KVB_EXTENT_TEXT, "-");
+    return text;
 }
 
 static kvb_status mismatch(const char *path, const char *what, double found, double expected, uint32_t layer,

@@ -15,5 +15,8 @@ kvb_status kvb_check_identity(const kvb_book *book, const char *path, const kvb_
 /* A string of a META object by its path, such as "model.name"; "" where there is none. */
 const char *kvb_meta_string(const kvb_json *meta, const char *path);
 const kvb_json *kvb_meta_find(const kvb_json *meta, const char *path);
+/* "8 chunks of 2048 tokens", from the members `chunks` and `ctx` of an object; "-" where they are not known. */
+enum { KVB_EXTENT_TEXT = 80 };
+const char *kvb_meta_extent(const kvb_json *meta, char text[KVB_EXTENT_TEXT]);
 
 #endif

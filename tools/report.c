@@ -40,9 +40,8 @@ static void put_setting(FILE *out, const char *name, const char *value)
 static void put_sources(FILE *out, const kvb_json *meta)
 {
     const kvb_json *sources = kvb_meta_find(meta, "text.sources");
-    fprintf(out, "<tr><td>Calibration text</td><td>%.0f chunks of %.0f tokens",
-            kvb_json_number(kvb_meta_find(meta, "text.chunks"), NAN),
-            kvb_json_number(kvb_meta_find(meta, "text.ctx"), NAN));
+    char extent[KVB_EXTENT_TEXT];
+    fprintf(out, "<tr><td>Calibration text</td><td>%s", kvb_meta_extent(kvb_meta_find(meta, "text"), extent));
     for (size_t i = 0; i < kvb_json_count(sources); i++) {
         fputs("<br>", out);
         put_text(out, kvb_meta_string(kvb_json_at(sources, i), "name"));
@@ -133,15 +132,15 @@ static void put_exact(FILE *out, const kvb_json *score)
 
 static void put_scores(const kvb_report *r, FILE *out)
 {
+    char extent[KVB_EXTENT_TEXT];
     if (r->scores == 0)
         return;
     fprintf(out,
-            "<h2>Scores</h2>\n<p>%.0f chunks of %.0f tokens.</p>\n<table>\n"
+            "<h2>Scores</h2>\n<p>%s.</p>\n<table>\n"
             "<tr><th>Cache</th><th class=n>Perplexity</th><th class=n>&Delta; NLL</th><th class=n>&plusmn;</th>"
             "<th class=n>KL</th><th class=n>Top-1 %%</th><th class=n>Bits</th><th class=n>Effective</th>"
             "<th class=n>at 128K</th></tr>\n",
-            kvb_json_number(kvb_json_get(r->score[0], "chunks"), NAN),
-            kvb_json_number(kvb_json_get(r->score[0], "ctx"), NAN));
+            kvb_meta_extent(r->score[0], extent));
     put_exact(out, r->score[0]);
     for (size_t i = 0; i < r->scores; i++)
         put_score(out, r->score[i]);

@@ -138,6 +138,8 @@ no_capture "fewer rows than centroids"
 refuse "fewer sampled rows than centroids" 2 'for 256 centroids' \
     "$kvbook" calibrate $model $text --recipe antkv --k 4x256 --v 4x16 --max-memory 40K -o "$work/b.kvb"
 no_capture "fewer sampled rows than centroids"
+refuse "eval --recipe heeds --max-memory" 2 'for 256 centroids' \
+    "$kvbook" eval $model $text --recipe antkv --k 4x256 --v 4x16 --calib-text "$tmp/text.txt" --max-memory 40K
 refuse "neither does --dry-run accept them" 2 'do not divide' \
     "$kvbook" calibrate $model $text --recipe antkv --k 3x16 --v 4x16 --dry-run -o "$work/b.kvb"
 

@@ -115,6 +115,11 @@ refuse "generate beyond the context" 2 'exceed' "$kvbook" generate $model --prom
 expect "report" 0 'wrote' "$kvbook" report "$work/a.kvb" --scores "$tmp/scores.jsonl" -o "$work/r.html"
 expect "report has bars and scores" 0 '<rect class=k' cat "$work/r.html"
 expect "report has the exact cache beside the book" 0 'exact cache' cat "$work/r.html"
+if grep -q 'not calibrated on' "$work/r.html"; then fail "report claims nothing of the scored text" "it does"
+else ok "report claims nothing of the scored text"; fi
+expect "info of a book that does not know its text" 0 '^text        -$' "$kvbook" info tests/golden/minimal.kvb
+"$kvbook" report -q tests/golden/minimal.kvb -o "$work/m.html" 2>"$err"
+expect "report of a book that does not know its text" 0 'Calibration text</td><td>-<' cat "$work/m.html"
 refuse "report of a file that holds no scores" 3 'line 1' "$kvbook" report "$work/a.kvb" --scores "$tmp/info.json" -o "$work/r2.html"
 
 stories=../shared/data/stories260K
