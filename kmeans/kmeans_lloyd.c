@@ -183,6 +183,8 @@ kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_
         if (kvb_kmeans_cancelled(job))
             break;
         kvb_kmeans_assign(job, true);
+        if (atomic_load(&job->run->cancelled)) /* some codes may never have been written */
+            break;
         double error = merge(job);
         uint32_t moved = 0, empty = update(job);
         kvb_status status = relocate(job, i, empty, &round, result, &moved, err);

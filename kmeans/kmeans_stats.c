@@ -91,6 +91,8 @@ kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kv
 {
     double mean[KVB_KMEANS_CHANNELS], scale = job->frame.scale, unscale = 1.0 / scale / scale;
     kvb_kmeans_assign(job, false);
+    if (atomic_load(&job->run->cancelled)) /* some codes may be those of older centroids */
+        return kvb_fail(err, KVB_E_CANCELLED, "k-means", "cancelled by the progress callback");
     moments m = moments_of(&job->training);
     for (uint32_t c = 0; c < job->channels; c++)
         mean[c] = m.sum[c] / m.weight;

@@ -22,7 +22,9 @@ void kvb_interrupt_install(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
+    struct sigaction hangup;
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) /* nohup asked us to go on */
+        sigaction(SIGHUP, &action, NULL);
     /* Over a file size limit a write must fail, so that the temporary file is removed. */
     signal(SIGXFSZ, SIG_IGN);
 }
