@@ -58,20 +58,10 @@ static size_t moment_scratch_floats(uint32_t dim)
     return 2 * (size_t)MOMENT_ROWS * dim + (size_t)dim * dim;
 }
 
-static bool same_rope(const kvb_layer *a, const kvb_layer *b)
-{
-    if (a->rope_style != b->rope_style || a->rope_dims != b->rope_dims || a->rope_base != b->rope_base)
-        return false;
-    if (a->rope_factors == b->rope_factors)
-        return true;
-    return a->rope_factors != NULL && b->rope_factors != NULL &&
-           memcmp(a->rope_factors, b->rope_factors, a->rope_dims / 2 * sizeof *a->rope_factors) == 0;
-}
-
 static kvb_status create_rope(kvb_observer *o, uint32_t l, kvb_error *err)
 {
     for (uint32_t earlier = 0; earlier < l; earlier++)
-        if (o->sums[earlier].rope == earlier && same_rope(&o->layer[earlier], &o->layer[l])) {
+        if (o->sums[earlier].rope == earlier && kvb_rope_same(&o->layer[earlier], &o->layer[l])) {
             o->sums[l].rope = earlier;
             return KVB_OK;
         }

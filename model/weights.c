@@ -40,25 +40,28 @@ const float *kvb_weight_floats(const kvb_weight *w, float *scratch)
     return scratch;
 }
 
-/* Row by row, so that a matrix over the budget needs one row of scratch a thread. */
-static kvb_status check_finite_part(const kvb_model *m, const kvb_tensor *t, kvb_error *err)
+/* `floats` are the tensor's expanded values, or NULL: then row by row, so that a matrix over the budget needs one row of
+ * scratch a thread. */
+static kvb_status check_finite_part(const kvb_model *m, const kvb_tensor *t, const float *floats, kvb_error *err)
 {
     const uint64_t cols = t->shape[0];
     const int64_t rows = (int64_t)(t->dims > 1 ? t->shape[1] : 1);
     int64_t bad = 0, starved = 0;
 #pragma omp parallel reduction(+ : bad, starved)
     {
-        float *row = kvb_alloc_array(cols, sizeof *row);
-        starved += row == NULL;
+        float *scratch = kvb_alloc_array(floats == NULL ? cols : 0, sizeof *scratch);
+        starved += scratch == NULL;
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
-            if (row == NULL)
+            const float *row = floats != NULL ? floats + (uint64_t)r * cols : scratch;
+            if (scratch == NULL)
                 continue;
-            kvb_dequantise(t, (uint64_t)r * cols, cols, row);
+            if (floats == NULL)
+                kvb_dequantise(t, (uint64_t)r * cols, cols, scratch);
             for (uint64_t c = 0; c < cols; c++)
                 bad += !(fabsf(row[c]) <= 3.0e38f);
         }
-        free(row);
+        free(scratch);
     }
     if (starved != 0)
         return kvb_fail_memory(err, "model weights");
@@ -71,8 +74,12 @@ static kvb_status check_finite_part(const kvb_model *m, const kvb_tensor *t, kvb
 static kvb_status check_finite(const kvb_model *m, const kvb_weight *w, kvb_error *err)
 {
     kvb_status status = KVB_OK;
-    for (uint32_t p = 0; p < w->parts && status == KVB_OK; p++)
-        status = check_finite_part(m, w->part[p], err);
+    const float *floats = w->resident;
+    for (uint32_t p = 0; p < w->parts && status == KVB_OK; p++) {
+        status = check_finite_part(m, w->part[p], floats, err);
+        if (floats != NULL)
+            floats += w->part[p]->shape[0] * (w->part[p]->dims > 1 ? w->part[p]->shape[1] : 1);
+    }
     return status;
 }
 

@@ -17,24 +17,11 @@ void kvb_cache_options_init(kvb_cache_options *options, const kvb_book *book)
     options->policy = book != NULL ? kvb_book_policy(book) : everything_exact;
 }
 
-static bool same_rotation(const kvb_layer *a, const kvb_layer *b)
-{
-    if (a->rope_style != b->rope_style)
-        return false;
-    if (a->rope_style == KVB_ROPE_NONE)
-        return true;
-    if (a->rope_dims != b->rope_dims || fabs(a->rope_base - b->rope_base) > 0.0)
-        return false;
-    if (a->rope_factors == NULL || b->rope_factors == NULL)
-        return a->rope_factors == b->rope_factors;
-    return memcmp(a->rope_factors, b->rope_factors, a->rope_dims / 2 * sizeof *a->rope_factors) == 0;
-}
-
 /* Layers of one rotation share a table: at long contexts a table for each would outweigh the codes. */
 static void assign_rope(kvb_cache *cache, uint32_t layer)
 {
     for (uint32_t i = 0; i < layer; i++)
-        if (same_rotation(&cache->layer[i].geometry, &cache->layer[layer].geometry)) {
+        if (kvb_rope_same(&cache->layer[i].geometry, &cache->layer[layer].geometry)) {
             cache->layer[layer].rope = cache->layer[i].rope;
             return;
         }

@@ -6,6 +6,19 @@
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 
+bool kvb_rope_same(const kvb_layer *a, const kvb_layer *b)
+{
+    if (a->rope_style != b->rope_style)
+        return false;
+    if (a->rope_style == KVB_ROPE_NONE)
+        return true;
+    if (a->rope_dims != b->rope_dims || fabs(a->rope_base - b->rope_base) > 0.0)
+        return false;
+    if (a->rope_factors == NULL || b->rope_factors == NULL)
+        return a->rope_factors == b->rope_factors;
+    return memcmp(a->rope_factors, b->rope_factors, a->rope_dims / 2 * sizeof *a->rope_factors) == 0;
+}
+
 kvb_status kvb_rope_table_create(kvb_rope_table *t, const kvb_layer *layer, int64_t first, uint32_t count,
                                  kvb_error *err)
 {

@@ -2,7 +2,12 @@
 #ifndef KVB_BASE_ROPE_H
 #define KVB_BASE_ROPE_H
 
+#include <stdbool.h>
+
 #include "kvbook/book.h"
+
+/* Whether two layers rotate alike, so that one table serves both. */
+bool kvb_rope_same(const kvb_layer *a, const kvb_layer *b);
 
 /* Cosines and sines of positions first .. first+count-1, computed in double and rounded once. */
 typedef struct kvb_rope_table {
