@@ -16,6 +16,8 @@ enum { RECIPE_MOST_BYTES = 1 << 20, MOST_CHANNELS = 64, MOST_CENTROIDS = 65536, 
 static const char *const weightings[] = {"none", "exact-k", "exact-v"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
 static const char *const seedings[] = {"kmeans++", "random"};
+static const char *const rotations[] = {"none", "pca", "balanced-pca", "random"};
+static const char *const moments[] = {"relative", "post"}; /* from KVB_METRIC_RELATIVE on */
 
 /* What a failing check needs to name its place. */
 typedef struct recipe_reader {
@@ -88,6 +90,18 @@ static kvb_status read_u32(const recipe_reader *r, const char *place, const kvb_
     return KVB_OK;
 }
 
+static kvb_status read_number(const recipe_reader *r, const char *place, const kvb_json *v, double least, double most,
+                              double *value)
+{
+    if (v == NULL)
+        return KVB_OK;
+    double number = kvb_json_number(v, NAN);
+    if (!(number >= least && number <= most))
+        return refuse(r, place, "expected a number from %g to %g", least, most);
+    *value = number;
+    return KVB_OK;
+}
+
 /* Refuses members that nobody reads: a misspelt option must not pass for its default. */
 static kvb_status check_members(const recipe_reader *r, const char *place, const kvb_json *object,
                                 const char *const *known, size_t count)
@@ -153,13 +167,49 @@ static const char *parse_shape(const char *text, uint32_t *channels, uint32_t *c
     return NULL;
 }
 
+/* After the frame, which says which moment is meant where none is named. */
+static kvb_status read_metric(const recipe_reader *r, const kvb_json *object)
+{
+    static const char *const members[] = {"moment", "alpha", "ridge"};
+    kvb_recipe_metric *metric = &r->recipe->kind[KVB_KEY].metric;
+    kvb_status status = check_members(r, "keys.metric", object, members, COUNT(members));
+    if (status != KVB_OK || object == NULL)
+        return status;
+    uint32_t moment = r->recipe->frame == KVB_FRAME_POST ? 1 : 0;
+    *metric = (kvb_recipe_metric){.alpha = 0.5, .ridge = 1e-3};
+    status = read_word(r, "keys.metric.moment", kvb_json_get(object, "moment"), moments, COUNT(moments), &moment);
+    metric->moment = (kvb_metric_moment)(KVB_METRIC_RELATIVE + moment);
+    if (status == KVB_OK)
+        status = read_number(r, "keys.metric.alpha", kvb_json_get(object, "alpha"), 0.0, 2.0, &metric->alpha);
+    if (status == KVB_OK)
+        status = read_number(r, "keys.metric.ridge", kvb_json_get(object, "ridge"), 1e-9, 1e3, &metric->ridge);
+    return status;
+}
+
+/* What happens to the rows before their channels are grouped, but for the keys' metric. */
+static kvb_status read_space(const recipe_reader *r, const char *name, const kvb_json *object, kvb_recipe_kind *k)
+{
+    char place[32];
+    uint32_t rotation = k->rotation;
+    snprintf(place, sizeof place, "%s.mean", name);
+    kvb_status status = read_bool(r, place, kvb_json_get(object, "mean"), &k->mean);
+    if (status != KVB_OK)
+        return status;
+    snprintf(place, sizeof place, "%s.rotation", name);
+    status = read_word(r, place, kvb_json_get(object, "rotation"), rotations, COUNT(rotations), &rotation);
+    k->rotation = (kvb_rotation)rotation;
+    return status;
+}
+
 static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_json *object)
 {
-    static const char *const members[] = {"weights", "mean", "shape", "frame"};
+    static const char *const members[] = {"weights", "mean", "shape", "rotation", "frame", "metric"};
     const char *name = kind == KVB_KEY ? "keys" : "values";
     kvb_recipe_kind *k = &r->recipe->kind[kind];
     char place[32];
-    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 4 : 3);
+    if (kind == KVB_VALUE && kvb_json_get(object, "metric") != NULL)
+        return refuse(r, "values.metric", "values have no metric: a query never meets them; expected it in \"keys\"");
+    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 6 : 4);
     if (status != KVB_OK || object == NULL)
         return status;
     uint32_t weights = k->weights;
@@ -168,8 +218,7 @@ static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_jso
     if (status != KVB_OK)
         return status;
     k->weights = (kvb_weighting)weights;
-    snprintf(place, sizeof place, "%s.mean", name);
-    status = read_bool(r, place, kvb_json_get(object, "mean"), &k->mean);
+    status = read_space(r, name, object, k);
     const kvb_json *shape = kvb_json_get(object, "shape");
     if (status != KVB_OK || shape == NULL)
         return status;
@@ -253,6 +302,8 @@ static kvb_status read_recipe(const recipe_reader *r)
         status = read_kind(r, KVB_VALUE, kvb_json_get(root, "values"));
     if (status == KVB_OK)
         status = read_frame(r, kvb_json_get(kvb_json_get(root, "keys"), "frame"));
+    if (status == KVB_OK)
+        status = read_metric(r, kvb_json_get(kvb_json_get(root, "keys"), "metric"));
     if (status == KVB_OK)
         status = read_kmeans(r, kvb_json_get(root, "kmeans"));
     if (status == KVB_OK)
@@ -360,4 +411,14 @@ double kvb_recipe_nominal_bits(const kvb_recipe *recipe)
         if (recipe->kind[kind].channels != 0)
             sum += log2(recipe->kind[kind].centroids) / recipe->kind[kind].channels;
     return sum / 2.0;
+}
+
+const char *kvb_rotation_name(kvb_rotation rotation)
+{
+    return rotations[rotation];
+}
+
+const char *kvb_metric_moment_name(kvb_metric_moment moment)
+{
+    return moment == KVB_METRIC_NONE ? "none" : moments[moment - KVB_METRIC_RELATIVE];
 }

@@ -7,10 +7,16 @@
  *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0}}
  *
  * Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
- * "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of the command line overrides. */
+ * "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of the command line overrides.
+ *
+ * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
+ * "pca", "balanced-pca" or "random" (to compare with). Keys may have a metric of the queries before the rotation:
+ * "metric": {"moment": "relative", "alpha": 0.5, "ridge": 0.001}. The moment is the capture's "relative" or "post"; left
+ * out, it is "post" in the frame "post" and "relative" otherwise. */
 #ifndef KVB_CALIB_RECIPE_H
 #define KVB_CALIB_RECIPE_H
 
+#include "calib/transform.h"
 #include "format/base/json.h"
 #include "kvbook/book.h"
 #include "kvbook/kmeans.h"
@@ -29,10 +35,24 @@ typedef enum kvb_weighting {
     KVB_WEIGHT_EXACT_V = 2, /* the capture's weight_v */
 } kvb_weighting;
 
+/* Which second moment of the queries is the keys' metric. */
+typedef enum kvb_metric_moment {
+    KVB_METRIC_NONE = 0,
+    KVB_METRIC_RELATIVE = 1, /* the capture's moment_relative */
+    KVB_METRIC_POST = 2,     /* the capture's moment_post */
+} kvb_metric_moment;
+
+typedef struct kvb_recipe_metric {
+    kvb_metric_moment moment;
+    double alpha, ridge;
+} kvb_recipe_metric;
+
 /* How the keys, or the values, are coded. */
 typedef struct kvb_recipe_kind {
     kvb_weighting weights;
     bool mean;           /* remove the weighted mean before grouping channels */
+    kvb_rotation rotation;
+    kvb_recipe_metric metric; /* of keys only */
     uint32_t channels;   /* d; 0: from the bits asked for */
     uint32_t centroids;  /* K */
 } kvb_recipe_kind;
@@ -61,5 +81,8 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
 /* Mean of log2(K)/d over keys and values. */
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe);
+/* Names as recipes have them. */
+const char *kvb_rotation_name(kvb_rotation rotation);
+const char *kvb_metric_moment_name(kvb_metric_moment moment);
 
 #endif

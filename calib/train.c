@@ -16,6 +16,8 @@
 typedef struct layer_result {
     float *table;         /* all codebooks, one after the other */
     float *mean[2];       /* [G][D] by kind, or NULL */
+    float *forward[2];    /* [G][D][D] by kind, or NULL */
+    float *inverse[2];
     kvb_quality *quality; /* [codebooks] in the same order */
 } layer_result;
 
@@ -144,8 +146,11 @@ static void destroy(trainer *t)
 {
     for (uint32_t l = 0; t->result != NULL && l < t->capture->layers; l++) {
         free(t->result[l].table);
-        free(t->result[l].mean[0]);
-        free(t->result[l].mean[1]);
+        for (int kind = 0; kind < 2; kind++) {
+            free(t->result[l].mean[kind]);
+            free(t->result[l].forward[kind]);
+            free(t->result[l].inverse[kind]);
+        }
         free(t->result[l].quality);
     }
     free(t->result);
@@ -197,6 +202,8 @@ static void fill_problems(layer_job *job)
                 .centroids = k->centroids,
                 .table = table,
                 .mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL,
+                .forward = r->forward[kind] != NULL ? r->forward[kind] + (size_t)head * dim * dim : NULL,
+                .inverse = r->inverse[kind] != NULL ? r->inverse[kind] + (size_t)head * dim * dim : NULL,
                 .quality = r->quality + job->count,
             };
             for (uint32_t group = 0; group < groups_of(t, job->layer, kind); group++) {
@@ -271,12 +278,16 @@ static kvb_status make_points(layer_job *job, kvb_error *err)
     const trainer *t = job->t;
     for (int kind = 0; kind < 2; kind++) {
         job->points[kind] = (kvb_train_points){.capture = t->capture, .recipe = t->recipe, .layer = job->layer,
-                                               .threads = t->options->threads, .kind = (kvb_kind)kind};
+                                               .threads = t->options->threads, .kind = (kvb_kind)kind,
+                                               .seed = t->options->seed};
         kvb_status status = kvb_train_points_create(&job->points[kind], err);
         if (status != KVB_OK)
             return status;
-        t->result[job->layer].mean[kind] = job->points[kind].mean;
-        job->points[kind].mean = NULL;
+        layer_result *r = &t->result[job->layer];
+        r->mean[kind] = job->points[kind].mean;
+        r->forward[kind] = job->points[kind].forward;
+        r->inverse[kind] = job->points[kind].inverse;
+        job->points[kind].mean = job->points[kind].forward = job->points[kind].inverse = NULL;
     }
     return KVB_OK;
 }

@@ -33,6 +33,20 @@ static void put_created(kvb_json_writer *w)
     kvb_json_put_string(w, "created", stamp);
 }
 
+/* What makes y = forward (x - mean); errors are relative to the variance of y. */
+static void put_transform(kvb_json_writer *w, const kvb_recipe_kind *k)
+{
+    if (k->metric.moment != KVB_METRIC_NONE) {
+        kvb_json_begin_object(w, "metric");
+        kvb_json_put_string(w, "moment", kvb_metric_moment_name(k->metric.moment));
+        kvb_json_put_number(w, "alpha", k->metric.alpha);
+        kvb_json_put_number(w, "ridge", k->metric.ridge);
+        kvb_json_end_object(w);
+    }
+    if (k->rotation != KVB_ROTATION_NONE)
+        kvb_json_put_string(w, "rotation", kvb_rotation_name(k->rotation));
+}
+
 static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind)
 {
     static const char *const weightings[] = {"none", "exact-k", "exact-v"};
@@ -42,6 +56,7 @@ static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind
     kvb_json_put_u64(w, "centroids", k->centroids);
     kvb_json_put_string(w, "weights", weightings[k->weights]);
     kvb_json_put_bool(w, "mean", k->mean);
+    put_transform(w, k);
     kvb_json_end_object(w);
 }
 

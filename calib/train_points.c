@@ -1,6 +1,5 @@
 #include <inttypes.h>
 #include <math.h>
-#include <omp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,8 +8,6 @@
 #include "calib/train_impl.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/base/half.h"
-#include "format/base/rope.h"
 
 static const kvb_layer *geometry(const kvb_train_points *p)
 {
@@ -23,11 +20,8 @@ static const uint16_t *captured(const kvb_train_points *p)
     return p->kind == KVB_KEY ? l->keys : l->values;
 }
 
-static kvb_status refuse(const kvb_train_points *p, uint32_t head, kvb_status status, kvb_error *err,
-                         const char *format, ...) __attribute__((format(printf, 5, 6)));
-
-static kvb_status refuse(const kvb_train_points *p, uint32_t head, kvb_status status, kvb_error *err,
-                         const char *format, ...)
+kvb_status kvb_train_points_refuse(const kvb_train_points *p, uint32_t head, kvb_status status, kvb_error *err,
+                                   const char *format, ...)
 {
     char where[128], message[400];
     va_list args;
@@ -60,7 +54,7 @@ static kvb_status check_finite(const kvb_train_points *p, kvb_error *err)
         char place[80] = "";
         if (c->row_chunk != NULL)
             snprintf(place, sizeof place, " (chunk %u, token %u)", c->row_chunk[row], c->row_position[row]);
-        return refuse(p, head, KVB_E_CHECK, err,
+        return kvb_train_points_refuse(p, head, KVB_E_CHECK, err,
                       "row %" PRIu64 "%s, channel %" PRIu64 " is a NaN or infinity; expected finite numbers: capture "
                       "again, or let the capture leave such rows out",
                       row, place, bad % g->head_dim);
@@ -76,7 +70,7 @@ static kvb_status choose_weights(const kvb_train_points *p, const float **weight
     *weights = wanted == KVB_WEIGHT_EXACT_K ? l->weight_k : wanted == KVB_WEIGHT_EXACT_V ? l->weight_v : NULL;
     if (wanted == KVB_WEIGHT_NONE || *weights != NULL)
         return KVB_OK;
-    return refuse(p, 0, KVB_E_MISMATCH, err,
+    return kvb_train_points_refuse(p, 0, KVB_E_MISMATCH, err,
                   "the capture has no layers.%u.%s, and recipe \"%s\" weights the %s by it: use a capture with "
                   "weights, or a recipe with \"weights\": \"none\"",
                   p->layer, wanted == KVB_WEIGHT_EXACT_K ? "weight_k" : "weight_v", p->recipe->name,
@@ -107,13 +101,13 @@ static kvb_status normalise_head(const kvb_train_points *p, uint32_t head, const
         float w = from != NULL ? from[head * n + i]
                                : (is_left_out(&p->capture->layer[p->layer], head * n + i) ? 0.0f : 1.0f);
         if (!(w >= 0.0f) || !isfinite(w))
-            return refuse(p, head, KVB_E_CHECK, err,
+            return kvb_train_points_refuse(p, head, KVB_E_CHECK, err,
                           "row %" PRIu64 " has a weight of %g; expected finite numbers from 0 on", i, (double)w);
         to[i] = w;
         sum += (double)w;
     }
     if (!(sum > 0.0))
-        return refuse(p, head, KVB_E_CHECK, err, "all %" PRIu64 " weights are 0: nothing to train on", n);
+        return kvb_train_points_refuse(p, head, KVB_E_CHECK, err, "all %" PRIu64 " weights are 0: nothing to train on", n);
     double scale = (double)n / sum;
     for (uint64_t i = 0; i < n; i++)
         to[i] = (float)((double)to[i] * scale);
@@ -134,93 +128,14 @@ static kvb_status prepare_weights(kvb_train_points *p, kvb_error *err)
     return status;
 }
 
-/* Positions that the frame turns keys by, and the table for them. */
-static kvb_status make_rope(const kvb_train_points *p, kvb_rope_table *rope, kvb_error *err)
-{
-    const kvb_capture *c = p->capture;
-    uint32_t count = p->recipe->rope_block;
-    if (c->row_position == NULL)
-        return refuse(p, 0, KVB_E_MISMATCH, err,
-                      "the capture has no row_position, which the frame of recipe \"%s\" needs: use a capture with it, "
-                      "or the frame \"pre\"",
-                      p->recipe->name);
-    if (p->recipe->frame == KVB_FRAME_POST) {
-        count = 0;
-        for (uint64_t i = 0; i < c->rows; i++)
-            count = c->row_position[i] >= count ? c->row_position[i] + 1 : count;
-    }
-    return kvb_rope_table_create(rope, geometry(p), 0, count, err);
-}
-
-static void move_rows(const kvb_train_points *p, const kvb_rope_table *rope, uint32_t head)
-{
-    uint32_t dim = geometry(p)->head_dim;
-    uint64_t n = p->capture->rows, block = p->recipe->frame == KVB_FRAME_BLOCK ? p->recipe->rope_block : 0;
-    float *to = p->moved + head * n * dim;
-    kvb_half_to_floats(to, captured(p) + head * n * dim, n * dim);
-    for (uint64_t i = 0; rope != NULL && i < n; i++) {
-        uint64_t position = p->capture->row_position[i];
-        kvb_rope_rotate(rope, (int64_t)(block != 0 ? position % block : position), dim, to + i * dim, to + i * dim);
-    }
-}
-
-/* Weighted mean in double, in order of rows. */
-static void remove_mean(const kvb_train_points *p, uint32_t head)
-{
-    double sum[KVB_TRAIN_MOST_DIM] = {0}, total = 0.0;
-    uint32_t dim = geometry(p)->head_dim;
-    uint64_t n = p->capture->rows;
-    const float *weight = p->weight != NULL ? p->weight + head * n : NULL;
-    float *x = p->moved + head * n * dim, *mean = p->mean + (size_t)head * dim;
-    for (uint64_t i = 0; i < n; i++) {
-        double w = weight != NULL ? (double)weight[i] : 1.0;
-        total += w;
-        for (uint32_t c = 0; c < dim; c++)
-            sum[c] += w * (double)x[i * dim + c];
-    }
-    for (uint32_t c = 0; c < dim; c++)
-        mean[c] = (float)(sum[c] / total);
-    for (uint64_t i = 0; i < n; i++)
-        for (uint32_t c = 0; c < dim; c++)
-            x[i * dim + c] -= mean[c];
-}
-
-static kvb_status move_points(kvb_train_points *p, kvb_error *err)
-{
-    const kvb_layer *g = geometry(p);
-    bool turn = p->kind == KVB_KEY && p->recipe->frame != KVB_FRAME_PRE && g->rope_style != KVB_ROPE_NONE;
-    bool centre = p->recipe->kind[p->kind].mean;
-    kvb_rope_table rope = {0};
-    if (!turn && !centre)
-        return KVB_OK;
-    kvb_status status = turn ? make_rope(p, &rope, err) : KVB_OK;
-    if (status != KVB_OK)
-        return status;
-    p->moved = kvb_alloc_array((size_t)g->kv_heads * p->capture->rows, g->head_dim * sizeof *p->moved);
-    p->mean = centre ? kvb_alloc_array((size_t)g->kv_heads * g->head_dim, sizeof *p->mean) : NULL;
-    if (p->moved == NULL || (centre && p->mean == NULL)) {
-        kvb_rope_table_free(&rope);
-        return kvb_fail_memory(err, "training points");
-    }
-    int threads = p->threads != 0 ? (int)p->threads : omp_get_max_threads();
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (uint32_t head = 0; head < g->kv_heads; head++) {
-        move_rows(p, turn ? &rope : NULL, head);
-        if (centre)
-            remove_mean(p, head);
-    }
-    kvb_rope_table_free(&rope);
-    return KVB_OK;
-}
-
 kvb_status kvb_train_points_create(kvb_train_points *points, kvb_error *err)
 {
-    points->moved = points->weight = points->mean = NULL;
+    points->moved = points->weight = points->mean = points->forward = points->inverse = NULL;
     kvb_status status = check_finite(points, err);
     if (status == KVB_OK)
         status = prepare_weights(points, err);
     if (status == KVB_OK)
-        status = move_points(points, err);
+        status = kvb_train_points_move(points, err);
     if (status != KVB_OK)
         kvb_train_points_free(points);
     return status;
@@ -231,5 +146,7 @@ void kvb_train_points_free(kvb_train_points *points)
     free(points->moved);
     free(points->weight);
     free(points->mean);
-    points->moved = points->weight = points->mean = NULL;
+    free(points->forward);
+    free(points->inverse);
+    points->moved = points->weight = points->mean = points->forward = points->inverse = NULL;
 }
