@@ -243,6 +243,33 @@ static kvb_status solve(layer_job *job, kvb_error *err)
     return kvb_fail(err, status, where, "%s", inner.message);
 }
 
+/* What a group's variance must exceed. After a rotation a group can be left with the rounding of float32 alone, where the
+ * rows vary in fewer directions than there are groups. */
+static double least_variance(const layer_job *job, uint32_t head, int kind)
+{
+    const trainer *t = job->t;
+    double most = 0.0;
+    if (t->result[job->layer].forward[kind] == NULL)
+        return 0.0;
+    uint32_t keys = groups_of(t, job->layer, KVB_KEY), values = groups_of(t, job->layer, KVB_VALUE);
+    const kvb_kmeans_result *r = job->result + (size_t)head * (keys + values) + (kind == KVB_VALUE ? keys : 0);
+    for (uint32_t group = 0; group < (kind == KVB_KEY ? keys : values); group++)
+        most = r[group].variance > most ? r[group].variance : most;
+    return 1e-10 * most;
+}
+
+static kvb_status refuse_group(const layer_job *job, uint32_t head, int kind, uint32_t group, kvb_error *err)
+{
+    char where[128];
+    snprintf(where, sizeof where, "layer %u, KV head %u, %s, group %u", job->layer, head,
+             kvb_train_kind_name((kvb_kind)kind), group);
+    if (job->t->result[job->layer].forward[kind] != NULL)
+        return kvb_fail(err, KVB_E_CHECK, where, "all rows are equal but for rounding: they vary in fewer directions than "
+                                                 "there are groups; choose a larger d, or \"rotation\": \"none\"");
+    return kvb_fail(err, KVB_E_CHECK, where,
+                    "all rows are equal: expected data that varies; is the capture what it should be?");
+}
+
 /* Relative to a predictor that only knows the mean; a group whose rows are all equal has nothing to relate to. */
 static kvb_status judge(layer_job *job, kvb_error *err)
 {
@@ -252,13 +279,8 @@ static kvb_status judge(layer_job *job, kvb_error *err)
         for (int kind = 0; kind < 2; kind++)
             for (uint32_t group = 0; group < groups_of(t, job->layer, kind); group++, i++) {
                 const kvb_kmeans_result *r = &job->result[i];
-                if (!(r->variance > 0.0)) {
-                    char where[128];
-                    snprintf(where, sizeof where, "layer %u, KV head %u, %s, group %u", job->layer, head,
-                             kvb_train_kind_name((kvb_kind)kind), group);
-                    return kvb_fail(err, KVB_E_CHECK, where,
-                                    "all rows are equal: expected data that varies; is the capture what it should be?");
-                }
+                if (!(r->variance > least_variance(job, head, kind)))
+                    return refuse_group(job, head, kind, group, err);
                 double error = r->train_error / r->variance, heldout = r->heldout_error / r->heldout_variance;
                 t->result[job->layer].quality[i] = (kvb_quality){
                     .train_error = (float)error,

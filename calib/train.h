@@ -14,7 +14,9 @@ typedef struct kvb_train_options {
 } kvb_train_options;
 
 typedef struct kvb_train_report {
-    double key_error, value_error;                 /* means over codebooks, relative to a mean-only predictor */
+    /* Means over codebooks, relative to a mean-only predictor. Measured behind the recipe's transform, where the points
+     * are clustered: they say nothing of the error of the keys and values themselves. */
+    double key_error, value_error;
     double key_heldout_error, value_heldout_error; /* NaN without a hold-out */
     double points_per_centroid;                    /* of the largest K */
     double seconds;

@@ -87,8 +87,10 @@ static void print_quality(const book_view *v)
     for (int kind = 0; kind < 2; kind++) {
         char text[3][16];
         kvb_layer_quality q = kvb_average_book_quality(v->book, (kvb_kind)kind);
-        printf("%-11s relative error %s, held out %s, worst group %s; %.1f %% of centroids used, entropy %.2f bits\n",
-               kind == 0 ? "keys" : "values", error_text(q.train, text[0]), error_text(q.heldout, text[1]),
+        const kvb_codebook *first = v->summary.first[kind];
+        printf("%-11s relative error%s %s, held out %s, worst group %s; %.1f %% of centroids used, entropy %.2f bits\n",
+               kind == 0 ? "keys" : "values",
+               first != NULL && first->forward != NULL ? " (behind the transform)" : "", error_text(q.train, text[0]), error_text(q.heldout, text[1]),
                error_text(q.worst, text[2]), 100 * q.usage, q.entropy);
     }
 }

@@ -168,7 +168,7 @@ static void put_errors(const kvb_report *r, FILE *out)
     const unsigned layers = kvb_book_layers(r->book);
     fprintf(out,
             "<h2>Error by layer</h2>\n<p>Squared error of a coded key (blue) or value (orange) relative to its "
-            "variance, held out where known: 0 is exact, 1 is no better than the mean.</p>\n"
+            "variance, both behind the book's transform, held out where known: 0 is exact, 1 is no better than the mean.</p>\n"
             "<svg width=\"%d\" height=\"%u\" role=\"img\" aria-label=\"error by layer\">\n",
             BAR_WIDTH + 100, layers * ROW_HEIGHT + 4);
     for (unsigned l = 0; l < layers; l++) {

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,56 @@ static void test_built_in(void **state)
     assert_true(r.policy.anchor_fraction == 0.0);
     assert_int_equal(r.policy.window, 0);
     kvb_recipe_free(&r);
+}
+
+static void test_transforms(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *keys;
+        kvb_rotation rotation;
+        kvb_recipe_metric metric;
+    } cases[] = {
+        {"{}", KVB_ROTATION_NONE, {KVB_METRIC_NONE, 0, 0}},
+        {"{\"rotation\": \"pca\", \"metric\": {}}", KVB_ROTATION_PCA, {KVB_METRIC_RELATIVE, 0.5, 1e-3}},
+        {"{\"rotation\": \"random\", \"frame\": \"post\", \"metric\": {\"alpha\": 1}}", KVB_ROTATION_RANDOM,
+         {KVB_METRIC_POST, 1.0, 1e-3}},
+        {"{\"frame\": \"block:4\", \"metric\": {\"ridge\": 0.25}}", KVB_ROTATION_NONE, {KVB_METRIC_RELATIVE, 0.5, 0.25}},
+        {"{\"rotation\": \"balanced-pca\", \"metric\": {\"moment\": \"post\"}}", KVB_ROTATION_BALANCED_PCA,
+         {KVB_METRIC_POST, 0.5, 1e-3}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char json[200];
+        kvb_recipe r;
+        snprintf(json, sizeof json, "{\"schema\": 1, \"name\": \"x\", \"keys\": %s}", cases[i].keys);
+        assert_int_equal(kvb_recipe_parse(json, strlen(json), "a.json", &r, NULL), KVB_OK);
+        assert_int_equal(r.kind[KVB_KEY].rotation, cases[i].rotation);
+        assert_int_equal(r.kind[KVB_KEY].metric.moment, cases[i].metric.moment);
+        assert_true(r.kind[KVB_KEY].metric.alpha == cases[i].metric.alpha);
+        assert_true(r.kind[KVB_KEY].metric.ridge == cases[i].metric.ridge);
+        assert_int_equal(r.kind[KVB_VALUE].rotation, KVB_ROTATION_NONE);
+        kvb_recipe_free(&r);
+    }
+    assert_string_equal(kvb_rotation_name(KVB_ROTATION_BALANCED_PCA), "balanced-pca");
+    assert_string_equal(kvb_metric_moment_name(KVB_METRIC_POST), "post");
+}
+
+static void test_best(void **state)
+{
+    (void)state;
+    kvb_recipe r;
+    for (int fast = 0; fast < 2; fast++) {
+        assert_int_equal(kvb_recipe_load(fast != 0 ? "best-fast" : "best", &r, NULL), KVB_OK);
+        assert_int_equal(r.frame, fast != 0 ? KVB_FRAME_BLOCK : KVB_FRAME_PRE);
+        assert_int_equal(r.kind[KVB_KEY].rotation, KVB_ROTATION_BALANCED_PCA);
+        assert_int_equal(r.kind[KVB_KEY].metric.moment, KVB_METRIC_RELATIVE);
+        assert_int_equal(r.kind[KVB_KEY].channels, fast != 0 ? 4 : 0);
+        assert_true(r.kind[KVB_KEY].mean && !r.kind[KVB_VALUE].mean);
+        assert_int_equal(r.kind[KVB_VALUE].rotation, KVB_ROTATION_NONE);
+        assert_int_equal(r.kind[KVB_VALUE].weights, KVB_WEIGHT_EXACT_V);
+        assert_true(r.policy.anchor_fraction == 0.01 && r.policy.window == 32);
+        kvb_recipe_free(&r);
+    }
 }
 
 static void test_all_built_in_parse(void **state)
@@ -85,6 +136,15 @@ static const bad_recipe bad_recipes[] = {
     {"{\"schema\": 1, \"name\": \"x\", \"cache\": {\"score\": \"keynorm\"}}", "cache.score", "did you mean \"key-norm\""},
     {"{\"schema\": 1, \"name\": \"x\", \"cache\": {\"window\": -1}}", "cache.window", "whole"},
     {"{\"schema\": 1, \"name\": \"x\", \"about\": 3}", "about", "string"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"rotation\": \"balanced\"}}", "keys.rotation", "did you mean \"balanced-pca\""},
+    {"{\"schema\": 1, \"name\": \"x\", \"values\": {\"rotation\": true}}", "values.rotation", "none, pca, balanced-pca, random"},
+    {"{\"schema\": 1, \"name\": \"x\", \"values\": {\"metric\": {}}}", "values.metric", "values have no metric"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": \"relative\"}}", "keys.metric", "object"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"alhpa\": 1}}}", "keys.metric", "did you mean \"alpha\""},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"alpha\": 2.5}}}", "keys.metric.alpha", "from 0 to 2"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"alpha\": \"half\"}}}", "keys.metric.alpha", "number"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"ridge\": 0}}}", "keys.metric.ridge", "from 1e-09"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"moment\": \"pre\"}}}", "keys.metric.moment", "relative, post"},
 };
 
 static void test_refused(void **state)
@@ -186,7 +246,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_built_in), cmocka_unit_test(test_all_built_in_parse), cmocka_unit_test(test_unknown_name),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_file),               cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_bad_shapes), cmocka_unit_test(test_distance),
+        cmocka_unit_test(test_bad_shapes), cmocka_unit_test(test_distance),           cmocka_unit_test(test_transforms),
+        cmocka_unit_test(test_best),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

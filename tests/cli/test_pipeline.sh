@@ -93,6 +93,22 @@ json "two chunks are the mean of each alone" "$tmp/chunks.json" 'all(
 "$kvbook" eval $evaluate $recipe --calib-text "$tmp/train.txt" --calib-chunks 8 --json >"$tmp/r.json" 2>"$err"
 json "eval --recipe calibrates as calibrate does" "$tmp/r.json" "d['ppl'] == $(sed 's/.*"ppl":\([0-9.e+]*\),.*/\1/' "$tmp/e.json")"
 
+# Keys through a metric and a rotation.
+for n in 1 2 3; do
+    expect "calibrate --recipe best --threads $n" 0 'recipe best' \
+        "$kvbook" calibrate $input --recipe best --k 4x16 --v 4x16 --threads $n -o "$work/best$n.kvb"
+done
+for n in 2 3; do same "best: the same bytes with $n threads" "$work/best1.kvb" "$work/best$n.kvb"; done
+expect "best verifies" 0 ' 0 failed' "$kvbook" verify "$work/best1.kvb" $model
+expect "calibrate --recipe best-fast brings its shape" 0 '1 bits, recipe best-fast' \
+    "$kvbook" calibrate $input --recipe best-fast -o "$work/fast.kvb"
+"$kvbook" eval $evaluate --json --book "$work/best1.kvb" "$work/fast.kvb" >"$tmp/best.jsonl" 2>"$err"
+sed 's/$/,/; 1s/^/[/; $s/,$/]/' "$tmp/best.jsonl" >"$tmp/best.json"
+json "eval of transformed books" "$tmp/best.json" 'len(d) == 2 and all(r["kl"] > 0 and r["ppl"] > 1 and
+    r["bits_nominal"] == 1 for r in d)'
+"$kvbook" eval $evaluate --json --book "$work/best1.kvb" --window 128 >"$tmp/w.json" 2>"$err"
+json "a window over the whole chunk is exact for a transformed book" "$tmp/w.json" 'abs(d["nll_delta"]) < 1e-4'
+
 printf '{"text": "%s"}\n{"text": "%s"}\n' "$(tr '\n' ' ' <"$tmp/test.txt")" "more words" >"$tmp/test.jsonl"
 expect "text of a .jsonl file" 0 '^exact' "$kvbook" eval $model --text "$tmp/test.jsonl" --ctx 128 --chunks 2
 expect "fewer chunks than asked for are said" 0 'warning: 1000 chunks asked for' "$kvbook" eval $model --text "$tmp/test.txt" --ctx 128 --chunks 1000 --no-progress
@@ -105,6 +121,10 @@ printf 'abc def' >"$tmp/prompt"
 same "generate --prompt-file" "$tmp/g1" "$tmp/g2"
 "$kvbook" generate $model --prompt "abc def" -n 20 --book "$work/a.kvb" --window 64 >"$tmp/g2" 2>"$err"
 same "generate with everything in the window equals the exact cache" "$tmp/g1" "$tmp/g2"
+"$kvbook" generate $model --prompt "abc def" -n 20 --book "$work/best1.kvb" --window 64 >"$tmp/g2" 2>"$err"
+same "generate with a transformed book and a wide window" "$tmp/g1" "$tmp/g2"
+expect "generate with a block frame and a transform" 0 'new ones in .* bits an element' \
+    "$kvbook" generate $model --prompt "abc def" -n 60 --ignore-eos --book "$work/fast.kvb"
 expect "generate with a book" 0 'new ones in .* bits an element' "$kvbook" generate $model --prompt "abc def" -n 60 --ignore-eos --book "$work/a.kvb"
 "$kvbook" generate $model --prompt "abc def" -n 20 --temperature 1 --seed 5 >"$tmp/g3" 2>"$err"
 "$kvbook" generate $model --prompt "abc def" -n 20 --temperature 1 --seed 5 >"$tmp/g4" 2>"$err"
