@@ -81,6 +81,11 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
 /* Mean of log2(K)/d over keys and values. */
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe);
+/* Whether the recipe puts a linear map before the groups of a kind. */
+static inline bool kvb_recipe_has_transform(const kvb_recipe_kind *kind)
+{
+    return kind->rotation != KVB_ROTATION_NONE || kind->metric.moment != KVB_METRIC_NONE;
+}
 /* Names as recipes have them. */
 const char *kvb_rotation_name(kvb_rotation rotation);
 const char *kvb_metric_moment_name(kvb_metric_moment moment);

@@ -5,7 +5,7 @@
 #include "calib/train.h"
 #include "format/book_write.h"
 
-enum { KVB_HOLDOUT_BLOCK = 256, KVB_TRAIN_MOST_DIM = 1024 };
+enum { KVB_HOLDOUT_BLOCK = 256, KVB_TRAIN_MOST_DIM = KVB_TRANSFORM_MOST_DIM };
 
 /* Points and weights of one layer and kind, ready for k-means. */
 typedef struct kvb_train_points {

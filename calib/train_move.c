@@ -34,11 +34,6 @@ static const kvb_recipe_kind *wanted(const kvb_train_points *p)
     return &p->recipe->kind[p->kind];
 }
 
-static bool has_transform(const kvb_train_points *p)
-{
-    return wanted(p)->rotation != KVB_ROTATION_NONE || wanted(p)->metric.moment != KVB_METRIC_NONE;
-}
-
 static bool is_turned(const kvb_train_points *p)
 {
     return p->kind == KVB_KEY && p->recipe->frame != KVB_FRAME_PRE &&
@@ -166,7 +161,7 @@ static bool allocate(kvb_train_points *p, move_job *job)
     bool good = p->moved != NULL;
     if (wanted(p)->mean)
         good &= (p->mean = kvb_alloc_array(heads * dim, sizeof *p->mean)) != NULL;
-    if (!has_transform(p))
+    if (!kvb_recipe_has_transform(wanted(p)))
         return good;
     p->forward = kvb_alloc_array(heads * dim, dim * sizeof *p->forward);
     p->inverse = kvb_alloc_array(heads * dim, dim * sizeof *p->inverse);
@@ -195,7 +190,7 @@ kvb_status kvb_train_points_move(kvb_train_points *points, kvb_error *err)
                     .threads = points->threads != 0 ? (int)points->threads : omp_get_max_threads()};
     kvb_rope_table rope = {0};
     const float *moment = NULL;
-    if (!is_turned(points) && !wanted(points)->mean && !has_transform(points))
+    if (!is_turned(points) && !wanted(points)->mean && !kvb_recipe_has_transform(wanted(points)))
         return KVB_OK;
     kvb_status status = choose_moment(points, &moment, err);
     if (status == KVB_OK && is_turned(points))

@@ -104,9 +104,9 @@ void kvb_transform_deal(const double *value, uint32_t dim, uint32_t channels, ui
     uint32_t groups = dim / channels;
     /* Products as sums of logarithms; what is nearly zero counts as the same small share of the largest. */
     double least = value[0] > 0.0 ? 1e-9 * value[0] : 1.0;
-    double product[1024] = {0};
+    double product[KVB_TRANSFORM_MOST_DIM] = {0};
     for (uint32_t round = 0; round < channels; round++) {
-        bool served[1024] = {false};
+        bool served[KVB_TRANSFORM_MOST_DIM] = {false};
         for (uint32_t i = round * groups; i < (round + 1) * groups; i++) {
             uint32_t best = groups;
             for (uint32_t g = 0; g < groups; g++)

@@ -13,6 +13,8 @@
 
 #include "kvbook/status.h"
 
+enum { KVB_TRANSFORM_MOST_DIM = 1024 };
+
 typedef enum kvb_rotation {
     KVB_ROTATION_NONE = 0,
     KVB_ROTATION_PCA = 1,          /* eigenvectors from the largest eigenvalue down */
@@ -21,7 +23,7 @@ typedef enum kvb_rotation {
 } kvb_rotation;
 
 typedef struct kvb_transform_request {
-    uint32_t dim;             /* D */
+    uint32_t dim;             /* D, at most KVB_TRANSFORM_MOST_DIM */
     uint32_t channels;        /* d, a divisor of D */
     kvb_rotation rotation;
     const float *moment;      /* [D][D] symmetric second moment of the queries, or NULL: no metric */

@@ -24,8 +24,12 @@ static uint64_t book_bytes_of(const kvb_model_info *info, const kvb_recipe *reci
 {
     uint64_t bytes = 0;
     for (uint32_t l = 0; l < info->layers; l++)
-        for (int kind = 0; kind < 2 && info->layer[l].kind != KVB_LAYER_UNSUPPORTED; kind++)
-            bytes += (uint64_t)info->layer[l].kv_heads * info->layer[l].head_dim * recipe->kind[kind].centroids * 2;
+        for (int kind = 0; kind < 2 && info->layer[l].kind != KVB_LAYER_UNSUPPORTED; kind++) {
+            const kvb_recipe_kind *k = &recipe->kind[kind];
+            uint64_t channels = info->layer[l].head_dim, channel = 2 * (uint64_t)k->centroids + (k->mean ? 4 : 0);
+            channel += kvb_recipe_has_transform(k) ? 8 * channels : 0; /* a row of the transform and one of its inverse */
+            bytes += info->layer[l].kv_heads * channels * channel;
+        }
     return bytes;
 }
 
