@@ -18,7 +18,8 @@ kvb_book_summary kvb_summarise_book(const kvb_book *book)
                 if (c == NULL)
                     continue;
                 const kvb_codebook *first = s.first[kind] != NULL ? s.first[kind] : c;
-                s.uniform[kind] &= c->channels == first->channels && c->centroids == first->centroids;
+                s.uniform[kind] &= c->channels == first->channels && c->centroids == first->centroids &&
+                                   c->stages == first->stages;
                 s.first[kind] = first;
                 s.codebooks++;
                 bits += (double)c->groups * c->code_bits;

@@ -9,7 +9,7 @@ typedef struct kvb_book_summary {
     double bits_nominal; /* log2(K)/d, averaged over the elements of layers with codebooks */
     uint32_t codebooks, layers_exact; /* layers_exact: without codebooks */
     const kvb_codebook *first[2];     /* by kvb_kind: the first of each; NULL where there is none */
-    bool uniform[2];                  /* whether all have that d and K */
+    bool uniform[2];                  /* whether all have that d, K and stages */
 } kvb_book_summary;
 
 kvb_book_summary kvb_summarise_book(const kvb_book *book);
