@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/shape.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
@@ -25,7 +26,8 @@ static uint64_t book_bytes_of(const kvb_model_info *info, const kvb_recipe *reci
     uint64_t bytes = 0;
     for (uint32_t l = 0; l < info->layers; l++)
         for (int kind = 0; kind < 2 && info->layer[l].kind != KVB_LAYER_UNSUPPORTED; kind++)
-            bytes += (uint64_t)info->layer[l].kv_heads * info->layer[l].head_dim * recipe->kind[kind].centroids * 2;
+            bytes += (uint64_t)info->layer[l].kv_heads * info->layer[l].head_dim * recipe->kind[kind].stages *
+                     recipe->kind[kind].centroids * 2;
     return bytes;
 }
 
@@ -134,7 +136,8 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
     for (int kind = 0; kind < 2 && status == KVB_OK; kind++) {
         const kvb_recipe_kind *shape = &recipe->kind[kind];
         double probe = 0, problems = (double)plan->codebooks / 2 * dim / shape->channels;
-        status = probe_kmeans(shape->channels, shape->centroids, &probe, err);
+        /* Additive training searches all sums of its stages in each round. */
+        status = probe_kmeans(shape->channels, 1u << kvb_shape_bits(shape->centroids, shape->stages), &probe, err);
         /* Seeding and the last assignment cost about as much as two more iterations. */
         total += probe / PROBE_PROBLEMS * problems * (recipe->iterations + 2) * (double)plan->rows / PROBE_POINTS;
     }

@@ -50,7 +50,7 @@ const kvb_flag kvb_recipe_flags[5] = {
      .offset = offsetof(kvb_recipe_args, recipe)},
     {"--bits", KVB_FLAG_REAL, "B", "bits per element: 0.375, 0.5, 0.75, 1, 2, 3 or 4; picks the usual shape",
      .offset = offsetof(kvb_recipe_args, bits), .least = 0, .most = 16},
-    {"--k", KVB_FLAG_STRING, "DxK", "shape of the keys' codebooks, such as 8x256: channels x centroids",
+    {"--k", KVB_FLAG_STRING, "DxK", "shape of the keys' codebooks: 8x256 (channels x centroids) or add:8x16+16 (sums of stages)",
      .offset = offsetof(kvb_recipe_args, shape_k)},
     {"--v", KVB_FLAG_STRING, "DxK", "shape of the values' codebooks", .offset = offsetof(kvb_recipe_args, shape_v)},
     {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)",

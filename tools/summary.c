@@ -79,6 +79,11 @@ kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind)
                                sum.worst};
 }
 
+const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT])
+{
+    return kvb_shape_text(c->channels, c->stage_centroids, c->stages, text);
+}
+
 const char *kvb_frame_text(const kvb_layer *layer, char text[32])
 {
     if (layer->frame == KVB_FRAME_BLOCK)

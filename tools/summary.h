@@ -2,6 +2,7 @@
 #ifndef KVB_TOOLS_SUMMARY_H
 #define KVB_TOOLS_SUMMARY_H
 
+#include "calib/shape.h"
 #include "format/book_write.h"
 #include "kvbook/cache.h"
 
@@ -26,6 +27,8 @@ kvb_layer_quality kvb_average_quality(const kvb_book *book, uint32_t layer, kvb_
 /* Mean over layers of train or held-out errors. */
 kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind);
 
+/* "8x256" or "add:8x16+16". */
+const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT]);
 /* "pre", "post" or "block:16". */
 const char *kvb_frame_text(const kvb_layer *layer, char text[32]);
 /* "anchors 1 % by exact-k, window 32, sinks 0". */
