@@ -251,17 +251,23 @@ static void test_error_never_rises(void **state)
 {
     (void)state;
     double before = INFINITY, start = 0.0;
+    float *normals = synth_normals(POINTS * D, 21, 1.0); /* no structure: rounds go on improving */
     make_run();
+    run.problem.points = normals;
     run.options.tolerance = 0.0;
     for (uint32_t rounds = 0; rounds <= 20; rounds++) {
         run.options.rounds = rounds;
         train_run();
         assert_true(run.result.train_error <= before * (1.0 + 1e-6));
-        assert_true(run.result.iterations <= rounds);
+        assert_int_equal(run.result.iterations, rounds);
         before = run.result.train_error;
         start = rounds == 0 ? before : start;
     }
     assert_true(before < 0.97 * start);
+    run.options.tolerance = 0.5; /* no round after the first improves by half */
+    train_run();
+    assert_int_equal(run.result.iterations, 1);
+    free(normals);
 }
 
 static void test_promises(void **state)
@@ -286,6 +292,15 @@ static void test_promises(void **state)
     }
     assert_true(run.result.train_error < 0.3 * plain[0].train_error);
     assert_true(run.result.train_error < 1.15 * plain[1].train_error);
+    float first[STAGES * KM * D];
+    memcpy(first, run.table, sizeof first);
+    run.problem.seed++;
+    train_run();
+    assert_memory_not_equal(first, run.table, sizeof first);
+    run.options.rounds = 0; /* the greedy start: each stage takes what the one before left */
+    train_run();
+    assert_int_equal(run.result.iterations, 0);
+    assert_true(run.result.train_error < 0.6 * plain[0].train_error);
     assert_true(fabs(run.result.variance - plain[0].variance) < 1e-5 * plain[0].variance);
 }
 

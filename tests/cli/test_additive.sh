@@ -39,6 +39,10 @@ expect "verify" 0 ' 0 failed' "$kvbook" verify "$work/a.kvb" $model
 expect "spec/kvb_decode.py reads it" 0 '"M": 4' python3 spec/kvb_decode.py --tables "$work/a.kvb"
 python3 tests/cli/rewrite_centroids.py "$work/a.kvb" "$work/equal.kvb" 1
 refuse "a stage of equal rows" 3 'group 0, stage 0: all 4 centroids are equal' "$kvbook" info "$work/equal.kvb"
+expect "stages of 8" 0 . "$kvbook" train "$work/c.kvc" --recipe antkv --bits 1 --k add:4x8+8 --v 4x16 -o "$work/eight.kvb"
+expect "verify of stages of 8" 0 ' 0 failed' "$kvbook" verify "$work/eight.kvb"
+python3 tests/cli/rewrite_centroids.py "$work/eight.kvb" "$work/equal.kvb" 3 1
+expect "verify looks at every stage" 1 '^FAILED distinct: layer 0, KV head 0, keys, group 0: found 3,' "$kvbook" verify "$work/equal.kvb"
 expect "report" 0 . "$kvbook" report "$work/a.kvb" -o "$work/a.html"
 expect "report names the shape" 0 'add:8x4\+4\+4\+4: 8 channels, 256 centroids, sums of one of each stage' cat "$work/a.html"
 

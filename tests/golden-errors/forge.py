@@ -402,13 +402,16 @@ def code_cases():
 
 def additive_cases():
     nan = 0x7E00
-    for M in (0, 9, SHARED):
+    for M in (0, SHARED):
         entry_case("additive-stages-%d" % M, "M = %d stages" % M, "CODE", base=additive, shape1=M)
-    entry_case("additive-1-stage", "1 stage in a shape of 4 dimensions", "CODE", base=additive, shape1=1)
+    for name, message, M, K in (("stages-9", "M = 9 stages", 9, 2), ("too-many-codes", "8 stages of 8 centroids make over", 8, 8),
+                                ("1-stage", "1 stage in a shape of 4 dimensions", 1, 4)):
+        b = additive()
+        values = b"".join(struct.pack("<e", i % 19) for i in range(2 * M * K * 4))
+        b.find("CODE").raw(values).set(K=K, shape1=M, shape2=K)
+        case("additive-" + name, message, b.build())
     entry_case("additive-plain-in-4-dims", "shape[3] is 0, expected 2", "CODE", dims=4)
     entry_case("additive-stages-not-in-size", "another size", "CODE", base=additive, shape1=4)
-    entry_case("additive-too-many-codes", "2 stages of 512 centroids make over 65536", "CODE", base=additive, K=512,
-               shape2=512)
     entry_case("additive-k-3", "K = 3", "CODE", base=additive, K=3, shape2=3)
     entry_case("additive-k-is-total", "shape[2] is 4, expected 16", "CODE", base=additive, K=16)
     entry_case("additive-shape-k", "shape[2] is 8, expected 4", "CODE", base=additive, shape2=8)
