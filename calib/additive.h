@@ -24,8 +24,8 @@ void kvb_additive_options_init(kvb_additive_options *options);
  * kvb_kmeans_train() gives it, but `used` counts rows of all stages, of M*Km, and `entropy` is that of the codes, of up to
  * M log2 Km bits; `iterations` counts rounds, `repairs` and `swaps` those of the stages' starts.
  *
- * KVB_E_USAGE for sizes out of range, KVB_E_CHECK for values or weights that no training can use (problem and row named),
- * KVB_E_CANCELLED. The result depends on the inputs and seeds, not on the number of threads: each additive problem is
+ * KVB_E_USAGE for sizes out of range, KVB_E_CHECK for values or weights that no training can use (problem and row named;
+ * k-means numbers the plain problems among themselves), KVB_E_CANCELLED. The result depends on the inputs and seeds, not on the number of threads: each additive problem is
  * solved by one thread, as many side by side as there are threads. */
 kvb_status kvb_additive_train(const kvb_kmeans_problem *problems, const uint32_t *stages, size_t count,
                               const kvb_additive_options *options, kvb_kmeans_result *results, kvb_error *err);

@@ -34,8 +34,8 @@ typedef struct kvb_additive_job {
     double *scratch;     /* of kvb_additive_update() */
 } kvb_additive_job;
 
-/* With the first five members filled in: solves the problem with so many stages, writes its table and, where result is not NULL, its result.
- * Frees all it took. */
+/* With the first five members filled in: solves the problem with so many stages, writes its table and, where result is not
+ * NULL, its result. Frees all it took. */
 kvb_status kvb_additive_job_run(kvb_additive_job *job, uint32_t stages, kvb_kmeans_result *result, kvb_error *err);
 
 #endif
