@@ -333,6 +333,21 @@ static void test_holdout(void **state)
     assert_true(run.result.heldout_error != before);
 }
 
+/* Fewer different points than rows: later stages have nothing to do, and nothing breaks. */
+static void test_few_different_points(void **state)
+{
+    (void)state;
+    make_run();
+    for (size_t i = 0; i < POINTS; i++)
+        for (size_t c = 0; c < D; c++)
+            run.x[i * D + c] = (float)(i % 5) + 10.0f * (float)c;
+    train_run();
+    for (size_t i = 0; i < STAGES * KM * D; i++)
+        assert_true(isfinite(run.table[i]));
+    assert_true(run.result.train_error < 1e-6 * run.result.variance);
+    assert_true(run.result.entropy > 2.0 && run.result.entropy < 2.4 && run.result.used >= 5);
+}
+
 /* Halves, and floats whose squares no float holds: the same book but for a power of two. */
 static void test_types_and_scales(void **state)
 {
@@ -479,6 +494,7 @@ int main(void)
         cmocka_unit_test(test_shapes),   cmocka_unit_test(test_error_never_rises),       cmocka_unit_test(test_promises),
         cmocka_unit_test(test_holdout),  cmocka_unit_test(test_types_and_scales),        cmocka_unit_test(test_batch),
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_few_different_points),
     };
     return cmocka_run_group_tests_name("additive", tests, NULL, NULL);
 }
