@@ -6,11 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/shape.h"
 #include "calib/suggest.h"
 #include "format/base/fail.h"
 #include "format/base/mapfile.h"
 
-enum { RECIPE_MOST_BYTES = 1 << 20, MOST_CHANNELS = 64, MOST_CENTROIDS = 65536, MOST_ITERATIONS = 1000 };
+enum { RECIPE_MOST_BYTES = 1 << 20, MOST_ITERATIONS = 1000 };
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const weightings[] = {"none", "exact-k", "exact-v"};
@@ -146,24 +147,16 @@ static kvb_status read_frame(const recipe_reader *r, const kvb_json *v)
     return status;
 }
 
-/* "8x256" to d and K; the message where it is none. */
-static const char *parse_shape(const char *text, uint32_t *channels, uint32_t *centroids)
+/* The message where the text is no shape. */
+static const char *set_shape(kvb_recipe_kind *k, const char *text)
 {
-    char *end;
-    if (text[0] < '1' || text[0] > '9')
-        return "expected d x K, such as 8x256";
-    unsigned long d = strtoul(text, &end, 10);
-    if (*end != 'x' || end[1] < '1' || end[1] > '9')
-        return "expected d x K, such as 8x256";
-    unsigned long k = strtoul(end + 1, &end, 10);
-    if (*end != '\0')
-        return "expected d x K, such as 8x256";
-    if (d > MOST_CHANNELS)
-        return "d (channels of a group) must be 1 to 64";
-    if (k < 2 || k > MOST_CENTROIDS || (k & (k - 1)) != 0)
-        return "K (centroids) must be a power of two from 2 to 65536";
-    *channels = (uint32_t)d;
-    *centroids = (uint32_t)k;
+    kvb_shape shape;
+    const char *problem = kvb_shape_parse(text, &shape);
+    if (problem != NULL)
+        return problem;
+    k->channels = shape.channels;
+    k->centroids = shape.centroids;
+    k->stages = shape.stages;
     return NULL;
 }
 
@@ -222,7 +215,7 @@ static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_jso
     const kvb_json *shape = kvb_json_get(object, "shape");
     if (status != KVB_OK || shape == NULL)
         return status;
-    const char *problem = parse_shape(kvb_json_string(shape, ""), &k->channels, &k->centroids);
+    const char *problem = set_shape(k, kvb_json_string(shape, ""));
     snprintf(place, sizeof place, "%s.shape", name);
     return problem == NULL ? KVB_OK : refuse(r, place, "%s", problem);
 }
@@ -386,6 +379,7 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
             for (int kind = 0; kind < 2; kind++) {
                 recipe->kind[kind].channels = usual[i].channels;
                 recipe->kind[kind].centroids = usual[i].centroids;
+                recipe->kind[kind].stages = 1;
             }
             return KVB_OK;
         }
@@ -397,7 +391,7 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err)
 {
     char word[64];
-    const char *problem = parse_shape(shape, &recipe->kind[kind].channels, &recipe->kind[kind].centroids);
+    const char *problem = set_shape(&recipe->kind[kind], shape);
     if (problem == NULL)
         return KVB_OK;
     return kvb_fail(err, KVB_E_USAGE, kind == KVB_KEY ? "shape of the keys" : "shape of the values",
@@ -409,7 +403,8 @@ double kvb_recipe_nominal_bits(const kvb_recipe *recipe)
     double sum = 0.0;
     for (int kind = 0; kind < 2; kind++)
         if (recipe->kind[kind].channels != 0)
-            sum += log2(recipe->kind[kind].centroids) / recipe->kind[kind].channels;
+            sum += (double)kvb_shape_bits(recipe->kind[kind].centroids, recipe->kind[kind].stages) /
+                   recipe->kind[kind].channels;
     return sum / 2.0;
 }
 

@@ -7,7 +7,8 @@
  *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0}}
  *
  * Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
- * "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of the command line overrides.
+ * "values" may hold "shape": "8x256" (d x K) or "add:8x16+16" (additive: d x the centroids of each stage), which a --bits
+ * or a shape of the command line overrides.
  *
  * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
  * "pca", "balanced-pca" or "random" (to compare with). Keys may have a metric of the queries before the rotation:
@@ -54,7 +55,8 @@ typedef struct kvb_recipe_kind {
     kvb_rotation rotation;
     kvb_recipe_metric metric; /* of keys only */
     uint32_t channels;   /* d; 0: from the bits asked for */
-    uint32_t centroids;  /* K */
+    uint32_t centroids;  /* K, or Km of each stage of an additive codebook */
+    uint32_t stages;     /* M; 1: plain */
 } kvb_recipe_kind;
 
 typedef struct kvb_recipe {
@@ -77,9 +79,9 @@ void kvb_recipe_free(kvb_recipe *recipe);
 /* The usual shapes: 0.375 = 32x4096, 0.5 = 16x256, 0.75 = 16x4096, 1 = 8x256, 2 = 4x256, 3 = 4x4096, 4 = 2x256 (d x K).
  * KVB_E_USAGE for other bits: the list is named. */
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
-/* "8x256": d x K for one kind. */
+/* "8x256": d x K for one kind, or "add:8x16+16" (calib/shape.h). */
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
-/* Mean of log2(K)/d over keys and values. */
+/* Mean of (bits of a code)/d over keys and values. */
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe);
 /* Whether the recipe puts a linear map before the groups of a kind. */
 static inline bool kvb_recipe_has_transform(const kvb_recipe_kind *kind)

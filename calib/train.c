@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "calib/additive.h"
 #include "calib/train_impl.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
@@ -41,6 +42,7 @@ typedef struct layer_job {
     uint32_t layer;
     kvb_train_points points[2];
     kvb_kmeans_problem *problem;
+    uint32_t *stages; /* of each problem: 1 for a plain codebook */
     kvb_kmeans_result *result;
     size_t count;
 } layer_job;
@@ -76,7 +78,7 @@ static kvb_status check_shape(const trainer *t, uint32_t layer, kvb_kind kind, k
     snprintf(where, sizeof where, "layer %u, %s", layer, kvb_train_kind_name(kind));
     if (k->channels == 0 || k->centroids == 0)
         return kvb_fail(err, KVB_E_USAGE, where,
-                        "recipe \"%s\" leaves the shape open: give the bits, or a shape d x K", t->recipe->name);
+                        "recipe \"%s\" leaves the shape open: give the bits, or a shape such as 8x256", t->recipe->name);
     if (dim > KVB_TRAIN_MOST_DIM)
         return kvb_fail(err, KVB_E_USAGE, where, "heads of %u channels; at most %d are supported", dim,
                         KVB_TRAIN_MOST_DIM);
@@ -158,12 +160,18 @@ static void destroy(trainer *t)
     free(t->layer);
 }
 
-/* Floats of a layer's tables: G heads of S*K*d = K*D, for K and for V. */
+/* Rows of a group's table: K, or M*Km. */
+static size_t table_rows(const kvb_recipe_kind *k)
+{
+    return (size_t)k->stages * k->centroids;
+}
+
+/* Floats of a layer's tables: G heads of S*rows*d = rows*D, for K and for V. */
 static size_t table_floats(const trainer *t, uint32_t layer)
 {
     const kvb_layer *g = &t->capture->geometry[layer];
     return (size_t)g->kv_heads * g->head_dim *
-           ((size_t)t->recipe->kind[KVB_KEY].centroids + t->recipe->kind[KVB_VALUE].centroids);
+           (table_rows(&t->recipe->kind[KVB_KEY]) + table_rows(&t->recipe->kind[KVB_VALUE]));
 }
 
 /* The group's points inside the captured half floats, or inside the moved copy. */
@@ -200,6 +208,7 @@ static void fill_problems(layer_job *job)
             t->part[((size_t)job->layer * t->part_heads + head) * 2 + (size_t)kind] = (kvb_book_part){
                 .channels = k->channels,
                 .centroids = k->centroids,
+                .stages = k->stages,
                 .table = table,
                 .mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL,
                 .forward = r->forward[kind] != NULL ? r->forward[kind] + (size_t)head * dim * dim : NULL,
@@ -207,8 +216,9 @@ static void fill_problems(layer_job *job)
                 .quality = r->quality + job->count,
             };
             for (uint32_t group = 0; group < groups_of(t, job->layer, kind); group++) {
+                job->stages[job->count] = k->stages;
                 job->problem[job->count++] = make_problem(job, head, kind, group, table);
-                table += (size_t)k->centroids * k->channels;
+                table += table_rows(k) * k->channels;
             }
         }
 }
@@ -225,17 +235,17 @@ static int forward_progress(void *user, const char *step, uint64_t done, uint64_
 static kvb_status solve(layer_job *job, kvb_error *err)
 {
     const trainer *t = job->t;
-    kvb_kmeans_options options;
-    kvb_kmeans_options_init(&options);
-    options.iterations = t->recipe->iterations;
-    options.seeding = t->recipe->seeding;
-    options.holdout_every = t->holdout_every;
-    options.holdout_block = KVB_HOLDOUT_BLOCK;
-    options.threads = t->options->threads;
-    options.progress = t->options->progress != NULL ? forward_progress : NULL;
-    options.progress_user = job;
+    kvb_additive_options options;
+    kvb_additive_options_init(&options);
+    options.kmeans.iterations = t->recipe->iterations;
+    options.kmeans.seeding = t->recipe->seeding;
+    options.kmeans.holdout_every = t->holdout_every;
+    options.kmeans.holdout_block = KVB_HOLDOUT_BLOCK;
+    options.kmeans.threads = t->options->threads;
+    options.kmeans.progress = t->options->progress != NULL ? forward_progress : NULL;
+    options.kmeans.progress_user = job;
     kvb_error inner = {0};
-    kvb_status status = kvb_kmeans_train(job->problem, job->count, &options, job->result, &inner);
+    kvb_status status = kvb_additive_train(job->problem, job->stages, job->count, &options, job->result, &inner);
     if (status == KVB_OK)
         return status;
     char where[256];
@@ -285,7 +295,7 @@ static kvb_status judge(layer_job *job, kvb_error *err)
                 t->result[job->layer].quality[i] = (kvb_quality){
                     .train_error = (float)error,
                     .heldout_error = (float)heldout,
-                    .usage = (float)r->used / (float)t->recipe->kind[kind].centroids,
+                    .usage = (float)r->used / (float)table_rows(&t->recipe->kind[kind]),
                     .entropy = (float)r->entropy,
                 };
                 t->error_sum[kind] += error;
@@ -325,8 +335,10 @@ static kvb_status train_layer(trainer *t, uint32_t layer, kvb_error *err)
     r->table = kvb_alloc_array(table_floats(t, layer), sizeof *r->table);
     r->quality = kvb_alloc_zeroed(books, sizeof *r->quality);
     job.problem = kvb_alloc_zeroed(books, sizeof *job.problem);
+    job.stages = kvb_alloc_zeroed(books, sizeof *job.stages);
     job.result = kvb_alloc_zeroed(books, sizeof *job.result);
-    if (r->table == NULL || r->quality == NULL || job.problem == NULL || job.result == NULL) {
+    if (r->table == NULL || r->quality == NULL || job.problem == NULL || job.stages == NULL ||
+        job.result == NULL) {
         status = kvb_fail_memory(err, "training");
         goto out;
     }
@@ -338,6 +350,7 @@ out:
     kvb_train_points_free(&job.points[0]);
     kvb_train_points_free(&job.points[1]);
     free(job.problem);
+    free(job.stages);
     free(job.result);
     return status;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "calib/shape.h"
 #include "calib/train_impl.h"
 #include "format/base/fail.h"
 
@@ -51,9 +52,12 @@ static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind
 {
     static const char *const weightings[] = {"none", "exact-k", "exact-v"};
     const kvb_recipe_kind *k = &recipe->kind[kind];
+    char shape[KVB_SHAPE_TEXT];
     kvb_json_begin_object(w, kvb_train_kind_name(kind));
+    kvb_json_put_string(w, "shape", kvb_shape_text(k->channels, k->centroids, k->stages, shape));
     kvb_json_put_u64(w, "channels", k->channels);
     kvb_json_put_u64(w, "centroids", k->centroids);
+    kvb_json_put_u64(w, "stages", k->stages);
     kvb_json_put_string(w, "weights", weightings[k->weights]);
     kvb_json_put_bool(w, "mean", k->mean);
     put_transform(w, k);

@@ -1,6 +1,7 @@
 /* The sections of layers and heads: ROPE, CODE, MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
  * multiples of 256 bytes, and the machine is little-endian (kvb_book_parse made sure). */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,23 +82,52 @@ static bool all_centroids_equal(const uint16_t *table, uint32_t centroids, uint3
     return true;
 }
 
+/* "group 3", or of an additive codebook "group 3, stage 1": `block` counts stages over all groups. */
+static const char *block_name(const kvb_codebook *c, size_t block, char text[48])
+{
+    if (c->stages == 1)
+        snprintf(text, 48, "group %zu", block);
+    else
+        snprintf(text, 48, "group %zu, stage %zu", block / c->stages, block % c->stages);
+    return text;
+}
+
+/* A stage whose rows are all equal would waste its bits as surely as such a group. */
 static kvb_status check_centroids(const kvb_reader *r, const kvb_entry *e, const kvb_codebook *c)
 {
-    size_t group = (size_t)c->centroids * c->channels, total = group * c->groups;
-    for (size_t i = 0; i < total; i++)
+    size_t block = (size_t)c->stage_centroids * c->channels, blocks = (size_t)c->groups * c->stages;
+    char name[48];
+    for (size_t i = 0; i < block * blocks; i++)
         if ((c->table[i] & 0x7C00) == 0x7C00)
-            return kvb_section_fail(r, e, "group %zu, centroid %zu, channel %zu is not a finite number", i / group,
-                                    i % group / c->channels, i % c->channels);
-    for (uint32_t s = 0; s < c->groups; s++)
-        if (all_centroids_equal(c->table + s * group, c->centroids, c->channels))
-            return kvb_section_fail(r, e, "group %u: all %u centroids are equal; the calibration that wrote it saw no "
-                                    "variation", s, c->centroids);
+            return kvb_section_fail(r, e, "%s, centroid %zu, channel %zu is not a finite number",
+                                    block_name(c, i / block, name), i % block / c->channels, i % c->channels);
+    for (size_t b = 0; b < blocks; b++)
+        if (all_centroids_equal(c->table + b * block, c->stage_centroids, c->channels))
+            return kvb_section_fail(r, e, "%s: all %u centroids are equal; the calibration that wrote it saw no "
+                                    "variation", block_name(c, b, name), c->stage_centroids);
     return KVB_OK;
 }
 
 static uint32_t log2_of(uint32_t power)
 {
     return (uint32_t)__builtin_ctz(power);
+}
+
+/* What the entry of a CODE section must say once its d, K and stages are known to be good. */
+static kvb_entry code_entry(const kvb_entry *e, uint32_t head_dim, uint32_t stages)
+{
+    kvb_entry want = head_entry(e, KVB_ELEMENT_F16);
+    want.channels = e->channels;
+    want.centroids = e->centroids;
+    want.groups = head_dim / e->channels;
+    want.dims = stages > 1 ? 4 : 3;
+    uint32_t at = 0;
+    want.shape[at++] = want.groups;
+    if (stages > 1)
+        want.shape[at++] = stages;
+    want.shape[at++] = e->centroids;
+    want.shape[at] = e->channels;
+    return want;
 }
 
 static kvb_status read_centroids(const kvb_reader *r, const kvb_entry *e)
@@ -108,26 +138,23 @@ static kvb_status read_centroids(const kvb_reader *r, const kvb_entry *e)
     if (status != KVB_OK)
         return status;
     kvb_codebook *c = &r->book->codebook[slot];
-    uint32_t head_dim = r->book->layer[e->layer].head_dim;
+    uint32_t head_dim = r->book->layer[e->layer].head_dim, stages = e->dims == 4 ? e->shape[1] : 1;
     if (c->table != NULL)
         return kvb_section_fail(r, e, "a second one for this head");
-    if (kvb_shape_problem(head_dim, e->channels, e->centroids, problem, sizeof problem))
+    if (kvb_shape_problem(head_dim, e->channels, stages, e->centroids, problem, sizeof problem))
         return kvb_section_fail(r, e, "%s", problem);
-    kvb_entry want = head_entry(e, KVB_ELEMENT_F16);
-    want.channels = e->channels;
-    want.centroids = e->centroids;
-    want.groups = head_dim / e->channels;
-    want.dims = 3;
-    want.shape[0] = want.groups;
-    want.shape[1] = e->centroids;
-    want.shape[2] = e->channels;
+    if (e->dims == 4 && stages == 1)
+        return kvb_section_fail(r, e, "1 stage in a shape of 4 dimensions: a plain codebook has 3");
+    kvb_entry want = code_entry(e, head_dim, stages);
     status = kvb_section_expect(r, e, &want, false);
     if (status != KVB_OK)
         return status;
     c->channels = e->channels;
-    c->centroids = e->centroids;
+    c->stages = stages;
+    c->stage_centroids = e->centroids;
     c->groups = want.groups;
-    c->code_bits = log2_of(e->centroids);
+    c->code_bits = stages * log2_of(e->centroids);
+    c->centroids = 1u << c->code_bits;
     c->table = (const uint16_t *)(const void *)kvb_section_bytes(r, e);
     return check_centroids(r, e, c);
 }

@@ -26,12 +26,13 @@ static kvb_status check_part(const kvb_book_part *p, uint32_t head_dim, const ch
     char problem[200];
     if (p->table == NULL)
         return kvb_fail(err, KVB_E_USAGE, where, "there is no codebook, expected one for every head of a coded layer");
-    if (kvb_shape_problem(head_dim, p->channels, p->centroids, problem, sizeof problem))
+    if (kvb_shape_problem(head_dim, p->channels, kvb_part_stages(p), p->centroids, problem, sizeof problem))
         return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
     if ((p->forward == NULL) != (p->inverse == NULL))
         return kvb_fail(err, KVB_E_USAGE, where, "a transform without its inverse, or the reverse");
     size_t square = (size_t)head_dim * head_dim;
-    kvb_status status = check_floats(p->table, (size_t)head_dim * p->centroids, 65504, where, "centroid", err);
+    size_t values = (size_t)head_dim * kvb_part_stages(p) * p->centroids;
+    kvb_status status = check_floats(p->table, values, 65504, where, "centroid", err);
     if (status == KVB_OK && p->mean != NULL)
         status = check_floats(p->mean, head_dim, INFINITY, where, "mean", err);
     if (status == KVB_OK && p->forward != NULL)

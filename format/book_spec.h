@@ -9,4 +9,10 @@
 kvb_status kvb_spec_check(const kvb_book_spec *spec, kvb_error *err);
 const kvb_book_part *kvb_spec_part(const kvb_book_spec *spec, uint32_t layer, uint32_t head, uint32_t kind);
 
+/* M; a part that says nothing of stages is plain. */
+static inline uint32_t kvb_part_stages(const kvb_book_part *part)
+{
+    return part->stages > 0 ? part->stages : 1;
+}
+
 #endif

@@ -196,6 +196,17 @@ static void set_shape(section *s, uint32_t dims, uint32_t a, uint32_t b, uint32_
     s->entry.shape[2] = c;
 }
 
+/* [S][K][d], or [S][M][Km][d] of an additive codebook */
+static void set_code_shape(section *s, uint32_t groups, const kvb_book_part *p)
+{
+    if (kvb_part_stages(p) == 1) {
+        set_shape(s, 3, groups, p->centroids, p->channels);
+        return;
+    }
+    set_shape(s, 4, groups, p->stages, p->centroids);
+    s->entry.shape[3] = p->channels;
+}
+
 static void add_rope(writer *w, uint32_t layer)
 {
     const kvb_layer *l = &w->spec->layer[layer];
@@ -245,8 +256,8 @@ static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t ki
     s->entry.groups = groups;
     s->entry.channels = p->channels;
     s->entry.centroids = p->centroids;
-    set_shape(s, 3, groups, p->centroids, p->channels);
-    set_source(s, 0, p->table, (size_t)n * p->centroids);
+    set_code_shape(s, groups, p);
+    set_source(s, 0, p->table, (size_t)n * kvb_part_stages(p) * p->centroids);
     return p->quality != NULL ? add_quality(w, p, groups, &s->entry) : KVB_OK;
 }
 

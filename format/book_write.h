@@ -12,14 +12,15 @@
 typedef struct kvb_quality {
     float train_error;
     float heldout_error;
-    float usage;   /* share of centroids used by at least one training point, 0..1 */
+    float usage;   /* share of centroids (rows of all stages) used by at least one training point, 0..1 */
     float entropy; /* bits per code */
 } kvb_quality;
 
 /* Codebooks of one (layer, KV head, kind) as trained, in float32. Everything is borrowed until the write call ends. */
 typedef struct kvb_book_part {
-    uint32_t channels, centroids; /* d, K */
-    const float *table;           /* [S][K][d]; stored as half floats */
+    uint32_t channels, centroids; /* d, and K of a plain codebook or Km of each stage */
+    uint32_t stages;              /* M of an additive codebook; 0 or 1: plain */
+    const float *table;           /* [S][M][Km][d]; stored as half floats */
     const float *mean;            /* [D] or NULL */
     const float *forward;         /* [D][D] or NULL */
     const float *inverse;         /* [D][D] or NULL */

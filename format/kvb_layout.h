@@ -36,7 +36,8 @@ enum {
     KVB_MAX_LAYERS = 1024,
     KVB_MAX_HEADS = 1024,
     KVB_MAX_HEAD_DIM = 1024,
-    KVB_MAX_CENTROIDS = 65536,
+    KVB_MAX_CENTROIDS = 65536, /* also of the sums of an additive codebook */
+    KVB_MAX_STAGES = 8,
     KVB_MAX_CHANNELS = 256,
     KVB_MAX_ROPE_BLOCK = 1 << 20,
 };
@@ -61,7 +62,7 @@ typedef struct kvb_entry {
     char type[5]; /* NUL-terminated here */
     uint16_t codec, dtype;
     uint32_t kind, layer, head; /* KVB_SHARED where it does not apply */
-    uint32_t first_group, groups, channels, centroids;
+    uint32_t first_group, groups, channels, centroids; /* centroids: of each stage */
     uint32_t dims, shape[4];
     uint64_t offset, stored_size, raw_size;
     uint32_t stored_crc, raw_crc;
@@ -73,7 +74,9 @@ uint32_t kvb_element_size(uint32_t dtype);
  * and the writer share these rules. */
 bool kvb_layer_problem(const kvb_layer *layer, char *problem, size_t size);
 bool kvb_policy_problem(const kvb_policy *policy, char *problem, size_t size);
-bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t centroids, char *problem, size_t size);
+/* stages 1: plain; centroids: of each stage. */
+bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t stages, uint32_t centroids, char *problem,
+                       size_t size);
 /* META is an object by the rules of format/base/json.h, begins with '{' and fits its limit. */
 kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err);
 

@@ -87,7 +87,8 @@ bool kvb_policy_problem(const kvb_policy *policy, char *problem, size_t size)
     return false;
 }
 
-bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t centroids, char *problem, size_t size)
+bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t stages, uint32_t centroids, char *problem,
+                       size_t size)
 {
     complaint c = {problem, size};
     if (channels < 1 || channels > KVB_MAX_CHANNELS || head_dim % channels != 0)
@@ -95,6 +96,10 @@ bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t centroids,
                         KVB_MAX_CHANNELS, head_dim);
     if (centroids < 2 || centroids > KVB_MAX_CENTROIDS || (centroids & (centroids - 1)) != 0)
         return complain(c, "K = %u centroids, expected a power of two of 2..%d", centroids, KVB_MAX_CENTROIDS);
+    if (stages < 1 || stages > KVB_MAX_STAGES)
+        return complain(c, "M = %u stages, expected 1..%d", stages, KVB_MAX_STAGES);
+    if (stages * (uint32_t)__builtin_ctz(centroids) > 16)
+        return complain(c, "%u stages of %u centroids make over %d codes", stages, centroids, KVB_MAX_CENTROIDS);
     return false;
 }
 

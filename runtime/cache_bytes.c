@@ -30,7 +30,7 @@ static uint64_t codebook_bytes(const kvb_codebook *c)
     if (c == NULL)
         return 0;
     const uint64_t dim = (uint64_t)c->groups * c->channels, matrix = dim * dim * sizeof(float);
-    return dim * c->centroids * sizeof(uint16_t) + (c->mean != NULL ? dim * sizeof(float) : 0) +
+    return dim * c->stages * c->stage_centroids * sizeof(uint16_t) + (c->mean != NULL ? dim * sizeof(float) : 0) +
            (c->forward != NULL ? matrix : 0) + (c->inverse != NULL ? matrix : 0);
 }
 

@@ -38,22 +38,39 @@ static bool make_scratch(kvb_codec *c)
     return c->rows != NULL && c->halves != NULL && c->codes != NULL && c->index != NULL;
 }
 
-/* Centroids as floats for the search, one group at a time. */
+/* All K centroids of a group as floats. Sums of stages are added as decoding adds them, stage 0 first, so that the
+ * search measures distances to what will be read back. `rows` is scratch for the group's M*Km rows. */
+static void expand_group(const kvb_codebook *b, uint32_t group, float *table, float *rows)
+{
+    const uint32_t d = b->channels, km = b->stage_centroids;
+    const size_t stage = (size_t)km * d;
+    kvb_half_to_floats(rows, b->table + (size_t)group * b->stages * stage, b->stages * stage);
+    for (uint32_t k = 0; k < b->centroids; k++) {
+        float *sum = table + (size_t)k * d;
+        memcpy(sum, rows + (size_t)(k % km) * d, d * sizeof *sum);
+        for (uint32_t m = 1, left = k / km; m < b->stages; m++, left /= km)
+            for (uint32_t i = 0; i < d; i++)
+                sum[i] += rows[m * stage + (size_t)(left % km) * d + i];
+    }
+}
+
+/* The search structures, one group at a time. */
 static bool make_groups(kvb_codec *c)
 {
     const kvb_codebook *b = c->codebook;
-    size_t values = (size_t)b->centroids * b->channels;
-    float *table = kvb_alloc_array(values, sizeof *table);
+    float *table = kvb_alloc_array((size_t)b->centroids * b->channels, sizeof *table);
+    float *rows = kvb_alloc_array((size_t)b->stages * b->stage_centroids * b->channels, sizeof *rows);
     c->group = kvb_alloc_zeroed(b->groups, sizeof(kvb_nearest *));
-    bool good = table != NULL && c->group != NULL;
+    bool good = table != NULL && rows != NULL && c->group != NULL;
     for (uint32_t s = 0; good && s < b->groups; s++) {
-        kvb_half_to_floats(table, b->table + s * values, values);
+        expand_group(b, s, table, rows);
         c->group[s] = kvb_nearest_create(b->channels, b->centroids);
         good = c->group[s] != NULL;
         if (good)
             kvb_nearest_set(c->group[s], table);
     }
     free(table);
+    free(rows);
     return good;
 }
 
@@ -118,17 +135,32 @@ static void encode_block(kvb_codec *c, const float *x, size_t stride, size_t n, 
     }
 }
 
+/* The rows of one stage that the codes name, as floats [n][D]. */
+static void gather_stage(kvb_codec *c, const uint32_t *codes, size_t n, uint32_t stage, float *y)
+{
+    const kvb_codebook *b = c->codebook;
+    const uint32_t d = b->channels, bits = b->code_bits / b->stages, mask = b->stage_centroids - 1;
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t s = 0; s < b->groups; s++) {
+            size_t row = (codes[i * b->groups + s] >> (stage * bits)) & mask;
+            memcpy(c->halves + i * c->head_dim + (size_t)s * d,
+                   b->table + (((size_t)s * b->stages + stage) * b->stage_centroids + row) * d, d * sizeof *c->halves);
+        }
+    kvb_half_to_floats(y, c->halves, n * c->head_dim);
+}
+
 /* x = inverse * y' + mean, y' being the centroids that the codes name. */
 static void decode_block(kvb_codec *c, const uint32_t *codes, size_t n, float *x)
 {
     const kvb_codebook *b = c->codebook;
-    const uint32_t dim = c->head_dim, d = b->channels;
-    for (size_t i = 0; i < n; i++)
-        for (uint32_t s = 0; s < b->groups; s++)
-            memcpy(c->halves + i * dim + (size_t)s * d,
-                   b->table + ((size_t)s * b->centroids + codes[i * b->groups + s]) * d, d * sizeof *c->halves);
+    const uint32_t dim = c->head_dim;
     float *y = c->inverse_t != NULL ? c->turned : x;
-    kvb_half_to_floats(y, c->halves, n * dim);
+    gather_stage(c, codes, n, 0, y);
+    for (uint32_t m = 1; m < b->stages; m++) {
+        gather_stage(c, codes, n, m, c->rows);
+        for (size_t i = 0; i < n * dim; i++)
+            y[i] += c->rows[i];
+    }
     if (c->inverse_t != NULL)
         c->kernels->gemm(n, dim, dim, y, dim, c->inverse_t, dim, x, dim, false);
     for (size_t i = 0; b->mean != NULL && i < n; i++)

@@ -17,14 +17,15 @@ typedef struct kvb_codec {
     kvb_nearest **group; /* [S]; NULL in a codec that only decodes */
     float *forward_t;    /* [D][D] transpose of the forward transform, or NULL */
     float *inverse_t;    /* [D][D] transpose of the inverse transform, or NULL */
-    float *rows;         /* [KVB_CODEC_ROWS][D] */
+    float *rows;         /* [KVB_CODEC_ROWS][D]: y of the rows to encode; a stage of the rows being decoded */
     float *turned;       /* [KVB_CODEC_ROWS][D], NULL where there is no transform */
     uint16_t *halves;    /* [KVB_CODEC_ROWS][D] */
     uint32_t *codes;     /* [KVB_CODEC_ROWS][S] */
     uint32_t *index;     /* [KVB_CODEC_ROWS] */
 } kvb_codec;
 
-/* `encodes` false leaves out the search structures, which take 4 times the codebook's own bytes. */
+/* `encodes` false leaves out the search structures, which take 8 bytes a channel of each of the K centroids of a group,
+ * sums of stages included. */
 kvb_status kvb_codec_create(const kvb_codebook *codebook, uint32_t head_dim, bool encodes, kvb_codec **codec,
                             kvb_error *err);
 void kvb_codec_destroy(kvb_codec *c); /* NULL is allowed */

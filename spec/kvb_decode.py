@@ -264,16 +264,21 @@ def read_codebooks(data, entries, layers):
             continue
         key, D = owner(e, layers)
         d, K = e["d"], e["K"]
+        M = e["shape"][1] if e["dims"] == 4 else 1
         need(key not in books, "CODE: twice")
         need(1 <= d <= 256 and D % d == 0, "CODE: d")
         need(2 <= K <= 65536 and K & (K - 1) == 0, "CODE: K")
-        expect(e, 1, [D // d, K, d], *(e["kind"], e["layer"], e["head"]), groups=D // d, d=d, K=K)
+        bits = M * (K.bit_length() - 1)
+        need(e["dims"] != 4 or (2 <= M <= 8 and bits <= 16), "CODE: stages")
+        shape = [D // d, M, K, d] if e["dims"] == 4 else [D // d, K, d]
+        expect(e, 1, shape, *(e["kind"], e["layer"], e["head"]), groups=D // d, d=d, K=K)
         table = all_finite(floats(content(data, e), 1), "CODE")
-        for s in range(D // d):
+        for s in range(D // d * M):
             rows = [table[(s * K + k) * d:(s * K + k + 1) * d] for k in range(K)]
-            need(any(row != rows[0] for row in rows), "CODE: all centroids of group %d are equal" % s)
+            need(any(row != rows[0] for row in rows),
+                 "CODE: all centroids of group %d, stage %d are equal" % (s // M, s % M))
         books[key] = {"layer": e["layer"], "head": e["head"], "kind": KINDS[e["kind"]], "d": d, "K": K, "S": D // d,
-                      "table": table, "mean": None, "forward": None, "inverse": None, "quality": None}
+                      "M": M, "bits": bits, "table": table, "mean": None, "forward": None, "inverse": None, "quality": None}
     wanted = {(i, g, kind) for i, l in enumerate(layers) if l["kind"] != 2 for g in range(l["kv_heads"])
               for kind in (0, 1)}
     need(wanted and set(books) == wanted, "there is not one CODE section for each head")

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/shape.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
@@ -26,7 +27,7 @@ static uint64_t book_bytes_of(const kvb_model_info *info, const kvb_recipe *reci
     for (uint32_t l = 0; l < info->layers; l++)
         for (int kind = 0; kind < 2 && info->layer[l].kind != KVB_LAYER_UNSUPPORTED; kind++) {
             const kvb_recipe_kind *k = &recipe->kind[kind];
-            uint64_t channels = info->layer[l].head_dim, channel = 2 * (uint64_t)k->centroids + (k->mean ? 4 : 0);
+            uint64_t channels = info->layer[l].head_dim, channel = 2 * (uint64_t)k->stages * k->centroids + (k->mean ? 4 : 0);
             channel += kvb_recipe_has_transform(k) ? 8 * channels : 0; /* a row of the transform and one of its inverse */
             bytes += info->layer[l].kv_heads * channels * channel;
         }
@@ -138,7 +139,8 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
     for (int kind = 0; kind < 2 && status == KVB_OK; kind++) {
         const kvb_recipe_kind *shape = &recipe->kind[kind];
         double probe = 0, problems = (double)plan->codebooks / 2 * dim / shape->channels;
-        status = probe_kmeans(shape->channels, shape->centroids, &probe, err);
+        /* Additive training searches all sums of its stages in each round. */
+        status = probe_kmeans(shape->channels, 1u << kvb_shape_bits(shape->centroids, shape->stages), &probe, err);
         /* Seeding and the last assignment cost about as much as two more iterations. */
         total += probe / PROBE_PROBLEMS * problems * (recipe->iterations + 2) * (double)plan->rows / PROBE_POINTS;
     }

@@ -1,5 +1,6 @@
 #include <stdlib.h>
 
+#include "calib/shape.h"
 #include "tools/calibration.h"
 #include "tools/commands.h"
 
@@ -40,7 +41,7 @@ static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const
 {
     kvb_calibration_plan plan;
     double seconds;
-    char text[32];
+    char text[32], shape[2][KVB_SHAPE_TEXT];
     kvb_plan_calibration(in, recipe, a->capture.max_memory.value, &plan);
     kvb_status status = kvb_check_plan(in, recipe, &plan, err);
     if (status == KVB_OK)
@@ -51,8 +52,9 @@ static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const
            (unsigned long long)in->chunks, in->ctx);
     printf("rows            %llu%s\n", (unsigned long long)plan.rows,
            plan.rows < plan.tokens ? " (sampled: --max-memory)" : "");
-    printf("bits            %g (keys %ux%u, values %ux%u)\n", plan.bits, recipe->kind[KVB_KEY].channels,
-           recipe->kind[KVB_KEY].centroids, recipe->kind[KVB_VALUE].channels, recipe->kind[KVB_VALUE].centroids);
+    for (int kind = 0; kind < 2; kind++)
+        kvb_shape_text(recipe->kind[kind].channels, recipe->kind[kind].centroids, recipe->kind[kind].stages, shape[kind]);
+    printf("bits            %g (keys %s, values %s)\n", plan.bits, shape[KVB_KEY], shape[KVB_VALUE]);
     printf("codebooks       %llu\n", (unsigned long long)plan.codebooks);
     printf("book            about %s\n", kvb_size_text(plan.book_bytes, text));
     printf("capture memory  %s\n", kvb_size_text(plan.capture_bytes, text));

@@ -45,7 +45,8 @@ static void print_shape(const book_view *v, kvb_kind kind)
     const kvb_codebook *c = v->summary.first[kind];
     if (c == NULL)
         return;
-    printf("%s %ux%u%s", kind == KVB_KEY ? "keys" : ", values", c->channels, c->centroids,
+    char shape[KVB_SHAPE_TEXT];
+    printf("%s %s%s", kind == KVB_KEY ? "keys" : ", values", kvb_codebook_text(c, shape),
            v->summary.uniform[kind] ? "" : " and others");
 }
 
@@ -134,8 +135,11 @@ static void put_shape(kvb_json_writer *w, const book_view *v, kvb_kind kind)
     kvb_layer_quality q = kvb_average_book_quality(v->book, kind);
     kvb_json_begin_object(w, kind == KVB_KEY ? "keys" : "values");
     if (c != NULL) {
+        char shape[KVB_SHAPE_TEXT];
+        kvb_json_put_string(w, "shape", kvb_codebook_text(c, shape));
         kvb_json_put_u64(w, "channels", c->channels);
-        kvb_json_put_u64(w, "centroids", c->centroids);
+        kvb_json_put_u64(w, "centroids", c->stage_centroids);
+        kvb_json_put_u64(w, "stages", c->stages);
     }
     kvb_json_put_bool(w, "uniform", v->summary.uniform[kind]);
     kvb_json_put_number(w, "error", q.train);

@@ -84,23 +84,35 @@ static int compare_centroids(const void *a, const void *b)
     return memcmp(x->row, y->row, x->bytes);
 }
 
-/* How many centroids of the group differ from each other. Sorted, since a hostile book may hold 65536 a group. */
-static uint32_t count_distinct(const kvb_codebook *c, uint32_t group, centroid *order)
+/* How many rows of a stage (the centroids of a plain codebook) differ from each other. Sorted, since a hostile book may
+ * hold 65536. */
+static uint32_t count_distinct_rows(const uint16_t *rows, const kvb_codebook *c, centroid *order)
 {
-    const uint16_t *table = c->table + (size_t)group * c->centroids * c->channels;
     uint32_t distinct = 1;
-    for (uint32_t k = 0; k < c->centroids; k++)
-        order[k] = (centroid){table + (size_t)k * c->channels, c->channels * sizeof *table};
-    qsort(order, c->centroids, sizeof *order, compare_centroids);
-    for (uint32_t k = 1; k < c->centroids; k++)
+    for (uint32_t k = 0; k < c->stage_centroids; k++)
+        order[k] = (centroid){rows + (size_t)k * c->channels, c->channels * sizeof *rows};
+    qsort(order, c->stage_centroids, sizeof *order, compare_centroids);
+    for (uint32_t k = 1; k < c->stage_centroids; k++)
         distinct += compare_centroids(&order[k - 1], &order[k]) != 0;
     return distinct;
+}
+
+/* Of the group's worst stage. */
+static uint32_t count_distinct(const kvb_codebook *c, uint32_t group, centroid *order)
+{
+    const size_t stage = (size_t)c->stage_centroids * c->channels;
+    uint32_t least = c->stage_centroids;
+    for (uint32_t m = 0; m < c->stages; m++) {
+        uint32_t found = count_distinct_rows(c->table + ((size_t)group * c->stages + m) * stage, c, order);
+        least = found < least ? found : least;
+    }
+    return least;
 }
 
 static void check_group(verification *v, const kvb_codebook *c, const kvb_quality *q, const codebook_place *at)
 {
     uint32_t distinct = count_distinct(c, at->group, v->order);
-    count_check(v, distinct > 1 && distinct >= c->centroids / 2, at, "distinct", distinct,
+    count_check(v, distinct > 1 && distinct >= c->stage_centroids / 2, at, "distinct", distinct,
                 "at least half of the centroids (and two) to differ");
     if (q == NULL)
         return;

@@ -55,7 +55,7 @@ static void put_settings(const kvb_report *r, FILE *out)
     const kvb_book_summary s = kvb_summarise_book(r->book);
     const kvb_layer *g = kvb_book_layer(r->book, 0);
     const kvb_policy policy = kvb_book_policy(r->book);
-    char text[256], frame[32], hex[65];
+    char text[256], frame[32], hex[65], shape[KVB_SHAPE_TEXT];
     fputs("<h2>Settings</h2>\n<table>\n", out);
     snprintf(text, sizeof text, "%.100s (%.40s)", kvb_meta_string(r->meta, "model.name"),
              kvb_meta_string(r->meta, "model.architecture"));
@@ -71,8 +71,9 @@ static void put_settings(const kvb_report *r, FILE *out)
     put_setting(out, "Keys relative to RoPE", kvb_frame_text(g, frame));
     for (int kind = 0; kind < 2; kind++)
         if (s.first[kind] != NULL) {
-            snprintf(text, sizeof text, "%u channels, %u centroids%s", s.first[kind]->channels,
-                     s.first[kind]->centroids, s.uniform[kind] ? "" : ", and others");
+            snprintf(text, sizeof text, "%s: %u channels, %u centroids%s%s", kvb_codebook_text(s.first[kind], shape),
+                     s.first[kind]->channels, s.first[kind]->centroids,
+                     s.first[kind]->stages > 1 ? ", sums of one of each stage" : "", s.uniform[kind] ? "" : ", and others");
             put_setting(out, kind == KVB_KEY ? "Keys" : "Values", text);
         }
     snprintf(text, sizeof text, "%g nominal; effective %.3f at 2K, %.3f at 32K, %.3f at 128K tokens", s.bits_nominal,

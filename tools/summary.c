@@ -18,7 +18,8 @@ kvb_book_summary kvb_summarise_book(const kvb_book *book)
                 if (c == NULL)
                     continue;
                 const kvb_codebook *first = s.first[kind] != NULL ? s.first[kind] : c;
-                s.uniform[kind] &= c->channels == first->channels && c->centroids == first->centroids;
+                s.uniform[kind] &= c->channels == first->channels && c->centroids == first->centroids &&
+                                   c->stages == first->stages;
                 s.first[kind] = first;
                 s.codebooks++;
                 bits += (double)c->groups * c->code_bits;
@@ -76,6 +77,11 @@ kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind)
         return (kvb_layer_quality){NAN, NAN, NAN, NAN, NAN};
     return (kvb_layer_quality){sum.train / layers, sum.heldout / layers, sum.usage / layers, sum.entropy / layers,
                                sum.worst};
+}
+
+const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT])
+{
+    return kvb_shape_text(c->channels, c->stage_centroids, c->stages, text);
 }
 
 const char *kvb_frame_text(const kvb_layer *layer, char text[32])

@@ -2,6 +2,7 @@
 #ifndef KVB_TOOLS_SUMMARY_H
 #define KVB_TOOLS_SUMMARY_H
 
+#include "calib/shape.h"
 #include "format/book_write.h"
 #include "kvbook/cache.h"
 
@@ -9,7 +10,7 @@ typedef struct kvb_book_summary {
     double bits_nominal; /* log2(K)/d, averaged over the elements of layers with codebooks */
     uint32_t codebooks, layers_exact; /* layers_exact: without codebooks */
     const kvb_codebook *first[2];     /* by kvb_kind: the first of each; NULL where there is none */
-    bool uniform[2];                  /* whether all have that d and K */
+    bool uniform[2];                  /* whether all have that d, K and stages */
 } kvb_book_summary;
 
 kvb_book_summary kvb_summarise_book(const kvb_book *book);
@@ -26,6 +27,8 @@ kvb_layer_quality kvb_average_quality(const kvb_book *book, uint32_t layer, kvb_
 /* Mean over layers of train or held-out errors. */
 kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind);
 
+/* "8x256" or "add:8x16+16". */
+const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT]);
 /* "pre", "post" or "block:16". */
 const char *kvb_frame_text(const kvb_layer *layer, char text[32]);
 /* "anchors 1 % by exact-k, window 32, sinks 0". */

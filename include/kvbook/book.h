@@ -2,7 +2,8 @@
  *
  * Words and shapes: L layers; per layer H query heads, G KV heads (H a multiple of G), head dimension D. A head's D
  * channels are cut into S groups of d channels (S * d = D); each group has a codebook of K centroids, so a token's key
- * or value is S codes of log2 K bits.
+ * or value is S codes of log2 K bits. An additive codebook stores M stages of Km rows instead and its K = Km^M centroids
+ * are the sums of one row of each stage.
  *
  * A book is immutable once open and may be shared by any number of threads. Everything is validated at open;
  * accessors cannot fail on indices inside the geometry. Pointers live until kvb_book_close(). */
@@ -59,16 +60,22 @@ typedef struct kvb_layer {
 
 /* Codebooks of one (layer, KV head, K or V). A vector x of D channels is encoded as
  * y = forward * (x - mean), cut into S groups, each replaced by its nearest centroid; decoded as inverse * y' + mean.
- * mean, forward and inverse are NULL where the book has none (zero, identity). */
+ * mean, forward and inverse are NULL where the book has none (zero, identity).
+ *
+ * With M stages, code k = c_0 + c_1 Km + c_2 Km^2 ... names row c_m of each stage m, and its centroid is
+ * ((row of stage 0 + row of stage 1) + row of stage 2) ..., each row widened to float and added in float in that order.
+ * A plain codebook is the case M = 1. */
 typedef struct kvb_codebook {
     uint32_t channels;         /* d */
-    uint32_t centroids;        /* K, a power of two */
+    uint32_t centroids;        /* K = Km^M, a power of two: the codes are 0 .. K-1 */
     uint32_t groups;           /* S */
     uint32_t code_bits;        /* log2 K */
-    const uint16_t *table;     /* [S][K][d] IEEE half floats, 256-byte aligned in the file */
+    const uint16_t *table;     /* [S][M][Km][d] IEEE half floats, 256-byte aligned in the file */
     const float *mean;         /* [D] */
     const float *forward;      /* [D][D] row-major, y_i = sum_j forward[i][j] * (x_j - mean_j) */
     const float *inverse;      /* [D][D] row-major */
+    uint32_t stages;           /* M: 1 for a plain codebook, 2..8 for an additive one */
+    uint32_t stage_centroids;  /* Km, a power of two; K where M is 1 */
 } kvb_codebook;
 
 /* How a token's importance is estimated when anchors are chosen (AnTKV, arXiv 2506.19505). */

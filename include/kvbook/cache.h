@@ -14,8 +14,8 @@
  *
  * Layers that the book does not support, and every layer of a cache without a book, keep all tokens in the window. A
  * sliding layer attends to its sliding window but keeps every token. Search structures for encoding are made when a
- * layer's first token leaves the window; they take about 4 times the bytes of the book's codebooks and are not counted
- * below.
+ * layer's first token leaves the window; they take 8 bytes a channel of every centroid (4 times the bytes of plain
+ * codebooks; of additive ones, of all their sums) and are not counted below.
  *
  * A cache belongs to one thread at a time; different caches may share a book. A failing call leaves it as it was. */
 #ifndef KVBOOK_CACHE_H

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "calib/recipe.h"
+#include "calib/shape.h"
 #include "calib/suggest.h"
 #include "tests/support/cm.h"
 #include "tests/support/scratch.h"
@@ -127,6 +128,7 @@ static const bad_recipe bad_recipes[] = {
     {"{\"schema\": 1, \"name\": \"x\", \"values\": {\"frame\": \"pre\"}}", "values", "unknown key"},
     {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"mean\": 1}}", "keys.mean", "true or false"},
     {"{\"schema\": 1, \"name\": \"x\", \"values\": {\"shape\": \"8x255\"}}", "values.shape", "power of two"},
+    {"{\"schema\": 1, \"name\": \"x\", \"values\": {\"shape\": \"add:8x16+32\"}}", "values.shape", "same number"},
     {"{\"schema\": 1, \"name\": \"x\", \"values\": {\"shape\": 8}}", "values.shape", "d x K"},
     {"{\"schema\": 1, \"name\": \"x\", \"kmeans\": {\"iterations\": 0}}", "kmeans.iterations", "1 to 1000"},
     {"{\"schema\": 1, \"name\": \"x\", \"kmeans\": {\"iterations\": 1.5}}", "kmeans.iterations", "whole"},
@@ -227,6 +229,51 @@ static void test_bad_shapes(void **state)
     kvb_recipe_free(&r);
 }
 
+static void test_additive_shapes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint32_t channels, centroids, stages;
+        double bits;
+    } good[] = {{"add:8x16+16", 8, 16, 2, 1}, {"add:4x4+4+4", 4, 4, 3, 1.5}, {"add:64x256+256", 64, 256, 2, 0.25},
+                {"add:16x2+2+2+2+2+2+2+2", 16, 2, 8, 0.5}, {"8x16", 8, 16, 1, 0.5}};
+    static const struct {
+        const char *text, *part;
+    } bad[] = {{"add:8x16", "2 to 8 stages"},          {"8x16+16", "begins with add:"},
+               {"add:8x16+8", "same number"},          {"add:8x16+", "after each +"},
+               {"add:8x12+12", "power of two"},        {"add:8x16+16+16+16+16", "over 65536"},
+               {"add:8x512+512", "over 65536"},        {"add:8x2+2+2+2+2+2+2+2+2", "at most 8"},
+               {"add:65x16+16", "1 to 64"},            {"add:8x1+1", "power of two"},
+               {"add:8x16+16x", "expected d x"},       {"add:8", "expected d x"},
+               {"add:", "expected d x"},               {"add:x16+16", "expected d x"},
+               {"add:8x+16", "expected d x"},          {"add: 8x16+16", "expected d x"},
+               {"add:8x99999999999999999999999+99999999999999999999999", "power of two"}};
+    kvb_recipe r;
+    kvb_error err;
+    char text[KVB_SHAPE_TEXT];
+    assert_int_equal(kvb_recipe_load("cq", &r, NULL), KVB_OK);
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        assert_int_equal(kvb_recipe_set_shape(&r, KVB_KEY, good[i].text, NULL), KVB_OK);
+        assert_int_equal(kvb_recipe_set_shape(&r, KVB_VALUE, good[i].text, NULL), KVB_OK);
+        const kvb_recipe_kind *k = &r.kind[KVB_KEY];
+        assert_true(k->channels == good[i].channels && k->centroids == good[i].centroids && k->stages == good[i].stages);
+        assert_true(fabs(kvb_recipe_nominal_bits(&r) - good[i].bits) < 1e-12);
+        assert_string_equal(kvb_shape_text(k->channels, k->centroids, k->stages, text), good[i].text);
+    }
+    assert_int_equal(kvb_recipe_set_shape(&r, KVB_KEY, "add:8x16+16", NULL), KVB_OK);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(kvb_recipe_set_shape(&r, KVB_KEY, bad[i].text, &err), KVB_E_USAGE);
+        if (strstr(err.message, bad[i].part) == NULL)
+            fail_msg("%s: %s", bad[i].text, err.message);
+        assert_int_equal(r.kind[KVB_KEY].channels, 8); /* as it was */
+        assert_int_equal(r.kind[KVB_KEY].stages, 2);
+    }
+    assert_int_equal(kvb_recipe_set_bits(&r, 1, NULL), KVB_OK);
+    assert_int_equal(r.kind[KVB_KEY].stages, 1);
+    kvb_recipe_free(&r);
+}
+
 static void test_distance(void **state)
 {
     (void)state;
@@ -246,7 +293,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_built_in), cmocka_unit_test(test_all_built_in_parse), cmocka_unit_test(test_unknown_name),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_file),               cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_bad_shapes), cmocka_unit_test(test_distance),           cmocka_unit_test(test_transforms),
+        cmocka_unit_test(test_bad_shapes), cmocka_unit_test(test_additive_shapes), cmocka_unit_test(test_distance),           cmocka_unit_test(test_transforms),
         cmocka_unit_test(test_best),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

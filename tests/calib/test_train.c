@@ -11,6 +11,7 @@
 #include "format/base/nearest.h"
 #include "format/base/rope.h"
 #include "format/book_write.h"
+#include "kvbook/cache.h"
 #include "tests/support/cm.h"
 #include "tests/support/synth.h"
 
@@ -156,6 +157,81 @@ static void test_weighted_beats_unweighted(void **state)
                     key_error(kvb_capture_view(store), &plain, head));
     free_trained(&plain);
     free_trained(&weighted);
+    kvb_capture_close(store);
+}
+
+#define ADDITIVE                                                                                       \
+    "{\"schema\":1,\"name\":\"sums\",\"keys\":{\"shape\":\"add:4x4+4\",\"weights\":\"exact-k\"}," \
+    "\"values\":{\"shape\":\"2x8\",\"weights\":\"exact-v\"}}"
+
+/* Keys as sums of 2 stages of 4 beside plain values: between plain books of 4 and of 16, and what the records promise. */
+static void test_additive(void **state)
+{
+    (void)state;
+    static const char few[] = "{\"schema\":1,\"name\":\"few\",\"keys\":{\"shape\":\"4x4\",\"weights\":\"exact-k\"},"
+                              "\"values\":{\"shape\":\"2x8\",\"weights\":\"exact-v\"}}";
+    kvb_capture_store *store;
+    assert_int_equal(synth_capture_make(&usual, NULL, &store), 0);
+    const kvb_capture *c = kvb_capture_view(store);
+    trained coarse = train(c, few, 2, 0), fine = train(c, WEIGHTED, 2, 0), sums = train(c, ADDITIVE, 2, 0);
+    trained one = train(c, ADDITIVE, 1, 0);
+    assert_int_equal(one.size, sums.size);
+    assert_memory_equal(one.image, sums.image, one.size);
+    const kvb_codebook *k = kvb_book_codebook(sums.book, 1, 1, KVB_KEY), *v = kvb_book_codebook(sums.book, 1, 1, KVB_VALUE);
+    assert_true(k->stages == 2 && k->stage_centroids == 4 && k->centroids == 16 && k->code_bits == 4 && k->groups == 2);
+    assert_true(v->stages == 1 && v->centroids == 8);
+    assert_memory_equal(v->table, kvb_book_codebook(fine.book, 1, 1, KVB_VALUE)->table, 4 * 8 * 2 * sizeof *v->table);
+    assert_true(sums.report.key_error < 0.5 * coarse.report.key_error);
+    assert_true(sums.report.key_error > fine.report.key_error);
+    assert_true(sums.report.value_error == fine.report.value_error);
+    for (uint32_t s = 0; s < 2; s++) {
+        const kvb_quality *q = kvb_book_quality(sums.book, 1, 1, KVB_KEY) + s;
+        assert_true(q->usage == 1.0f && q->entropy > 2.0f && q->entropy <= 4.0f);
+    }
+    assert_non_null(strstr(kvb_book_meta(sums.book, NULL), "\"shape\":\"add:4x4+4\""));
+    assert_non_null(strstr(kvb_book_meta(sums.book, NULL), "\"bits_nominal\":1.25"));
+    free_trained(&coarse);
+    free_trained(&fine);
+    free_trained(&sums);
+    free_trained(&one);
+    kvb_capture_close(store);
+}
+
+/* The error that codes of the book's own encoder leave is the one on record. */
+static void test_additive_codes(void **state)
+{
+    (void)state;
+    kvb_capture_store *store;
+    assert_int_equal(synth_capture_make(&usual, NULL, &store), 0);
+    const kvb_capture *c = kvb_capture_view(store);
+    const size_t n = c->rows, dim = usual.dim;
+    trained t = train(c, ADDITIVE, 2, 0);
+    const kvb_codebook *b = kvb_book_codebook(t.book, 0, 0, KVB_KEY);
+    float *x = kvb_alloc_array(n * dim, sizeof *x), *y = kvb_alloc_array(n * dim, sizeof *y);
+    uint32_t *codes = kvb_alloc_array(n * b->groups, sizeof *codes);
+    kvb_half_to_floats(x, c->layer[0].keys, n * dim);
+    assert_int_equal(kvb_encode(b, usual.dim, x, dim, n, codes, NULL), KVB_OK);
+    assert_int_equal(kvb_decode(b, usual.dim, codes, n, y, NULL), KVB_OK);
+    for (uint32_t s = 0; s < b->groups; s++) {
+        double error = 0.0, total = 0.0, mean[8] = {0}, variance = 0.0;
+        for (size_t i = 0; i < n; i++) {
+            double w = (double)c->layer[0].weight_k[i];
+            total += w;
+            for (uint32_t d = 4 * s; d < 4 * s + 4; d++) {
+                error += w * pow((double)x[i * dim + d] - (double)y[i * dim + d], 2);
+                mean[d] += w * (double)x[i * dim + d];
+                variance += w * pow((double)x[i * dim + d], 2);
+            }
+        }
+        for (uint32_t d = 4 * s; d < 4 * s + 4; d++)
+            variance -= mean[d] * mean[d] / total;
+        double promised = (double)kvb_book_quality(t.book, 0, 0, KVB_KEY)[s].train_error;
+        assert_true(fabs(error / variance - promised) < 2e-3 * promised);
+    }
+    free(x);
+    free(y);
+    free(codes);
+    free_trained(&t);
     kvb_capture_close(store);
 }
 
@@ -429,6 +505,7 @@ int main(void)
         cmocka_unit_test(test_frames),  cmocka_unit_test(test_mean),    cmocka_unit_test(test_holdout),
         cmocka_unit_test(test_meta),    cmocka_unit_test(test_refused_recipes), cmocka_unit_test(test_refused_data),
         cmocka_unit_test(test_missing_parts), cmocka_unit_test(test_left_out_rows), cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_additive), cmocka_unit_test(test_additive_codes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""rewrite_centroids.py IN.kvb OUT.kvb N: the same book, whole and sealed, of whose first group of centroids all after the
-first N repeat the first. For tests of `kvbook verify`."""
+"""rewrite_centroids.py IN.kvb OUT.kvb N [BLOCK]: the same book, whole and sealed, of whose first group of centroids (or of
+whose group or stage BLOCK, from 0) all after the first N repeat the first. For tests of `kvbook verify`."""
 import hashlib
 import struct
 import sys
@@ -14,8 +14,10 @@ at = next(at for at in range(table, table + count * size, size) if data[at:at + 
 channels, centroids = struct.unpack_from("<II", data, at + 28)
 offset, stored = struct.unpack_from("<QQ", data, at + 56)
 row = 2 * channels
+offset += row * centroids * (int(sys.argv[4]) if len(sys.argv) > 4 else 0)
 for k in range(keep, centroids):
     data[offset + k * row:offset + (k + 1) * row] = data[offset:offset + row]
+offset, = struct.unpack_from("<Q", data, at + 56)
 crc = zlib.crc32(bytes(data[offset:offset + stored]))
 struct.pack_into("<II", data, at + 80, crc, crc)
 entries = bytes(data[table:table + count * size])

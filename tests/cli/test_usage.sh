@@ -40,7 +40,7 @@ refuse "recipe misspelt" 2 'antkv' "$kvbook" calibrate --model x --text y -o "$w
 refuse "recipe missing" 2 '--recipe: missing' "$kvbook" calibrate --model x --text y -o "$work/b" --bits 1
 refuse "bits missing" 2 '--bits: missing' "$kvbook" calibrate --model x --text y -o "$work/b" --recipe antkv
 refuse "bits unknown" 2 '0\.375' "$kvbook" calibrate --model x --text y -o "$work/b" --recipe antkv --bits 1.7
-for shape in 8 x256 8x 0x256 8x3 8x1 8x131072 8x256x2 8X256; do
+for shape in 8 add:8x16 add:8x16+8 x256 8x 0x256 8x3 8x1 8x131072 8x256x2 8X256; do
     refuse "shape $shape" 2 . "$kvbook" calibrate --model x --text y -o "$work/b" --recipe antkv --bits 1 --k $shape
 done
 refuse "eval --recipe without text to calibrate on" 2 'calib-text' "$kvbook" eval --model x --text y --recipe antkv --bits 1

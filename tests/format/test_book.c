@@ -54,10 +54,16 @@ static void expect_same_codebook(const kvb_codebook *c, const kvb_book_part *p, 
 {
     assert_non_null(c);
     assert_int_equal(c->channels, p->channels);
-    assert_int_equal(c->centroids, p->centroids);
+    const uint32_t stages = p->stages > 0 ? p->stages : 1;
+    uint64_t codes = 1;
+    for (uint32_t m = 0; m < stages; m++)
+        codes *= p->centroids;
+    assert_int_equal(c->stages, stages);
+    assert_int_equal(c->stage_centroids, p->centroids);
+    assert_int_equal(c->centroids, codes);
     assert_int_equal(c->groups, head_dim / p->channels);
-    assert_int_equal(1u << c->code_bits, p->centroids);
-    for (size_t i = 0; i < (size_t)head_dim * p->centroids; i++)
+    assert_int_equal(1u << c->code_bits, codes);
+    for (size_t i = 0; i < (size_t)head_dim * stages * p->centroids; i++)
         assert_int_equal(c->table[i], kvb_half_from_float(p->table[i]));
     expect_floats(c->mean, p->mean, head_dim);
     expect_floats(c->forward, p->forward, (size_t)head_dim * head_dim);
@@ -87,6 +93,10 @@ static void test_round_trip(void **state)
     (void)state;
     sample_minimal(&sample);
     kvb_book *book = build_and_open();
+    expect_same_book(book);
+    kvb_book_close(book);
+    sample_additive(&sample);
+    book = build_and_open();
     expect_same_book(book);
     kvb_book_close(book);
     for (int compress = 0; compress < 2; compress++) {
@@ -181,6 +191,10 @@ static void test_contradictory_specs(void **state)
     expect_refused(KVB_E_USAGE, "d = 3");
     sample.part[1].centroids = 6;
     expect_refused(KVB_E_USAGE, "K = 6");
+    sample.part[1].stages = 9;
+    expect_refused(KVB_E_USAGE, "M = 9");
+    sample.part[1].stages = 6; /* 8^6 codes */
+    expect_refused(KVB_E_USAGE, "6 stages of 8 centroids make over 65536 codes");
     sample.part[0].inverse = NULL;
     expect_refused(KVB_E_USAGE, "without its inverse");
 }
@@ -207,6 +221,23 @@ static void test_bad_values(void **state)
     expect_refused(KVB_E_CHECK, "centroids are equal");
     sample.quality[0].entropy = -1;
     expect_refused(KVB_E_CHECK, "negative");
+}
+
+/* A stage that says nothing, or that its last row spoils, is found in whatever group it stands. */
+static void test_bad_stages(void **state)
+{
+    (void)state;
+    sample_additive(&sample);
+    sample.table[0][63] = INFINITY;
+    expect_refused(KVB_E_CHECK, "centroid value 63 is");
+    sample_additive(&sample);
+    for (unsigned i = 0; i < 4; i++) /* 2 rows of 2 channels: values, group 2, stage 1 */
+        sample.table[1][2 * 12 + 4 + i] = 0.5f;
+    expect_refused(KVB_E_CHECK, "group 2, stage 1: all 2 centroids are equal");
+    sample_additive(&sample);
+    for (unsigned i = 0; i < 16; i++)
+        sample.table[0][i] = 0.0f;
+    expect_refused(KVB_E_CHECK, "group 0, stage 0: all 4 centroids are equal");
 }
 
 /* An error relative to no variance is unknown, not infinite. */
@@ -251,6 +282,7 @@ int main(void)
         cmocka_unit_test(test_round_trip),          cmocka_unit_test(test_indices_outside),
         cmocka_unit_test(test_identity),            cmocka_unit_test(test_contradictory_specs),
         cmocka_unit_test(test_bad_values),          cmocka_unit_test(test_undefined_quality),
+        cmocka_unit_test(test_bad_stages),
         cmocka_unit_test(test_open_book_is_immutable),
     };
     return cmocka_run_group_tests_name("book", tests, NULL, NULL);

@@ -90,9 +90,11 @@ static void expect_codebook(const kvb_json *v, const kvb_book *book)
     kvb_kind kind = strcmp(kvb_json_string(kvb_json_get(v, "kind"), ""), "key") == 0 ? KVB_KEY : KVB_VALUE;
     const kvb_codebook *c = kvb_book_codebook(book, (uint32_t)layer, (uint32_t)head, kind);
     assert_non_null(c);
-    size_t dim = (size_t)c->groups * c->channels, count = dim * c->centroids;
+    size_t dim = (size_t)c->groups * c->channels, count = dim * c->stages * c->stage_centroids;
     expect_u64(v, "d", c->channels);
-    expect_u64(v, "K", c->centroids);
+    expect_u64(v, "K", c->stage_centroids);
+    expect_u64(v, "M", c->stages);
+    expect_u64(v, "bits", c->code_bits);
     expect_u64(v, "S", c->groups);
     float *table = malloc(count * sizeof *table);
     assert_non_null(table);
@@ -180,6 +182,7 @@ static void test_golden_books(void **state)
         skip();
     }
     check_golden("minimal.kvb");
+    check_golden("additive.kvb");
     check_golden("full.kvb");
     check_golden("packed.kvb");
     check_golden("newer-minor.kvb");

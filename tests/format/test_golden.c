@@ -35,6 +35,8 @@ static void test_writer_is_stable(void **state)
     expect_written(&sample, "minimal.kvb");
     sample_full(&sample);
     expect_written(&sample, "full.kvb");
+    sample_additive(&sample);
+    expect_written(&sample, "additive.kvb");
 }
 
 static void expect_sample_content(const char *name)
@@ -63,7 +65,21 @@ static void test_golden_books_open(void **state)
     expect_sample_content("newer-minor.kvb");
 }
 
-static const char *const golden[] = {"minimal.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb"};
+static void test_additive_book_opens(void **state)
+{
+    (void)state;
+    char path[512];
+    kvb_book *book;
+    assert_int_equal(kvb_book_open(scratch_path("tests/golden", "additive.kvb", path), &book, NULL), KVB_OK);
+    const kvb_codebook *k = kvb_book_codebook(book, 0, 0, KVB_KEY), *v = kvb_book_codebook(book, 0, 0, KVB_VALUE);
+    assert_true(k->stages == 2 && k->stage_centroids == 4 && k->centroids == 16 && k->code_bits == 4);
+    assert_true(v->stages == 3 && v->stage_centroids == 2 && v->centroids == 8 && v->code_bits == 3);
+    assert_int_equal(k->groups, 2);
+    assert_int_equal(v->groups, 4);
+    kvb_book_close(book);
+}
+
+static const char *const golden[] = {"minimal.kvb", "additive.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb"};
 
 static void expect_damage_seen(const uint8_t *bytes, size_t size, const char *how, size_t at)
 {
@@ -109,6 +125,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_writer_is_stable),
         cmocka_unit_test(test_golden_books_open),
+        cmocka_unit_test(test_additive_book_opens),
         cmocka_unit_test(test_every_truncation),
         cmocka_unit_test(test_every_byte_flipped),
     };

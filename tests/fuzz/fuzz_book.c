@@ -21,9 +21,10 @@ static void read_codebook(const kvb_book *book, uint32_t layer, uint32_t head, k
     const kvb_quality *q = kvb_book_quality(book, layer, head, kind);
     if (c == NULL)
         return;
-    if ((size_t)c->groups * c->channels != dim || 1u << c->code_bits != c->centroids)
+    if ((size_t)c->groups * c->channels != dim || 1u << c->code_bits != c->centroids ||
+        c->stages * (uint32_t)__builtin_ctz(c->stage_centroids) != c->code_bits)
         abort();
-    for (size_t i = 0; i < dim * c->centroids; i++)
+    for (size_t i = 0; i < dim * c->stages * c->stage_centroids; i++)
         sink += c->table[i];
     read_floats(c->mean, dim);
     read_floats(c->forward, dim * dim);

@@ -139,6 +139,10 @@ def full():
     return Book("full.kvb")
 
 
+def additive():
+    return Book("additive.kvb")
+
+
 def header_case(name, message, **fields):
     b = minimal()
     b.header = fields
@@ -396,6 +400,31 @@ def code_cases():
     content_case("code-equal-zeros", "group 0: all 2 centroids are equal", "CODE", 0, "Q", 0x8000000000008000)
 
 
+def additive_cases():
+    nan = 0x7E00
+    for M in (0, SHARED):
+        entry_case("additive-stages-%d" % M, "M = %d stages" % M, "CODE", base=additive, shape1=M)
+    for name, message, M, K in (("stages-9", "M = 9 stages", 9, 2), ("too-many-codes", "8 stages of 8 centroids make over", 8, 8),
+                                ("1-stage", "1 stage in a shape of 4 dimensions", 1, 4)):
+        b = additive()
+        values = b"".join(struct.pack("<e", i % 19) for i in range(2 * M * K * 4))
+        b.find("CODE").raw(values).set(K=K, shape1=M, shape2=K)
+        case("additive-" + name, message, b.build())
+    entry_case("additive-plain-in-4-dims", "shape[3] is 0, expected 2", "CODE", dims=4)
+    entry_case("additive-stages-not-in-size", "another size", "CODE", base=additive, shape1=4)
+    entry_case("additive-k-3", "K = 3", "CODE", base=additive, K=3, shape2=3)
+    entry_case("additive-k-is-total", "shape[2] is 4, expected 16", "CODE", base=additive, K=16)
+    entry_case("additive-shape-k", "shape[2] is 8, expected 4", "CODE", base=additive, shape2=8)
+    entry_case("additive-shape-d", "shape[3] is 2, expected 4", "CODE", base=additive, shape3=2)
+    entry_case("additive-dims-3", "shape[1] is 2, expected 4", "CODE", base=additive, dims=3)
+    content_case("additive-nan", "group 1, stage 1, centroid 3, channel 3 is not a finite", "CODE", 126, "H", nan,
+                 base=additive)
+    b = additive()
+    s = b.find("CODE", 1)  # values: stages of 8 bytes
+    s.raw(s.data[:32] + s.data[32:36] * 2 + s.data[40:])
+    case("additive-stage-equal", "group 1, stage 1: all 2 centroids are equal", b.build())
+
+
 def transform_cases():
     nan = float("nan")
     content_case("mean-nan", "MEAN, layer 0, head 0, key): value 2", "MEAN", 8, "f", nan, base=full)
@@ -453,6 +482,7 @@ def main():
     zlib_cases()
     geometry_cases()
     code_cases()
+    additive_cases()
     transform_cases()
     names = [c[0] for c in CASES]
     if len(set(names)) != len(names):

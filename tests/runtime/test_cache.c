@@ -260,6 +260,8 @@ static void odd_shapes(void **state)
     run_case(&(rt_shape){.layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 64, .channels = 32, .centroids = 64,
                          .frame = KVB_FRAME_BLOCK, .rope_block = 16, .rope_style = KVB_ROPE_INTERLEAVED,
                          .rope_dims = 64, .transform = true, .seed = 4}, &policy, 50);
+    run_case(&(rt_shape){.layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 16, .channels = 8, .centroids = 4, .stages = 3,
+                         .rope_style = KVB_ROPE_HALF, .rope_dims = 16, .seed = 5}, &policy, 60);
 }
 
 static void policies_at_their_ends(void **state)

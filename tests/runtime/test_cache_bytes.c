@@ -71,6 +71,21 @@ static void bytes_by_hand(void **state)
     kvb_book_close(book);
 }
 
+/* Two stages of 8 hold 64 centroids in the bytes of 16: what is stored counts, and codes have 6 bits. */
+static void additive_bytes_by_hand(void **state)
+{
+    (void)state;
+    const kvb_policy policy = {.window = 32};
+    rt_shape additive = shape;
+    additive.stages = 2;
+    kvb_book *book = rt_book_make(&additive, &policy);
+    assert_non_null(book);
+    kvb_cache_bytes b = kvb_cache_predict_bytes(book, &policy, 132);
+    assert_int_equal(b.codes, 2 * 2 * 100 * 2 * 3);
+    assert_int_equal(b.codebooks, 2 * 2 * 2 * (16 * 2 * 8 * 2 + 16 * 4 + 2 * 16 * 16 * 4));
+    kvb_book_close(book);
+}
+
 static void exact_cache_holds_half_floats(void **state)
 {
     (void)state;
@@ -100,6 +115,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(predicted_equals_counted),
         cmocka_unit_test(bytes_by_hand),
+        cmocka_unit_test(additive_bytes_by_hand),
         cmocka_unit_test(exact_cache_holds_half_floats),
         cmocka_unit_test(nothing_of_nothing),
     };

@@ -5,6 +5,7 @@
 
 #include "format/base/half.h"
 #include "format/base/nearest.h"
+#include "format/book_write.h"
 #include "kvbook/cache.h"
 #include "tests/support/cm.h"
 #include "tests/support/rt_book.h"
@@ -26,10 +27,23 @@ static void transform(const kvb_codebook *b, uint32_t dim, const float *x, float
     }
 }
 
+/* One channel of one centroid: the rows that the code names, added in float from stage 0 on. */
+static float centroid_value(const kvb_codebook *b, uint32_t group, uint32_t code, uint32_t channel)
+{
+    float sum = 0.0f;
+    for (uint32_t m = 0; m < b->stages; m++, code /= b->stage_centroids) {
+        size_t row = ((size_t)group * b->stages + m) * b->stage_centroids + code % b->stage_centroids;
+        float value = kvb_half_to_float(b->table[row * b->channels + channel]);
+        sum = m == 0 ? value : sum + value;
+    }
+    return sum;
+}
+
 static void centroids_of(const kvb_codebook *b, uint32_t group, float *table)
 {
-    size_t values = (size_t)b->centroids * b->channels;
-    kvb_half_to_floats(table, b->table + group * values, values);
+    for (uint32_t k = 0; k < b->centroids; k++)
+        for (uint32_t i = 0; i < b->channels; i++)
+            table[(size_t)k * b->channels + i] = centroid_value(b, group, k, i);
 }
 
 /* Codes name a centroid as near as the nearest; where they differ it is a tie within rounding. */
@@ -60,18 +74,20 @@ static void check_decoded(const kvb_codebook *b, uint32_t dim, const uint32_t *c
         double sum = b->mean != NULL ? (double)b->mean[i] : 0.0;
         for (uint32_t j = 0; j < dim; j++) {
             uint32_t s = j / b->channels;
-            size_t at = ((size_t)s * b->centroids + codes[s]) * b->channels + j % b->channels;
-            double value = (double)kvb_half_to_float(b->table[at]);
+            double value = (double)centroid_value(b, s, codes[s], j % b->channels);
             sum += b->inverse != NULL ? (double)b->inverse[(size_t)i * dim + j] * value : i == j ? value : 0.0;
         }
         assert_true(fabs(sum - (double)x[i]) < 1e-4);
+        if (b->mean == NULL && b->inverse == NULL) /* to the last bit: the order of the sum is part of the format */
+            assert_true(sum == (double)x[i]);
     }
 }
 
-static void check_shape(uint32_t dim, uint32_t channels, uint32_t centroids, bool transforms)
+static void check_stages(uint32_t dim, uint32_t channels, uint32_t stages, uint32_t centroids, bool transforms)
 {
     const rt_shape shape = {.layers = 1, .heads = 1, .kv_heads = 1, .head_dim = dim, .channels = channels,
-                            .centroids = centroids, .transform = transforms, .seed = dim + centroids};
+                            .centroids = centroids, .transform = transforms, .seed = dim + centroids,
+                            .stages = stages};
     kvb_book *book = rt_book_make(&shape, &no_policy);
     assert_non_null(book);
     const kvb_codebook *b = kvb_book_codebook(book, 0, 0, KVB_KEY);
@@ -93,6 +109,47 @@ static void check_shape(uint32_t dim, uint32_t channels, uint32_t centroids, boo
     free(codes);
     free(one);
     kvb_book_close(book);
+}
+
+static void check_shape(uint32_t dim, uint32_t channels, uint32_t centroids, bool transforms)
+{
+    check_stages(dim, channels, 0, centroids, transforms);
+}
+
+static void additive_codebooks(void **state)
+{
+    (void)state;
+    check_stages(64, 8, 2, 16, false);
+    check_stages(20, 5, 3, 4, false);
+    check_stages(6, 2, 8, 2, false);
+    check_stages(8, 8, 4, 16, false);
+    check_stages(32, 16, 2, 16, true);
+    check_stages(12, 3, 6, 4, true);
+}
+
+/* Sums that float cannot hold: (1 + e) + e is 1 where 1 + (e + e) is not. The order is part of the format. */
+static void order_of_stages(void **state)
+{
+    (void)state;
+    const float e = 0x1p-24f, table[2][6] = {{1, -1, 0, e, 0, e}, {0, e, 0, e, 1, -1}};
+    const kvb_layer layer = {.heads = 1, .kv_heads = 1, .head_dim = 1, .attention_scale = 1.0};
+    kvb_book_part part[2];
+    for (int kind = 0; kind < 2; kind++)
+        part[kind] = (kvb_book_part){.channels = 1, .centroids = 2, .stages = 3, .table = table[kind]};
+    const kvb_book_spec spec = {.layers = 1, .layer = &layer, .part = part, .part_heads = 1, .meta_json = "{}"};
+    uint8_t *image;
+    size_t size;
+    kvb_book *book;
+    assert_int_equal(kvb_book_build(&spec, &image, &size, NULL), KVB_OK);
+    assert_int_equal(kvb_book_open_memory(image, size, "stages", &book, NULL), KVB_OK);
+    float x[2];
+    const uint32_t all = 6, ends = 3; /* rows 0, 1, 1 and 1, 1, 0 */
+    assert_int_equal(kvb_decode(kvb_book_codebook(book, 0, 0, KVB_KEY), 1, &all, 1, x, NULL), KVB_OK);
+    assert_int_equal(kvb_decode(kvb_book_codebook(book, 0, 0, KVB_VALUE), 1, &ends, 1, x + 1, NULL), KVB_OK);
+    assert_true(x[0] == 1.0f);
+    assert_true(x[1] == 1.0f + 0x1p-23f);
+    kvb_book_close(book);
+    free(image);
 }
 
 static void plain_codebooks(void **state)
@@ -146,6 +203,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_codebooks),
         cmocka_unit_test(transformed_codebooks),
+        cmocka_unit_test(additive_codebooks),
+        cmocka_unit_test(order_of_stages),
         cmocka_unit_test(bad_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -102,7 +102,7 @@ static void causal_equals_the_cache_in_any_shape(void **state)
     (void)state;
     const kvb_policy policy = {.anchor_fraction = 0.05, .score = KVB_SCORE_EXACT_K, .window = 20, .sinks = 3};
     const kvb_policy plain = {.window = 20};
-    rt_shape shape[5] = {base, base, base, base, base};
+    rt_shape shape[7] = {base, base, base, base, base, base, base};
     shape[0].frame = KVB_FRAME_POST;
     shape[1].frame = KVB_FRAME_BLOCK;
     shape[1].rope_block = 16;
@@ -114,7 +114,13 @@ static void causal_equals_the_cache_in_any_shape(void **state)
     shape[3].last_exact = true;
     shape[4] = (rt_shape){.layers = 1, .heads = 66, .kv_heads = 1, .head_dim = 10, .channels = 5, .centroids = 4,
                           .rope_style = KVB_ROPE_NONE, .seed = 3};
-    for (size_t i = 0; i < 5; i++)
+    shape[5].stages = 2;
+    shape[6].stages = 3;
+    shape[6].centroids = 4;
+    shape[6].transform = true;
+    shape[6].frame = KVB_FRAME_BLOCK;
+    shape[6].rope_block = 16;
+    for (size_t i = 0; i < 7; i++)
         for (uint32_t tokens = 1; tokens < 200; tokens = 2 * tokens + 3) {
             check_equals_cache(shape + i, &policy, tokens);
             check_equals_cache(shape + i, &plain, tokens);

@@ -61,10 +61,16 @@ static void make_transform(uint32_t dim, uint64_t key, float *forward, float *in
     free(direction);
 }
 
+/* Floats of one head's table. */
+static size_t table_floats(const rt_shape *s)
+{
+    return (size_t)s->head_dim * s->centroids * (s->stages > 0 ? s->stages : 1);
+}
+
 static void make_part(const rt_shape *s, kvb_book_part *part, float *memory, uint64_t key)
 {
-    const size_t dim = s->head_dim, table = (size_t)s->centroids * dim;
-    *part = (kvb_book_part){.channels = s->channels, .centroids = s->centroids, .table = memory};
+    const size_t dim = s->head_dim, table = table_floats(s);
+    *part = (kvb_book_part){.channels = s->channels, .centroids = s->centroids, .stages = s->stages, .table = memory};
     rt_normal(memory, table, key);
     if (!s->transform)
         return;
@@ -91,7 +97,7 @@ static kvb_book *build(const kvb_book_spec *spec)
 
 kvb_book *rt_book_make(const rt_shape *s, const kvb_policy *policy)
 {
-    const size_t dim = s->head_dim, floats = s->centroids * dim + (s->transform ? dim + 2 * dim * dim : 0);
+    const size_t dim = s->head_dim, floats = table_floats(s) + (s->transform ? dim + 2 * dim * dim : 0);
     const size_t parts = (size_t)s->layers * s->kv_heads * 2;
     kvb_layer *layer = calloc(s->layers, sizeof *layer);
     kvb_book_part *part = calloc(parts, sizeof *part);

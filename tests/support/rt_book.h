@@ -8,7 +8,7 @@
 #include "kvbook/cache.h"
 
 typedef struct rt_shape {
-    uint32_t layers, heads, kv_heads, head_dim, channels, centroids;
+    uint32_t layers, heads, kv_heads, head_dim, channels, centroids; /* centroids: of each stage */
     kvb_rope_frame frame;
     uint32_t rope_block;
     kvb_rope_style rope_style;
@@ -17,6 +17,7 @@ typedef struct rt_shape {
     bool transform;    /* means and a linear transform */
     bool last_exact;   /* the last layer is KVB_LAYER_UNSUPPORTED */
     uint64_t seed;
+    uint32_t stages;   /* of additive codebooks; 0: plain */
 } rt_shape;
 
 /* NULL if anything fails; the error is printed. */

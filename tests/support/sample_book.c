@@ -28,6 +28,24 @@ void sample_minimal(sample_book *b)
                               .policy = {.anchor_fraction = 0.25, .window = 32}, .meta_json = SAMPLE_META};
 }
 
+void sample_additive(sample_book *b)
+{
+    memset(b, 0, sizeof *b);
+    b->layer[0] = (kvb_layer){.heads = 2, .kv_heads = 1, .head_dim = 8, .rope_style = KVB_ROPE_HALF, .rope_dims = 8,
+                              .rope_base = 10000, .attention_scale = 0.375};
+    fill_table(b->table[0], 64, 3);
+    fill_table(b->table[1], 48, 5);
+    for (uint32_t s = 0; s < 4; s++)
+        b->quality[s] = (kvb_quality){.train_error = 0.25f, .heldout_error = 0.5f, .usage = 1, .entropy = 2.5f};
+    b->part[0] = part_of(b->table[0], 4, 4);
+    b->part[0].stages = 2;
+    b->part[1] = part_of(b->table[1], 2, 2);
+    b->part[1].stages = 3;
+    b->part[1].quality = b->quality;
+    b->spec = (kvb_book_spec){.layers = 1, .layer = b->layer, .part = b->part, .part_heads = 1,
+                              .policy = {.anchor_fraction = 0.25, .window = 32}, .meta_json = SAMPLE_META};
+}
+
 /* Blocks [1 1/2; 0 1] and their inverses: exact in float32. */
 static void fill_transform(sample_book *b)
 {

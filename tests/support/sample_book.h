@@ -1,4 +1,4 @@
-/* Two small specs whose every number is exact in binary, for golden files and tests. */
+/* Small specs whose every number is exact in binary, for golden files and tests. */
 #ifndef KVB_TESTS_SAMPLE_BOOK_H
 #define KVB_TESTS_SAMPLE_BOOK_H
 
@@ -21,5 +21,7 @@ void sample_minimal(sample_book *b);
 /* Three layers: full attention with everything a head can have, sliding with a partial interleaved RoPE and the block
  * frame, and an unsupported one. */
 void sample_full(sample_book *b);
+/* One layer of one head, D = 8: keys of 2 stages of 4 in groups of 4, values of 3 stages of 2 in groups of 2. */
+void sample_additive(sample_book *b);
 
 #endif
