@@ -15,6 +15,7 @@ enum { RECIPE_MOST_BYTES = 1 << 20, MOST_CHANNELS = 64, MOST_CENTROIDS = 65536, 
 
 static const char *const weightings[] = {"none", "exact-k", "exact-v"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
+static const char *const forms[] = {"half", "fine"}; /* by kvb_exact_form */
 static const char *const seedings[] = {"kmeans++", "random"};
 
 /* What a failing check needs to name its place. */
@@ -153,13 +154,23 @@ static const char *parse_shape(const char *text, uint32_t *channels, uint32_t *c
     return NULL;
 }
 
+static kvb_status read_fine(const recipe_reader *r, const char *name, kvb_recipe_kind *k, const kvb_json *shape)
+{
+    char place[32];
+    if (shape == NULL)
+        return KVB_OK;
+    const char *problem = parse_shape(kvb_json_string(shape, ""), &k->fine_channels, &k->fine_centroids);
+    snprintf(place, sizeof place, "%s.fine", name);
+    return problem == NULL ? KVB_OK : refuse(r, place, "%s", problem);
+}
+
 static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_json *object)
 {
-    static const char *const members[] = {"weights", "mean", "shape", "frame"};
+    static const char *const members[] = {"weights", "mean", "shape", "fine", "frame"};
     const char *name = kind == KVB_KEY ? "keys" : "values";
     kvb_recipe_kind *k = &r->recipe->kind[kind];
     char place[32];
-    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 4 : 3);
+    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 5 : 4);
     if (status != KVB_OK || object == NULL)
         return status;
     uint32_t weights = k->weights;
@@ -170,6 +181,8 @@ static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_jso
     k->weights = (kvb_weighting)weights;
     snprintf(place, sizeof place, "%s.mean", name);
     status = read_bool(r, place, kvb_json_get(object, "mean"), &k->mean);
+    if (status == KVB_OK)
+        status = read_fine(r, name, k, kvb_json_get(object, "fine"));
     const kvb_json *shape = kvb_json_get(object, "shape");
     if (status != KVB_OK || shape == NULL)
         return status;
@@ -196,7 +209,7 @@ static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)
 
 static kvb_status read_cache(const recipe_reader *r, const kvb_json *object)
 {
-    static const char *const members[] = {"anchors", "score", "window", "sinks"};
+    static const char *const members[] = {"anchors", "score", "window", "sinks", "exact"};
     kvb_policy *p = &r->recipe->policy;
     kvb_status status = check_members(r, "cache", object, members, COUNT(members));
     if (status != KVB_OK)
@@ -214,7 +227,23 @@ static kvb_status read_cache(const recipe_reader *r, const kvb_json *object)
         status = read_u32(r, "cache.window", kvb_json_get(object, "window"), 0, 1u << 30, &p->window);
     if (status == KVB_OK)
         status = read_u32(r, "cache.sinks", kvb_json_get(object, "sinks"), 0, 1u << 30, &p->sinks);
+    uint32_t form = p->exact;
+    if (status == KVB_OK)
+        status = read_word(r, "cache.exact", kvb_json_get(object, "exact"), forms, COUNT(forms), &form);
+    p->exact = (kvb_exact_form)form;
     return status;
+}
+
+/* Members that only make sense together. */
+static kvb_status check_fine(const recipe_reader *r)
+{
+    const kvb_recipe_kind *k = r->recipe->kind;
+    if ((k[KVB_KEY].fine_channels != 0) != (k[KVB_VALUE].fine_channels != 0))
+        return refuse(r, k[KVB_KEY].fine_channels != 0 ? "values.fine" : "keys.fine",
+                      "missing; keys and values have a fine shape both or neither");
+    if (r->recipe->policy.exact == KVB_EXACT_FINE && !kvb_recipe_has_fine(r->recipe))
+        return refuse(r, "cache.exact", "\"fine\" needs a fine shape for keys and values, such as \"fine\": \"2x256\"");
+    return KVB_OK;
 }
 
 static kvb_status read_texts(const recipe_reader *r, const kvb_json *root)
@@ -257,7 +286,7 @@ static kvb_status read_recipe(const recipe_reader *r)
         status = read_kmeans(r, kvb_json_get(root, "kmeans"));
     if (status == KVB_OK)
         status = read_cache(r, kvb_json_get(root, "cache"));
-    return status;
+    return status == KVB_OK ? check_fine(r) : status;
 }
 
 static bool is_path(const char *name)
@@ -351,6 +380,11 @@ kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *s
         return KVB_OK;
     return kvb_fail(err, KVB_E_USAGE, kind == KVB_KEY ? "shape of the keys" : "shape of the values",
                     "found \"%s\": %s", quoted(shape, word, sizeof word), problem);
+}
+
+bool kvb_recipe_has_fine(const kvb_recipe *recipe)
+{
+    return recipe->kind[KVB_KEY].fine_channels != 0 && recipe->kind[KVB_VALUE].fine_channels != 0;
 }
 
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe)

@@ -4,10 +4,11 @@
  *    "keys":   {"frame": "pre", "weights": "exact-k", "mean": false},
  *    "values": {"weights": "exact-v", "mean": false},
  *    "kmeans": {"iterations": 15, "seeding": "kmeans++"},
- *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0}}
+ *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0, "exact": "half"}}
  *
  * Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
- * "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of the command line overrides. */
+ * "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of the command line overrides, and, both or
+ * neither, "fine": "2x256": a second codebook, for the tokens that "exact": "fine" keeps. */
 #ifndef KVB_CALIB_RECIPE_H
 #define KVB_CALIB_RECIPE_H
 
@@ -35,6 +36,7 @@ typedef struct kvb_recipe_kind {
     bool mean;           /* remove the weighted mean before grouping channels */
     uint32_t channels;   /* d; 0: from the bits asked for */
     uint32_t centroids;  /* K */
+    uint32_t fine_channels, fine_centroids; /* of the fine codebook; 0: none */
 } kvb_recipe_kind;
 
 typedef struct kvb_recipe {
@@ -59,6 +61,8 @@ void kvb_recipe_free(kvb_recipe *recipe);
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 /* "8x256": d x K for one kind. */
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
+/* Whether the book gets fine codebooks. */
+bool kvb_recipe_has_fine(const kvb_recipe *recipe);
 /* Mean of log2(K)/d over keys and values. */
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe);
 

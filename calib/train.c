@@ -17,6 +17,8 @@ typedef struct layer_result {
     float *table;         /* all codebooks, one after the other */
     float *mean[2];       /* [G][D] by kind, or NULL */
     kvb_quality *quality; /* [codebooks] in the same order */
+    float *fine_table;    /* fine codebooks, one after the other, or NULL */
+    kvb_book_part *fine;  /* [G][2] or NULL */
 } layer_result;
 
 typedef struct trainer {
@@ -31,12 +33,15 @@ typedef struct trainer {
     uint64_t done, total; /* codebooks */
     double error_sum[2], heldout_sum[2];
     uint64_t error_count[2];
+    double fine_sum[2]; /* training errors of fine codebooks */
+    uint64_t fine_count[2];
 } trainer;
 
-/* One layer at work: problems in the order head, kind, group. */
+/* One layer at work: problems in the order head, kind, group; first of the codebooks, then of the fine ones. */
 typedef struct layer_job {
     trainer *t;
     uint32_t layer;
+    bool fine;
     kvb_train_points points[2];
     kvb_kmeans_problem *problem;
     kvb_kmeans_result *result;
@@ -48,9 +53,27 @@ void kvb_train_options_init(kvb_train_options *options)
     *options = (kvb_train_options){.holdout_every = 16};
 }
 
-static uint32_t groups_of(const trainer *t, uint32_t layer, int kind)
+static uint32_t channels_of(const trainer *t, int kind, bool fine)
 {
-    return t->capture->geometry[layer].head_dim / t->recipe->kind[kind].channels;
+    return fine ? t->recipe->kind[kind].fine_channels : t->recipe->kind[kind].channels;
+}
+
+static uint32_t centroids_of(const trainer *t, int kind, bool fine)
+{
+    return fine ? t->recipe->kind[kind].fine_centroids : t->recipe->kind[kind].centroids;
+}
+
+static uint32_t most_centroids(const trainer *t)
+{
+    uint32_t most = 0;
+    for (int i = 0; i < 4; i++)
+        most = centroids_of(t, i % 2, i > 1) > most ? centroids_of(t, i % 2, i > 1) : most;
+    return most;
+}
+
+static uint32_t groups_of(const trainer *t, uint32_t layer, int kind, bool fine)
+{
+    return t->capture->geometry[layer].head_dim / channels_of(t, kind, fine);
 }
 
 static bool is_trained(const trainer *t, uint32_t layer)
@@ -58,35 +81,40 @@ static bool is_trained(const trainer *t, uint32_t layer)
     return t->capture->geometry[layer].kind != KVB_LAYER_UNSUPPORTED;
 }
 
-/* Codebooks of a layer. */
-static size_t count_books(const trainer *t, uint32_t layer)
+/* Codebooks of a layer: the coarse or the fine ones. */
+static size_t count_books(const trainer *t, uint32_t layer, bool fine)
 {
-    return is_trained(t, layer) ? (size_t)t->capture->geometry[layer].kv_heads *
-                                      (groups_of(t, layer, KVB_KEY) + groups_of(t, layer, KVB_VALUE))
-                                : 0;
+    if (!is_trained(t, layer) || (fine && !kvb_recipe_has_fine(t->recipe)))
+        return 0;
+    return (size_t)t->capture->geometry[layer].kv_heads *
+           (groups_of(t, layer, KVB_KEY, fine) + groups_of(t, layer, KVB_VALUE, fine));
 }
 
-static kvb_status check_shape(const trainer *t, uint32_t layer, kvb_kind kind, kvb_error *err)
+static size_t count_all_books(const trainer *t, uint32_t layer)
+{
+    return count_books(t, layer, false) + count_books(t, layer, true);
+}
+
+static kvb_status check_shape(const trainer *t, uint32_t layer, kvb_kind kind, bool fine, kvb_error *err)
 {
     char where[64];
-    const kvb_recipe_kind *k = &t->recipe->kind[kind];
+    const uint32_t channels = channels_of(t, kind, fine), centroids = centroids_of(t, kind, fine);
     uint32_t dim = t->capture->geometry[layer].head_dim;
-    snprintf(where, sizeof where, "layer %u, %s", layer, kvb_train_kind_name(kind));
-    if (k->channels == 0 || k->centroids == 0)
+    snprintf(where, sizeof where, "layer %u, %s%s", layer, kvb_train_kind_name(kind), fine ? " (fine)" : "");
+    if (channels == 0 || centroids == 0)
         return kvb_fail(err, KVB_E_USAGE, where,
                         "recipe \"%s\" leaves the shape open: give the bits, or a shape d x K", t->recipe->name);
     if (dim > KVB_TRAIN_MOST_DIM)
         return kvb_fail(err, KVB_E_USAGE, where, "heads of %u channels; at most %d are supported", dim,
                         KVB_TRAIN_MOST_DIM);
-    if (dim % k->channels != 0)
+    if (dim % channels != 0)
         return kvb_fail(err, KVB_E_USAGE, where,
-                        "groups of %u channels do not divide a head of %u; choose d among its divisors", k->channels,
-                        dim);
-    if (t->capture->rows < k->centroids)
+                        "groups of %u channels do not divide a head of %u; choose d among its divisors", channels, dim);
+    if (t->capture->rows < centroids)
         return kvb_fail(err, KVB_E_USAGE, where,
                         "%" PRIu64 " rows for %u centroids: expected at least as many rows, and 64 a centroid (%" PRIu64
                         ") for a good book; capture more text or choose a smaller K",
-                        t->capture->rows, k->centroids, (uint64_t)64 * k->centroids);
+                        t->capture->rows, centroids, (uint64_t)64 * centroids);
     return KVB_OK;
 }
 
@@ -96,8 +124,8 @@ static kvb_status check_all(const trainer *t, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "capture", "%u layers and %" PRIu64 " rows: nothing to train on",
                         t->capture->layers, t->capture->rows);
     for (uint32_t l = 0; l < t->capture->layers; l++)
-        for (int kind = 0; is_trained(t, l) && kind < 2; kind++) {
-            kvb_status status = check_shape(t, l, (kvb_kind)kind, err);
+        for (int i = 0; is_trained(t, l) && i < (kvb_recipe_has_fine(t->recipe) ? 4 : 2); i++) {
+            kvb_status status = check_shape(t, l, (kvb_kind)(i % 2), i > 1, err);
             if (status != KVB_OK)
                 return status;
         }
@@ -111,8 +139,7 @@ static kvb_status check_all(const trainer *t, kvb_error *err)
 static uint32_t choose_holdout(const trainer *t)
 {
     uint64_t rows = t->capture->rows, every = t->options->holdout_every;
-    uint32_t most = t->recipe->kind[0].centroids > t->recipe->kind[1].centroids ? t->recipe->kind[0].centroids
-                                                                                : t->recipe->kind[1].centroids;
+    uint32_t most = most_centroids(t);
     if (every < 2 || rows / KVB_HOLDOUT_BLOCK < every)
         return 0;
     uint64_t held = (rows / KVB_HOLDOUT_BLOCK / every + 1) * KVB_HOLDOUT_BLOCK;
@@ -125,7 +152,7 @@ static kvb_status create(trainer *t, kvb_error *err)
     t->holdout_every = choose_holdout(t);
     for (uint32_t l = 0; l < c->layers; l++) {
         t->part_heads = c->geometry[l].kv_heads > t->part_heads ? c->geometry[l].kv_heads : t->part_heads;
-        t->total += count_books(t, l);
+        t->total += count_all_books(t, l);
     }
     t->layer = kvb_alloc_array(c->layers, sizeof *t->layer);
     t->part = kvb_alloc_zeroed((size_t)c->layers * t->part_heads * 2, sizeof *t->part);
@@ -147,6 +174,8 @@ static void destroy(trainer *t)
         free(t->result[l].mean[0]);
         free(t->result[l].mean[1]);
         free(t->result[l].quality);
+        free(t->result[l].fine_table);
+        free(t->result[l].fine);
     }
     free(t->result);
     free(t->part);
@@ -154,11 +183,11 @@ static void destroy(trainer *t)
 }
 
 /* Floats of a layer's tables: G heads of S*K*d = K*D, for K and for V. */
-static size_t table_floats(const trainer *t, uint32_t layer)
+static size_t table_floats(const trainer *t, uint32_t layer, bool fine)
 {
     const kvb_layer *g = &t->capture->geometry[layer];
     return (size_t)g->kv_heads * g->head_dim *
-           ((size_t)t->recipe->kind[KVB_KEY].centroids + t->recipe->kind[KVB_VALUE].centroids);
+           ((size_t)centroids_of(t, KVB_KEY, fine) + centroids_of(t, KVB_VALUE, fine));
 }
 
 /* The group's points inside the captured half floats, or inside the moved copy. */
@@ -167,7 +196,7 @@ static kvb_kmeans_problem make_problem(const layer_job *job, uint32_t head, int 
     const trainer *t = job->t;
     const kvb_train_points *p = &job->points[kind];
     const kvb_capture_layer *l = &t->capture->layer[job->layer];
-    uint32_t dim = t->capture->geometry[job->layer].head_dim, channels = t->recipe->kind[kind].channels;
+    uint32_t dim = t->capture->geometry[job->layer].head_dim, channels = channels_of(t, kind, job->fine);
     size_t first = head * (size_t)t->capture->rows * dim + (size_t)group * channels;
     const uint16_t *half = (kind == KVB_KEY ? l->keys : l->values) + first;
     return (kvb_kmeans_problem){
@@ -176,9 +205,9 @@ static kvb_kmeans_problem make_problem(const layer_job *job, uint32_t head, int 
         .count = (size_t)t->capture->rows,
         .stride = dim,
         .channels = channels,
-        .centroids = t->recipe->kind[kind].centroids,
+        .centroids = centroids_of(t, kind, job->fine),
         .weights = p->weight != NULL ? p->weight + head * (size_t)t->capture->rows : NULL,
-        .seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind, group),
+        .seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind + (job->fine ? 2 : 0), group),
         .table = table,
     };
 }
@@ -199,9 +228,30 @@ static void fill_problems(layer_job *job)
                 .mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL,
                 .quality = r->quality + job->count,
             };
-            for (uint32_t group = 0; group < groups_of(t, job->layer, kind); group++) {
+            for (uint32_t group = 0; group < groups_of(t, job->layer, kind, false); group++) {
                 job->problem[job->count++] = make_problem(job, head, kind, group, table);
                 table += (size_t)k->centroids * k->channels;
+            }
+        }
+}
+
+/* The same points again, in groups of the fine shapes. */
+static void fill_fine_problems(layer_job *job)
+{
+    trainer *t = job->t;
+    layer_result *r = &t->result[job->layer];
+    float *table = r->fine_table;
+    job->fine = true;
+    job->count = 0;
+    for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
+        for (int kind = 0; kind < 2; kind++) {
+            const uint32_t channels = channels_of(t, kind, true), centroids = centroids_of(t, kind, true);
+            kvb_book_part *fine = &r->fine[head * 2 + (uint32_t)kind];
+            *fine = (kvb_book_part){.channels = channels, .centroids = centroids, .table = table};
+            t->part[((size_t)job->layer * t->part_heads + head) * 2 + (size_t)kind].fine = fine;
+            for (uint32_t group = 0; group < groups_of(t, job->layer, kind, true); group++) {
+                job->problem[job->count++] = make_problem(job, head, kind, group, table);
+                table += (size_t)centroids * channels;
             }
         }
 }
@@ -212,7 +262,8 @@ static int forward_progress(void *user, const char *step, uint64_t done, uint64_
     const trainer *t = job->t;
     (void)step;
     uint64_t share = total != 0 ? done * job->count / total : 0;
-    return t->options->progress(t->options->progress_user, "train", t->done + share, t->total);
+    uint64_t before = t->done + (job->fine ? count_books(t, job->layer, false) : 0);
+    return t->options->progress(t->options->progress_user, "train", before + share, t->total);
 }
 
 static kvb_status solve(layer_job *job, kvb_error *err)
@@ -243,16 +294,21 @@ static kvb_status judge(layer_job *job, kvb_error *err)
     size_t i = 0;
     for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
         for (int kind = 0; kind < 2; kind++)
-            for (uint32_t group = 0; group < groups_of(t, job->layer, kind); group++, i++) {
+            for (uint32_t group = 0; group < groups_of(t, job->layer, kind, job->fine); group++, i++) {
                 const kvb_kmeans_result *r = &job->result[i];
                 if (!(r->variance > 0.0)) {
                     char where[128];
-                    snprintf(where, sizeof where, "layer %u, KV head %u, %s, group %u", job->layer, head,
-                             kvb_train_kind_name((kvb_kind)kind), group);
+                    snprintf(where, sizeof where, "layer %u, KV head %u, %s, %sgroup %u", job->layer, head,
+                             kvb_train_kind_name((kvb_kind)kind), job->fine ? "fine " : "", group);
                     return kvb_fail(err, KVB_E_CHECK, where,
                                     "all rows are equal: expected data that varies; is the capture what it should be?");
                 }
                 double error = r->train_error / r->variance, heldout = r->heldout_error / r->heldout_variance;
+                if (job->fine) {
+                    t->fine_sum[kind] += error;
+                    t->fine_count[kind]++;
+                    continue;
+                }
                 t->result[job->layer].quality[i] = (kvb_quality){
                     .train_error = (float)error,
                     .heldout_error = (float)heldout,
@@ -281,18 +337,32 @@ static kvb_status make_points(layer_job *job, kvb_error *err)
     return KVB_OK;
 }
 
+static kvb_status train_fine(layer_job *job, kvb_error *err)
+{
+    layer_result *r = &job->t->result[job->layer];
+    if (!kvb_recipe_has_fine(job->t->recipe))
+        return KVB_OK;
+    r->fine = kvb_alloc_zeroed((size_t)2 * job->t->capture->geometry[job->layer].kv_heads, sizeof *r->fine);
+    r->fine_table = kvb_alloc_array(table_floats(job->t, job->layer, true), sizeof *r->fine_table);
+    if (r->fine == NULL || r->fine_table == NULL)
+        return kvb_fail_memory(err, "training");
+    fill_fine_problems(job);
+    kvb_status status = solve(job, err);
+    return status == KVB_OK ? judge(job, err) : status;
+}
+
 static kvb_status train_layer(trainer *t, uint32_t layer, kvb_error *err)
 {
     layer_job job = {.t = t, .layer = layer};
     layer_result *r = &t->result[layer];
-    size_t books = count_books(t, layer);
+    size_t books = count_books(t, layer, false), fine = count_books(t, layer, true), most = books > fine ? books : fine;
     kvb_status status = make_points(&job, err);
     if (status != KVB_OK)
         goto out;
-    r->table = kvb_alloc_array(table_floats(t, layer), sizeof *r->table);
+    r->table = kvb_alloc_array(table_floats(t, layer, false), sizeof *r->table);
     r->quality = kvb_alloc_zeroed(books, sizeof *r->quality);
-    job.problem = kvb_alloc_zeroed(books, sizeof *job.problem);
-    job.result = kvb_alloc_zeroed(books, sizeof *job.result);
+    job.problem = kvb_alloc_zeroed(most, sizeof *job.problem);
+    job.result = kvb_alloc_zeroed(most, sizeof *job.result);
     if (r->table == NULL || r->quality == NULL || job.problem == NULL || job.result == NULL) {
         status = kvb_fail_memory(err, "training");
         goto out;
@@ -301,6 +371,8 @@ static kvb_status train_layer(trainer *t, uint32_t layer, kvb_error *err)
     status = solve(&job, err);
     if (status == KVB_OK)
         status = judge(&job, err);
+    if (status == KVB_OK)
+        status = train_fine(&job, err);
 out:
     kvb_train_points_free(&job.points[0]);
     kvb_train_points_free(&job.points[1]);
@@ -327,7 +399,7 @@ static kvb_status train_layers(trainer *t, kvb_error *err)
         status = train_layer(t, l, err);
         if (status != KVB_OK)
             return status;
-        t->done += count_books(t, l);
+        t->done += count_all_books(t, l);
         status = report_progress(t, err);
     }
     return status;
@@ -335,8 +407,6 @@ static kvb_status train_layers(trainer *t, kvb_error *err)
 
 static kvb_train_report summarise(const trainer *t)
 {
-    const kvb_recipe_kind *k = &t->recipe->kind[KVB_KEY], *v = &t->recipe->kind[KVB_VALUE];
-    uint32_t most = k->centroids > v->centroids ? k->centroids : v->centroids;
     double rows = (double)t->capture->rows;
     if (t->holdout_every != 0)
         rows -= rows / t->holdout_every;
@@ -345,7 +415,9 @@ static kvb_train_report summarise(const trainer *t)
         .value_error = t->error_sum[KVB_VALUE] / (double)t->error_count[KVB_VALUE],
         .key_heldout_error = t->heldout_sum[KVB_KEY] / (double)t->error_count[KVB_KEY],
         .value_heldout_error = t->heldout_sum[KVB_VALUE] / (double)t->error_count[KVB_VALUE],
-        .points_per_centroid = rows / most,
+        .points_per_centroid = rows / most_centroids(t),
+        .key_fine_error = t->fine_sum[KVB_KEY] / (double)t->fine_count[KVB_KEY],
+        .value_fine_error = t->fine_sum[KVB_VALUE] / (double)t->fine_count[KVB_VALUE],
     };
 }
 

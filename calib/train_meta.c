@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -40,6 +41,12 @@ static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind
     kvb_json_begin_object(w, kvb_train_kind_name(kind));
     kvb_json_put_u64(w, "channels", k->channels);
     kvb_json_put_u64(w, "centroids", k->centroids);
+    if (k->fine_channels != 0) {
+        kvb_json_begin_object(w, "fine");
+        kvb_json_put_u64(w, "channels", k->fine_channels);
+        kvb_json_put_u64(w, "centroids", k->fine_centroids);
+        kvb_json_end_object(w);
+    }
     kvb_json_put_string(w, "weights", weightings[k->weights]);
     kvb_json_put_bool(w, "mean", k->mean);
     kvb_json_end_object(w);
@@ -52,6 +59,10 @@ static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
     kvb_json_put_number(w, "value_error", report->value_error);
     kvb_json_put_number(w, "key_heldout_error", report->key_heldout_error);
     kvb_json_put_number(w, "value_heldout_error", report->value_heldout_error);
+    if (!isnan(report->key_fine_error)) {
+        kvb_json_put_number(w, "key_fine_error", report->key_fine_error);
+        kvb_json_put_number(w, "value_fine_error", report->value_fine_error);
+    }
     kvb_json_put_number(w, "points_per_centroid", report->points_per_centroid);
     kvb_json_end_object(w);
 }
