@@ -25,7 +25,8 @@ static uint64_t book_bytes_of(const kvb_model_info *info, const kvb_recipe *reci
     uint64_t bytes = 0;
     for (uint32_t l = 0; l < info->layers; l++)
         for (int kind = 0; kind < 2 && info->layer[l].kind != KVB_LAYER_UNSUPPORTED; kind++)
-            bytes += (uint64_t)info->layer[l].kv_heads * info->layer[l].head_dim * recipe->kind[kind].centroids * 2;
+            bytes += (uint64_t)info->layer[l].kv_heads * info->layer[l].head_dim *
+                     (recipe->kind[kind].centroids + recipe->kind[kind].fine_centroids) * 2;
     return bytes;
 }
 
@@ -44,26 +45,38 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
     };
 }
 
+/* One shape against the model's heads and the rows there will be. */
+static kvb_status check_planned(const kvb_model_info *info, uint64_t rows, uint32_t channels, uint32_t centroids,
+                                const char *where, kvb_error *err)
+{
+    for (uint32_t l = 0; l < info->layers; l++)
+        if (info->layer[l].kind != KVB_LAYER_UNSUPPORTED && info->layer[l].head_dim % channels != 0)
+            return kvb_fail(err, KVB_E_USAGE, where,
+                            "groups of %u channels do not divide a head of %u (layer %u of the model); choose d among "
+                            "its divisors",
+                            channels, info->layer[l].head_dim, l);
+    if (rows < centroids)
+        return kvb_fail(err, KVB_E_USAGE, where,
+                        "%llu tokens for %u centroids: expected at least as many, and 64 a centroid (%llu) for a good "
+                        "book; give more text or --max-memory, or choose a smaller K",
+                        (unsigned long long)rows, centroids, 64ull * centroids);
+    return KVB_OK;
+}
+
 kvb_status kvb_check_plan(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
                           kvb_error *err)
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
-    for (int kind = 0; kind < 2; kind++) {
+    kvb_status status = KVB_OK;
+    for (int kind = 0; status == KVB_OK && kind < 2; kind++) {
         const kvb_recipe_kind *shape = &recipe->kind[kind];
-        const char *where = kind == KVB_KEY ? "shape of the keys" : "shape of the values";
-        for (uint32_t l = 0; l < info->layers; l++)
-            if (info->layer[l].kind != KVB_LAYER_UNSUPPORTED && info->layer[l].head_dim % shape->channels != 0)
-                return kvb_fail(err, KVB_E_USAGE, where,
-                                "groups of %u channels do not divide a head of %u (layer %u of the model); choose d among "
-                                "its divisors",
-                                shape->channels, info->layer[l].head_dim, l);
-        if (plan->rows < shape->centroids)
-            return kvb_fail(err, KVB_E_USAGE, where,
-                            "%llu tokens for %u centroids: expected at least as many, and 64 a centroid (%llu) for a good "
-                            "book; give more text or --max-memory, or choose a smaller K",
-                            (unsigned long long)plan->rows, shape->centroids, 64ull * shape->centroids);
+        status = check_planned(info, plan->rows, shape->channels, shape->centroids,
+                               kind == KVB_KEY ? "shape of the keys" : "shape of the values", err);
+        if (status == KVB_OK && kvb_recipe_has_fine(recipe))
+            status = check_planned(info, plan->rows, shape->fine_channels, shape->fine_centroids,
+                                   kind == KVB_KEY ? "fine shape of the keys" : "fine shape of the values", err);
     }
-    return KVB_OK;
+    return status;
 }
 
 kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_capture_args *capture, uint64_t seed,
@@ -131,12 +144,16 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
         return status;
     total = token * (double)plan->tokens;
     const uint32_t dim = kvb_model_get_info(input->model)->layer[0].head_dim;
+    const double heads = (double)plan->codebooks / 2 * dim;
     for (int kind = 0; kind < 2 && status == KVB_OK; kind++) {
         const kvb_recipe_kind *shape = &recipe->kind[kind];
-        double probe = 0, problems = (double)plan->codebooks / 2 * dim / shape->channels;
+        double probe = 0, fine = 0;
         status = probe_kmeans(shape->channels, shape->centroids, &probe, err);
+        if (status == KVB_OK && shape->fine_channels != 0)
+            status = probe_kmeans(shape->fine_channels, shape->fine_centroids, &fine, err);
+        probe = heads / shape->channels * probe + (fine > 0 ? heads / shape->fine_channels * fine : 0);
         /* Seeding and the last assignment cost about as much as two more iterations. */
-        total += probe / PROBE_PROBLEMS * problems * (recipe->iterations + 2) * (double)plan->rows / PROBE_POINTS;
+        total += probe / PROBE_PROBLEMS * (recipe->iterations + 2) * (double)plan->rows / PROBE_POINTS;
     }
     *seconds = total;
     return status;

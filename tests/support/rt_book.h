@@ -17,6 +17,7 @@ typedef struct rt_shape {
     bool transform;    /* means and a linear transform */
     bool last_exact;   /* the last layer is KVB_LAYER_UNSUPPORTED */
     uint64_t seed;
+    uint32_t fine_channels, fine_centroids; /* of fine codebooks; 0: none */
 } rt_shape;
 
 /* NULL if anything fails; the error is printed. */
