@@ -16,6 +16,7 @@ enum { RECIPE_MOST_BYTES = 1 << 20, MOST_ITERATIONS = 1000 };
 
 static const char *const weightings[] = {"none", "exact-k", "exact-v"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
+static const char *const forms[] = {"half", "fine"}; /* by kvb_exact_form */
 static const char *const seedings[] = {"kmeans++", "random"};
 static const char *const rotations[] = {"none", "pca", "balanced-pca", "random"};
 static const char *const moments[] = {"relative", "post"}; /* from KVB_METRIC_RELATIVE on */
@@ -147,19 +148,6 @@ static kvb_status read_frame(const recipe_reader *r, const kvb_json *v)
     return status;
 }
 
-/* The message where the text is no shape. */
-static const char *set_shape(kvb_recipe_kind *k, const char *text)
-{
-    kvb_shape shape;
-    const char *problem = kvb_shape_parse(text, &shape);
-    if (problem != NULL)
-        return problem;
-    k->channels = shape.channels;
-    k->centroids = shape.centroids;
-    k->stages = shape.stages;
-    return NULL;
-}
-
 /* After the frame, which says which moment is meant where none is named. */
 static kvb_status read_metric(const recipe_reader *r, const kvb_json *object)
 {
@@ -194,15 +182,21 @@ static kvb_status read_space(const recipe_reader *r, const char *name, const kvb
     return status;
 }
 
+static kvb_status read_shape(const recipe_reader *r, const char *name, const kvb_json *text, kvb_shape *shape)
+{
+    const char *problem = text != NULL ? kvb_shape_parse(kvb_json_string(text, ""), shape) : NULL;
+    return problem == NULL ? KVB_OK : refuse(r, name, "%s", problem);
+}
+
 static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_json *object)
 {
-    static const char *const members[] = {"weights", "mean", "shape", "rotation", "frame", "metric"};
+    static const char *const members[] = {"weights", "mean", "shape", "fine", "rotation", "frame", "metric"};
     const char *name = kind == KVB_KEY ? "keys" : "values";
     kvb_recipe_kind *k = &r->recipe->kind[kind];
     char place[32];
     if (kind == KVB_VALUE && kvb_json_get(object, "metric") != NULL)
         return refuse(r, "values.metric", "values have no metric: a query never meets them; expected it in \"keys\"");
-    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 6 : 4);
+    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 7 : 5);
     if (status != KVB_OK || object == NULL)
         return status;
     uint32_t weights = k->weights;
@@ -212,12 +206,11 @@ static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_jso
         return status;
     k->weights = (kvb_weighting)weights;
     status = read_space(r, name, object, k);
-    const kvb_json *shape = kvb_json_get(object, "shape");
-    if (status != KVB_OK || shape == NULL)
-        return status;
-    const char *problem = set_shape(k, kvb_json_string(shape, ""));
     snprintf(place, sizeof place, "%s.shape", name);
-    return problem == NULL ? KVB_OK : refuse(r, place, "%s", problem);
+    if (status == KVB_OK)
+        status = read_shape(r, place, kvb_json_get(object, "shape"), &k->shape);
+    snprintf(place, sizeof place, "%s.fine", name);
+    return status == KVB_OK ? read_shape(r, place, kvb_json_get(object, "fine"), &k->fine) : status;
 }
 
 static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)
@@ -238,7 +231,7 @@ static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)
 
 static kvb_status read_cache(const recipe_reader *r, const kvb_json *object)
 {
-    static const char *const members[] = {"anchors", "score", "window", "sinks"};
+    static const char *const members[] = {"anchors", "score", "window", "sinks", "exact"};
     kvb_policy *p = &r->recipe->policy;
     kvb_status status = check_members(r, "cache", object, members, COUNT(members));
     if (status != KVB_OK)
@@ -256,7 +249,23 @@ static kvb_status read_cache(const recipe_reader *r, const kvb_json *object)
         status = read_u32(r, "cache.window", kvb_json_get(object, "window"), 0, 1u << 30, &p->window);
     if (status == KVB_OK)
         status = read_u32(r, "cache.sinks", kvb_json_get(object, "sinks"), 0, 1u << 30, &p->sinks);
+    uint32_t form = p->exact;
+    if (status == KVB_OK)
+        status = read_word(r, "cache.exact", kvb_json_get(object, "exact"), forms, COUNT(forms), &form);
+    p->exact = (kvb_exact_form)form;
     return status;
+}
+
+/* Members that only make sense together. */
+static kvb_status check_fine(const recipe_reader *r)
+{
+    const kvb_recipe_kind *k = r->recipe->kind;
+    if ((k[KVB_KEY].fine.channels != 0) != (k[KVB_VALUE].fine.channels != 0))
+        return refuse(r, k[KVB_KEY].fine.channels != 0 ? "values.fine" : "keys.fine",
+                      "missing; keys and values have a fine shape both or neither");
+    if (r->recipe->policy.exact == KVB_EXACT_FINE && !kvb_recipe_has_fine(r->recipe))
+        return refuse(r, "cache.exact", "\"fine\" needs a fine shape for keys and values, such as \"fine\": \"2x256\"");
+    return KVB_OK;
 }
 
 static kvb_status read_texts(const recipe_reader *r, const kvb_json *root)
@@ -301,7 +310,7 @@ static kvb_status read_recipe(const recipe_reader *r)
         status = read_kmeans(r, kvb_json_get(root, "kmeans"));
     if (status == KVB_OK)
         status = read_cache(r, kvb_json_get(root, "cache"));
-    return status;
+    return status == KVB_OK ? check_fine(r) : status;
 }
 
 static bool is_path(const char *name)
@@ -371,16 +380,13 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
 {
     static const struct {
         double bits;
-        uint32_t channels, centroids;
-    } usual[] = {{0.375, 32, 4096}, {0.5, 16, 256}, {0.75, 16, 4096}, {1, 8, 256},
-                 {2, 4, 256},       {3, 4, 4096},   {4, 2, 256}};
+        kvb_shape shape;
+    } usual[] = {{0.375, {32, 4096, 1}}, {0.5, {16, 256, 1}}, {0.75, {16, 4096, 1}}, {1, {8, 256, 1}},
+                 {2, {4, 256, 1}},       {3, {4, 4096, 1}},   {4, {2, 256, 1}}};
     for (size_t i = 0; i < COUNT(usual); i++)
         if (bits == usual[i].bits) {
-            for (int kind = 0; kind < 2; kind++) {
-                recipe->kind[kind].channels = usual[i].channels;
-                recipe->kind[kind].centroids = usual[i].centroids;
-                recipe->kind[kind].stages = 1;
-            }
+            for (int kind = 0; kind < 2; kind++)
+                recipe->kind[kind].shape = usual[i].shape;
             return KVB_OK;
         }
     return kvb_fail(err, KVB_E_USAGE, "bits",
@@ -391,20 +397,23 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err)
 {
     char word[64];
-    const char *problem = set_shape(&recipe->kind[kind], shape);
+    const char *problem = kvb_shape_parse(shape, &recipe->kind[kind].shape);
     if (problem == NULL)
         return KVB_OK;
     return kvb_fail(err, KVB_E_USAGE, kind == KVB_KEY ? "shape of the keys" : "shape of the values",
                     "found \"%s\": %s", quoted(shape, word, sizeof word), problem);
 }
 
+bool kvb_recipe_has_fine(const kvb_recipe *recipe)
+{
+    return recipe->kind[KVB_KEY].fine.channels != 0 && recipe->kind[KVB_VALUE].fine.channels != 0;
+}
+
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe)
 {
     double sum = 0.0;
     for (int kind = 0; kind < 2; kind++)
-        if (recipe->kind[kind].channels != 0)
-            sum += (double)kvb_shape_bits(recipe->kind[kind].centroids, recipe->kind[kind].stages) /
-                   recipe->kind[kind].channels;
+        sum += kvb_shape_rate(&recipe->kind[kind].shape);
     return sum / 2.0;
 }
 

@@ -4,11 +4,12 @@
  *    "keys":   {"frame": "pre", "weights": "exact-k", "mean": false},
  *    "values": {"weights": "exact-v", "mean": false},
  *    "kmeans": {"iterations": 15, "seeding": "kmeans++"},
- *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0}}
+ *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0, "exact": "half"}}
  *
  * Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
  * "values" may hold "shape": "8x256" (d x K) or "add:8x16+16" (additive: d x the centroids of each stage), which a --bits
- * or a shape of the command line overrides.
+ * or a shape of the command line overrides, and, both or neither, "fine": "2x256": a second codebook, for the tokens that
+ * "exact": "fine" keeps.
  *
  * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
  * "pca", "balanced-pca" or "random" (to compare with). Keys may have a metric of the queries before the rotation:
@@ -18,6 +19,7 @@
 #define KVB_CALIB_RECIPE_H
 
 #include "calib/transform.h"
+#include "calib/shape.h"
 #include "format/base/json.h"
 #include "kvbook/book.h"
 #include "kvbook/kmeans.h"
@@ -54,9 +56,8 @@ typedef struct kvb_recipe_kind {
     bool mean;           /* remove the weighted mean before grouping channels */
     kvb_rotation rotation;
     kvb_recipe_metric metric; /* of keys only */
-    uint32_t channels;   /* d; 0: from the bits asked for */
-    uint32_t centroids;  /* K, or Km of each stage of an additive codebook */
-    uint32_t stages;     /* M; 1: plain */
+    kvb_shape shape;     /* 0 channels: from the bits asked for */
+    kvb_shape fine;      /* of the fine codebook; 0 channels: none */
 } kvb_recipe_kind;
 
 typedef struct kvb_recipe {
@@ -81,6 +82,8 @@ void kvb_recipe_free(kvb_recipe *recipe);
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 /* "8x256": d x K for one kind, or "add:8x16+16" (calib/shape.h). */
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
+/* Whether the book gets fine codebooks. */
+bool kvb_recipe_has_fine(const kvb_recipe *recipe);
 /* Mean of (bits of a code)/d over keys and values. */
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe);
 /* Whether the recipe puts a linear map before the groups of a kind. */

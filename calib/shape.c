@@ -84,3 +84,8 @@ uint32_t kvb_shape_bits(uint32_t centroids, uint32_t stages)
 {
     return centroids > 0 ? stages * (uint32_t)__builtin_ctz(centroids) : 0;
 }
+
+double kvb_shape_rate(const kvb_shape *shape)
+{
+    return shape->channels > 0 ? (double)kvb_shape_bits(shape->centroids, shape->stages) / shape->channels : 0.0;
+}

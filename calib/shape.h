@@ -17,6 +17,9 @@ const char *kvb_shape_parse(const char *text, kvb_shape *shape);
 enum { KVB_SHAPE_TEXT = 96 };
 const char *kvb_shape_text(uint32_t channels, uint32_t centroids, uint32_t stages, char text[KVB_SHAPE_TEXT]);
 
+/* Bits per element: M log2(Km) / d; 0 where the shape is open (0 channels). */
+double kvb_shape_rate(const kvb_shape *shape);
+
 /* log2 of the number of codes: M log2 Km */
 uint32_t kvb_shape_bits(uint32_t centroids, uint32_t stages);
 

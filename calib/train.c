@@ -1,81 +1,47 @@
 #include "calib/train.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
-#include "calib/additive.h"
 #include "calib/train_impl.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/base/rng.h"
-
-/* What one layer's training leaves for the book. */
-typedef struct layer_result {
-    float *table;         /* all codebooks, one after the other */
-    float *mean[2];       /* [G][D] by kind, or NULL */
-    float *forward[2];    /* [G][D][D] by kind, or NULL */
-    float *inverse[2];
-    kvb_quality *quality; /* [codebooks] in the same order */
-} layer_result;
-
-typedef struct trainer {
-    const kvb_capture *capture;
-    const kvb_recipe *recipe;
-    const kvb_train_options *options;
-    uint32_t holdout_every;
-    kvb_layer *layer;     /* [layers] with the recipe's frame */
-    kvb_book_part *part;  /* [layers][part_heads][2] */
-    layer_result *result; /* [layers] */
-    uint32_t part_heads;
-    uint64_t done, total; /* codebooks */
-    double error_sum[2], heldout_sum[2];
-    uint64_t error_count[2];
-} trainer;
-
-/* One layer at work: problems in the order head, kind, group. */
-typedef struct layer_job {
-    trainer *t;
-    uint32_t layer;
-    kvb_train_points points[2];
-    kvb_kmeans_problem *problem;
-    uint32_t *stages; /* of each problem: 1 for a plain codebook */
-    kvb_kmeans_result *result;
-    size_t count;
-} layer_job;
 
 void kvb_train_options_init(kvb_train_options *options)
 {
     *options = (kvb_train_options){.holdout_every = 16};
 }
 
-static uint32_t groups_of(const trainer *t, uint32_t layer, int kind)
-{
-    return t->capture->geometry[layer].head_dim / t->recipe->kind[kind].channels;
-}
-
-static bool is_trained(const trainer *t, uint32_t layer)
+static bool is_trained(const kvb_trainer *t, uint32_t layer)
 {
     return t->capture->geometry[layer].kind != KVB_LAYER_UNSUPPORTED;
 }
 
-/* Codebooks of a layer. */
-static size_t count_books(const trainer *t, uint32_t layer)
+static uint64_t count_all(const kvb_trainer *t, uint32_t layer)
 {
-    return is_trained(t, layer) ? (size_t)t->capture->geometry[layer].kv_heads *
-                                      (groups_of(t, layer, KVB_KEY) + groups_of(t, layer, KVB_VALUE))
-                                : 0;
+    return kvb_train_count(t, layer, false) + kvb_train_count(t, layer, true);
 }
 
-static kvb_status check_shape(const trainer *t, uint32_t layer, kvb_kind kind, kvb_error *err)
+/* The largest K, or rows of a stage, of the recipe's codebooks. */
+static uint32_t most_centroids(const kvb_trainer *t)
+{
+    uint32_t most = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t centroids = kvb_train_shape(t, i % 2, i > 1).centroids;
+        most = centroids > most ? centroids : most;
+    }
+    return most;
+}
+
+static kvb_status check_shape(const kvb_trainer *t, uint32_t layer, kvb_kind kind, bool fine,
+                              kvb_error *err)
 {
     char where[64];
-    const kvb_recipe_kind *k = &t->recipe->kind[kind];
+    const kvb_shape shape = kvb_train_shape(t, kind, fine), *k = &shape;
     uint32_t dim = t->capture->geometry[layer].head_dim;
-    snprintf(where, sizeof where, "layer %u, %s", layer, kvb_train_kind_name(kind));
+    snprintf(where, sizeof where, "layer %u, %s%s", layer, kvb_train_kind_name(kind), fine ? " (fine)" : "");
     if (k->channels == 0 || k->centroids == 0)
         return kvb_fail(err, KVB_E_USAGE, where,
                         "recipe \"%s\" leaves the shape open: give the bits, or a shape such as 8x256", t->recipe->name);
@@ -94,14 +60,14 @@ static kvb_status check_shape(const trainer *t, uint32_t layer, kvb_kind kind, k
     return KVB_OK;
 }
 
-static kvb_status check_all(const trainer *t, kvb_error *err)
+static kvb_status check_all(const kvb_trainer *t, kvb_error *err)
 {
     if (t->capture->layers == 0 || t->capture->rows == 0)
         return kvb_fail(err, KVB_E_USAGE, "capture", "%u layers and %" PRIu64 " rows: nothing to train on",
                         t->capture->layers, t->capture->rows);
     for (uint32_t l = 0; l < t->capture->layers; l++)
-        for (int kind = 0; is_trained(t, l) && kind < 2; kind++) {
-            kvb_status status = check_shape(t, l, (kvb_kind)kind, err);
+        for (int i = 0; is_trained(t, l) && i < (kvb_recipe_has_fine(t->recipe) ? 4 : 2); i++) {
+            kvb_status status = check_shape(t, l, (kvb_kind)(i % 2), i > 1, err);
             if (status != KVB_OK)
                 return status;
         }
@@ -112,24 +78,23 @@ static kvb_status check_all(const trainer *t, kvb_error *err)
 }
 
 /* A hold-out must leave enough to train on: short captures go without. */
-static uint32_t choose_holdout(const trainer *t)
+static uint32_t choose_holdout(const kvb_trainer *t)
 {
     uint64_t rows = t->capture->rows, every = t->options->holdout_every;
-    uint32_t most = t->recipe->kind[0].centroids > t->recipe->kind[1].centroids ? t->recipe->kind[0].centroids
-                                                                                : t->recipe->kind[1].centroids;
+    uint32_t most = most_centroids(t);
     if (every < 2 || rows / KVB_HOLDOUT_BLOCK < every)
         return 0;
     uint64_t held = (rows / KVB_HOLDOUT_BLOCK / every + 1) * KVB_HOLDOUT_BLOCK;
     return rows < most + held ? 0 : (uint32_t)every;
 }
 
-static kvb_status create(trainer *t, kvb_error *err)
+static kvb_status create(kvb_trainer *t, kvb_error *err)
 {
     const kvb_capture *c = t->capture;
     t->holdout_every = choose_holdout(t);
     for (uint32_t l = 0; l < c->layers; l++) {
         t->part_heads = c->geometry[l].kv_heads > t->part_heads ? c->geometry[l].kv_heads : t->part_heads;
-        t->total += count_books(t, l);
+        t->total += count_all(t, l);
     }
     t->layer = kvb_alloc_array(c->layers, sizeof *t->layer);
     t->part = kvb_alloc_zeroed((size_t)c->layers * t->part_heads * 2, sizeof *t->part);
@@ -144,7 +109,7 @@ static kvb_status create(trainer *t, kvb_error *err)
     return KVB_OK;
 }
 
-static void destroy(trainer *t)
+static void destroy(kvb_trainer *t)
 {
     for (uint32_t l = 0; t->result != NULL && l < t->capture->layers; l++) {
         free(t->result[l].table);
@@ -154,208 +119,15 @@ static void destroy(trainer *t)
             free(t->result[l].inverse[kind]);
         }
         free(t->result[l].quality);
+        free(t->result[l].fine_table);
+        free(t->result[l].fine);
     }
     free(t->result);
     free(t->part);
     free(t->layer);
 }
 
-/* Rows of a group's table: K, or M*Km. */
-static size_t table_rows(const kvb_recipe_kind *k)
-{
-    return (size_t)k->stages * k->centroids;
-}
-
-/* Floats of a layer's tables: G heads of S*rows*d = rows*D, for K and for V. */
-static size_t table_floats(const trainer *t, uint32_t layer)
-{
-    const kvb_layer *g = &t->capture->geometry[layer];
-    return (size_t)g->kv_heads * g->head_dim *
-           (table_rows(&t->recipe->kind[KVB_KEY]) + table_rows(&t->recipe->kind[KVB_VALUE]));
-}
-
-/* The group's points inside the captured half floats, or inside the moved copy. */
-static kvb_kmeans_problem make_problem(const layer_job *job, uint32_t head, int kind, uint32_t group, float *table)
-{
-    const trainer *t = job->t;
-    const kvb_train_points *p = &job->points[kind];
-    const kvb_capture_layer *l = &t->capture->layer[job->layer];
-    uint32_t dim = t->capture->geometry[job->layer].head_dim, channels = t->recipe->kind[kind].channels;
-    size_t first = head * (size_t)t->capture->rows * dim + (size_t)group * channels;
-    const uint16_t *half = (kind == KVB_KEY ? l->keys : l->values) + first;
-    return (kvb_kmeans_problem){
-        .points = p->moved != NULL ? (const void *)(p->moved + first) : (const void *)half,
-        .type = p->moved != NULL ? KVB_POINTS_F32 : KVB_POINTS_F16,
-        .count = (size_t)t->capture->rows,
-        .stride = dim,
-        .channels = channels,
-        .centroids = t->recipe->kind[kind].centroids,
-        .weights = p->weight != NULL ? p->weight + head * (size_t)t->capture->rows : NULL,
-        .seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind, group),
-        .table = table,
-    };
-}
-
-static void fill_problems(layer_job *job)
-{
-    trainer *t = job->t;
-    layer_result *r = &t->result[job->layer];
-    float *table = r->table;
-    uint32_t dim = t->capture->geometry[job->layer].head_dim;
-    for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
-        for (int kind = 0; kind < 2; kind++) {
-            const kvb_recipe_kind *k = &t->recipe->kind[kind];
-            t->part[((size_t)job->layer * t->part_heads + head) * 2 + (size_t)kind] = (kvb_book_part){
-                .channels = k->channels,
-                .centroids = k->centroids,
-                .stages = k->stages,
-                .table = table,
-                .mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL,
-                .forward = r->forward[kind] != NULL ? r->forward[kind] + (size_t)head * dim * dim : NULL,
-                .inverse = r->inverse[kind] != NULL ? r->inverse[kind] + (size_t)head * dim * dim : NULL,
-                .quality = r->quality + job->count,
-            };
-            for (uint32_t group = 0; group < groups_of(t, job->layer, kind); group++) {
-                job->stages[job->count] = k->stages;
-                job->problem[job->count++] = make_problem(job, head, kind, group, table);
-                table += table_rows(k) * k->channels;
-            }
-        }
-}
-
-static int forward_progress(void *user, const char *step, uint64_t done, uint64_t total)
-{
-    const layer_job *job = user;
-    const trainer *t = job->t;
-    (void)step;
-    uint64_t share = total != 0 ? done * job->count / total : 0;
-    return t->options->progress(t->options->progress_user, "train", t->done + share, t->total);
-}
-
-static kvb_status solve(layer_job *job, kvb_error *err)
-{
-    const trainer *t = job->t;
-    kvb_additive_options options;
-    kvb_additive_options_init(&options);
-    options.kmeans.iterations = t->recipe->iterations;
-    options.kmeans.seeding = t->recipe->seeding;
-    options.kmeans.holdout_every = t->holdout_every;
-    options.kmeans.holdout_block = KVB_HOLDOUT_BLOCK;
-    options.kmeans.threads = t->options->threads;
-    options.kmeans.progress = t->options->progress != NULL ? forward_progress : NULL;
-    options.kmeans.progress_user = job;
-    kvb_error inner = {0};
-    kvb_status status = kvb_additive_train(job->problem, job->stages, job->count, &options, job->result, &inner);
-    if (status == KVB_OK)
-        return status;
-    char where[256];
-    snprintf(where, sizeof where, "layer %u: %.200s", job->layer, inner.where);
-    return kvb_fail(err, status, where, "%s", inner.message);
-}
-
-/* What a group's variance must exceed. After a rotation a group can be left with the rounding of float32 alone, where the
- * rows vary in fewer directions than there are groups. */
-static double least_variance(const layer_job *job, uint32_t head, int kind)
-{
-    const trainer *t = job->t;
-    double most = 0.0;
-    if (t->result[job->layer].forward[kind] == NULL)
-        return 0.0;
-    uint32_t keys = groups_of(t, job->layer, KVB_KEY), values = groups_of(t, job->layer, KVB_VALUE);
-    const kvb_kmeans_result *r = job->result + (size_t)head * (keys + values) + (kind == KVB_VALUE ? keys : 0);
-    for (uint32_t group = 0; group < (kind == KVB_KEY ? keys : values); group++)
-        most = r[group].variance > most ? r[group].variance : most;
-    return 1e-10 * most;
-}
-
-static kvb_status refuse_group(const layer_job *job, uint32_t head, int kind, uint32_t group, kvb_error *err)
-{
-    char where[128];
-    snprintf(where, sizeof where, "layer %u, KV head %u, %s, group %u", job->layer, head,
-             kvb_train_kind_name((kvb_kind)kind), group);
-    if (job->t->result[job->layer].forward[kind] != NULL)
-        return kvb_fail(err, KVB_E_CHECK, where, "all rows are equal but for rounding: they vary in fewer directions than "
-                                                 "there are groups; choose a larger d, or \"rotation\": \"none\"");
-    return kvb_fail(err, KVB_E_CHECK, where,
-                    "all rows are equal: expected data that varies; is the capture what it should be?");
-}
-
-/* Relative to a predictor that only knows the mean; a group whose rows are all equal has nothing to relate to. */
-static kvb_status judge(layer_job *job, kvb_error *err)
-{
-    trainer *t = job->t;
-    size_t i = 0;
-    for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
-        for (int kind = 0; kind < 2; kind++)
-            for (uint32_t group = 0; group < groups_of(t, job->layer, kind); group++, i++) {
-                const kvb_kmeans_result *r = &job->result[i];
-                if (!(r->variance > least_variance(job, head, kind)))
-                    return refuse_group(job, head, kind, group, err);
-                double error = r->train_error / r->variance, heldout = r->heldout_error / r->heldout_variance;
-                t->result[job->layer].quality[i] = (kvb_quality){
-                    .train_error = (float)error,
-                    .heldout_error = (float)heldout,
-                    .usage = (float)r->used / (float)table_rows(&t->recipe->kind[kind]),
-                    .entropy = (float)r->entropy,
-                };
-                t->error_sum[kind] += error;
-                t->heldout_sum[kind] += heldout;
-                t->error_count[kind]++;
-            }
-    return KVB_OK;
-}
-
-static kvb_status make_points(layer_job *job, kvb_error *err)
-{
-    const trainer *t = job->t;
-    for (int kind = 0; kind < 2; kind++) {
-        job->points[kind] = (kvb_train_points){.capture = t->capture, .recipe = t->recipe, .layer = job->layer,
-                                               .threads = t->options->threads, .kind = (kvb_kind)kind,
-                                               .seed = t->options->seed};
-        kvb_status status = kvb_train_points_create(&job->points[kind], err);
-        if (status != KVB_OK)
-            return status;
-        layer_result *r = &t->result[job->layer];
-        r->mean[kind] = job->points[kind].mean;
-        r->forward[kind] = job->points[kind].forward;
-        r->inverse[kind] = job->points[kind].inverse;
-        job->points[kind].mean = job->points[kind].forward = job->points[kind].inverse = NULL;
-    }
-    return KVB_OK;
-}
-
-static kvb_status train_layer(trainer *t, uint32_t layer, kvb_error *err)
-{
-    layer_job job = {.t = t, .layer = layer};
-    layer_result *r = &t->result[layer];
-    size_t books = count_books(t, layer);
-    kvb_status status = make_points(&job, err);
-    if (status != KVB_OK)
-        goto out;
-    r->table = kvb_alloc_array(table_floats(t, layer), sizeof *r->table);
-    r->quality = kvb_alloc_zeroed(books, sizeof *r->quality);
-    job.problem = kvb_alloc_zeroed(books, sizeof *job.problem);
-    job.stages = kvb_alloc_zeroed(books, sizeof *job.stages);
-    job.result = kvb_alloc_zeroed(books, sizeof *job.result);
-    if (r->table == NULL || r->quality == NULL || job.problem == NULL || job.stages == NULL ||
-        job.result == NULL) {
-        status = kvb_fail_memory(err, "training");
-        goto out;
-    }
-    fill_problems(&job);
-    status = solve(&job, err);
-    if (status == KVB_OK)
-        status = judge(&job, err);
-out:
-    kvb_train_points_free(&job.points[0]);
-    kvb_train_points_free(&job.points[1]);
-    free(job.problem);
-    free(job.stages);
-    free(job.result);
-    return status;
-}
-
-static kvb_status report_progress(const trainer *t, kvb_error *err)
+static kvb_status report_progress(const kvb_trainer *t, kvb_error *err)
 {
     const kvb_train_options *o = t->options;
     if (o->progress == NULL || o->progress(o->progress_user, "train", t->done, t->total) == 0)
@@ -364,25 +136,23 @@ static kvb_status report_progress(const trainer *t, kvb_error *err)
                     t->total);
 }
 
-static kvb_status train_layers(trainer *t, kvb_error *err)
+static kvb_status train_layers(kvb_trainer *t, kvb_error *err)
 {
     kvb_status status = report_progress(t, err);
     for (uint32_t l = 0; status == KVB_OK && l < t->capture->layers; l++) {
         if (!is_trained(t, l))
             continue;
-        status = train_layer(t, l, err);
+        status = kvb_train_layer(t, l, err);
         if (status != KVB_OK)
             return status;
-        t->done += count_books(t, l);
+        t->done += count_all(t, l);
         status = report_progress(t, err);
     }
     return status;
 }
 
-static kvb_train_report summarise(const trainer *t)
+static kvb_train_report summarise(const kvb_trainer *t)
 {
-    const kvb_recipe_kind *k = &t->recipe->kind[KVB_KEY], *v = &t->recipe->kind[KVB_VALUE];
-    uint32_t most = k->centroids > v->centroids ? k->centroids : v->centroids;
     double rows = (double)t->capture->rows;
     if (t->holdout_every != 0)
         rows -= rows / t->holdout_every;
@@ -391,11 +161,13 @@ static kvb_train_report summarise(const trainer *t)
         .value_error = t->error_sum[KVB_VALUE] / (double)t->error_count[KVB_VALUE],
         .key_heldout_error = t->heldout_sum[KVB_KEY] / (double)t->error_count[KVB_KEY],
         .value_heldout_error = t->heldout_sum[KVB_VALUE] / (double)t->error_count[KVB_VALUE],
-        .points_per_centroid = rows / most,
+        .points_per_centroid = rows / most_centroids(t),
+        .key_fine_error = t->fine_sum[KVB_KEY] / (double)t->fine_count[KVB_KEY],
+        .value_fine_error = t->fine_sum[KVB_VALUE] / (double)t->fine_count[KVB_VALUE],
     };
 }
 
-static kvb_status build(const trainer *t, const kvb_train_report *report, uint8_t **image, size_t *size, kvb_error *err)
+static kvb_status build(const kvb_trainer *t, const kvb_train_report *report, uint8_t **image, size_t *size, kvb_error *err)
 {
     char *meta = NULL;
     kvb_status status =
@@ -422,7 +194,7 @@ kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, 
                           uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
 {
     double start = now();
-    trainer t = {.capture = capture, .recipe = recipe, .options = options};
+    kvb_trainer t = {.capture = capture, .recipe = recipe, .options = options};
     *image = NULL;
     *size = 0;
     kvb_status status = check_all(&t, err);

@@ -19,6 +19,7 @@ typedef struct kvb_train_report {
     double key_error, value_error;
     double key_heldout_error, value_heldout_error; /* NaN without a hold-out */
     double points_per_centroid;                    /* of the largest K */
+    double key_fine_error, value_fine_error;       /* of the fine codebooks; NaN where the recipe has none */
     double seconds;
 } kvb_train_report;
 

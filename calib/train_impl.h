@@ -33,6 +33,50 @@ kvb_status kvb_train_points_move(kvb_train_points *points, kvb_error *err);
 kvb_status kvb_train_points_refuse(const kvb_train_points *points, uint32_t head, kvb_status status, kvb_error *err,
                                    const char *format, ...) __attribute__((format(printf, 5, 6)));
 
+/* What one layer's training leaves for the book. */
+typedef struct kvb_layer_result {
+    float *table;         /* all codebooks, one after the other */
+    float *mean[2];       /* [G][D] by kind, or NULL */
+    float *forward[2];    /* [G][D][D] by kind, or NULL */
+    float *inverse[2];
+    kvb_quality *quality; /* [codebooks] in the same order */
+    float *fine_table;    /* fine codebooks, one after the other, or NULL */
+    kvb_book_part *fine;  /* [G][2] or NULL */
+} kvb_layer_result;
+
+typedef struct kvb_trainer {
+    const kvb_capture *capture;
+    const kvb_recipe *recipe;
+    const kvb_train_options *options;
+    uint32_t holdout_every;
+    kvb_layer *layer;         /* [layers] with the recipe's frame */
+    kvb_book_part *part;      /* [layers][part_heads][2] */
+    kvb_layer_result *result; /* [layers] */
+    uint32_t part_heads;
+    uint64_t done, total; /* codebooks */
+    double error_sum[2], heldout_sum[2];
+    uint64_t error_count[2];
+    double fine_sum[2]; /* training errors of fine codebooks */
+    uint64_t fine_count[2];
+} kvb_trainer;
+
+/* Groups that a head's codebooks of one kind, coarse or fine, cut its channels into. */
+static inline kvb_shape kvb_train_shape(const kvb_trainer *t, int kind, bool fine)
+{
+    return fine ? t->recipe->kind[kind].fine : t->recipe->kind[kind].shape;
+}
+
+static inline uint32_t kvb_train_groups(const kvb_trainer *t, uint32_t layer, int kind, bool fine)
+{
+    return t->capture->geometry[layer].head_dim / kvb_train_shape(t, kind, fine).channels;
+}
+
+/* Codebooks of a layer: the coarse or the fine ones; 0 where it has none. */
+size_t kvb_train_count(const kvb_trainer *t, uint32_t layer, bool fine);
+
+/* Trains a layer's codebooks: fills its result and its parts. What it leaves after a failure belongs to the trainer. */
+kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);
+
 /* META of the book: the capture's, the recipe and how it was trained. NULL if out of memory; free with free().
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
 kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,

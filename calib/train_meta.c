@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -52,12 +53,15 @@ static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind
 {
     static const char *const weightings[] = {"none", "exact-k", "exact-v"};
     const kvb_recipe_kind *k = &recipe->kind[kind];
-    char shape[KVB_SHAPE_TEXT];
+    const kvb_shape *s = &k->shape, *fine = &k->fine;
+    char text[KVB_SHAPE_TEXT];
     kvb_json_begin_object(w, kvb_train_kind_name(kind));
-    kvb_json_put_string(w, "shape", kvb_shape_text(k->channels, k->centroids, k->stages, shape));
-    kvb_json_put_u64(w, "channels", k->channels);
-    kvb_json_put_u64(w, "centroids", k->centroids);
-    kvb_json_put_u64(w, "stages", k->stages);
+    kvb_json_put_string(w, "shape", kvb_shape_text(s->channels, s->centroids, s->stages, text));
+    kvb_json_put_u64(w, "channels", s->channels);
+    kvb_json_put_u64(w, "centroids", s->centroids);
+    kvb_json_put_u64(w, "stages", s->stages);
+    if (fine->channels != 0)
+        kvb_json_put_string(w, "fine", kvb_shape_text(fine->channels, fine->centroids, fine->stages, text));
     kvb_json_put_string(w, "weights", weightings[k->weights]);
     kvb_json_put_bool(w, "mean", k->mean);
     put_transform(w, k);
@@ -71,6 +75,10 @@ static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
     kvb_json_put_number(w, "value_error", report->value_error);
     kvb_json_put_number(w, "key_heldout_error", report->key_heldout_error);
     kvb_json_put_number(w, "value_heldout_error", report->value_heldout_error);
+    if (!isnan(report->key_fine_error)) {
+        kvb_json_put_number(w, "key_fine_error", report->key_fine_error);
+        kvb_json_put_number(w, "value_fine_error", report->value_fine_error);
+    }
     kvb_json_put_number(w, "points_per_centroid", report->points_per_centroid);
     kvb_json_end_object(w);
 }

@@ -104,7 +104,7 @@ static kvb_status make_transform(const move_job *job, const float *moment, const
     const kvb_train_points *p = job->p;
     const kvb_recipe_kind *k = wanted(p);
     kvb_transform_request request = {
-        .dim = job->dim, .channels = k->channels, .rotation = k->rotation, .moment = moment,
+        .dim = job->dim, .channels = k->shape.channels, .rotation = k->rotation, .moment = moment,
         .alpha = k->metric.alpha, .ridge = k->metric.ridge, .covariance = covariance,
         .seed = kvb_rng_key(p->seed, p->layer, job->head, (uint64_t)p->kind, RANDOM_ROTATION),
     };

@@ -1,4 +1,4 @@
-/* The sections of layers and heads: ROPE, CODE, MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
+/* The sections of layers and heads: ROPE, CODE, FINE, MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
  * multiples of 256 bytes, and the machine is little-endian (kvb_book_parse made sure). */
 #include <math.h>
 #include <stdio.h>
@@ -113,7 +113,8 @@ static uint32_t log2_of(uint32_t power)
     return (uint32_t)__builtin_ctz(power);
 }
 
-/* What the entry of a CODE section must say once its d, K and stages are known to be good. */
+/* What the entry of a CODE or FINE section, which follow the same rules, must say once its d, K and stages are known to be
+ * good. */
 static kvb_entry code_entry(const kvb_entry *e, uint32_t head_dim, uint32_t stages)
 {
     kvb_entry want = head_entry(e, KVB_ELEMENT_F16);
@@ -137,7 +138,8 @@ static kvb_status read_centroids(const kvb_reader *r, const kvb_entry *e)
     kvb_status status = find_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
-    kvb_codebook *c = &r->book->codebook[slot];
+    bool fine = strcmp(e->type, "FINE") == 0;
+    kvb_codebook *c = fine ? &r->book->fine[slot] : &r->book->codebook[slot];
     uint32_t head_dim = r->book->layer[e->layer].head_dim, stages = e->dims == 4 ? e->shape[1] : 1;
     if (c->table != NULL)
         return kvb_section_fail(r, e, "a second one for this head");
@@ -282,16 +284,39 @@ static kvb_status read_quality(const kvb_reader *r, const kvb_entry *e)
     return status;
 }
 
-static kvb_status check_complete(const kvb_reader *r)
+/* Room for the fine codebooks of a file that has any. */
+static kvb_status make_fine(const kvb_reader *r)
+{
+    kvb_book *book = r->book;
+    for (uint32_t i = 0; book->fine == NULL && i < r->header.sections; i++)
+        if (strcmp(r->entry[i].type, "FINE") == 0) {
+            book->fine = kvb_alloc_zeroed(book->codebooks, sizeof *book->fine);
+            if (book->fine == NULL)
+                return kvb_fail_memory(r->err, r->name);
+        }
+    return KVB_OK;
+}
+
+/* Fine codebooks code the y of their coarse ones. */
+static void share_transforms(const kvb_book *book)
+{
+    for (uint32_t i = 0; book->fine != NULL && i < book->codebooks; i++) {
+        book->fine[i].mean = book->codebook[i].mean;
+        book->fine[i].forward = book->codebook[i].forward;
+        book->fine[i].inverse = book->codebook[i].inverse;
+    }
+}
+
+static kvb_status check_complete(const kvb_reader *r, const char *type, const kvb_codebook *codebook)
 {
     const kvb_book *book = r->book;
     for (uint32_t l = 0; l < book->layers; l++) {
         if (book->first[l] == KVB_NO_CODEBOOKS)
             continue;
         for (uint32_t i = 0; i < 2 * book->layer[l].kv_heads; i++)
-            if (book->codebook[book->first[l] + i].table == NULL)
-                return kvb_reader_fail(r, "section table", "there is no CODE section for layer %u, head %u, %s", l, i / 2,
-                                       i % 2 == KVB_KEY ? "key" : "value");
+            if (codebook[book->first[l] + i].table == NULL)
+                return kvb_reader_fail(r, "section table", "there is no %s section for layer %u, head %u, %s", type, l,
+                                       i / 2, i % 2 == KVB_KEY ? "key" : "value");
     }
     return KVB_OK;
 }
@@ -302,14 +327,23 @@ kvb_status kvb_reader_codebooks(kvb_reader *r)
     static const struct {
         const char *type;
         kvb_status (*read)(const kvb_reader *r, const kvb_entry *e);
-    } steps[] = {{"ROPE", read_rope}, {"CODE", read_centroids}, {"MEAN", read_mean}, {"XFRM", read_transform}};
+    } steps[] = {{"ROPE", read_rope}, {"CODE", read_centroids}, {"FINE", read_centroids}, {"MEAN", read_mean},
+                 {"XFRM", read_transform}};
+    kvb_status status = make_fine(r);
+    if (status != KVB_OK)
+        return status;
     for (size_t s = 0; s < sizeof steps / sizeof *steps; s++)
         for (uint32_t i = 0; i < r->header.sections; i++) {
-            kvb_status status = strcmp(r->entry[i].type, steps[s].type) == 0 ? steps[s].read(r, &r->entry[i]) : KVB_OK;
+            status = strcmp(r->entry[i].type, steps[s].type) == 0 ? steps[s].read(r, &r->entry[i]) : KVB_OK;
             if (status != KVB_OK)
                 return status;
         }
-    kvb_status status = check_complete(r);
+    status = check_complete(r, "CODE", r->book->codebook);
+    if (status == KVB_OK && r->book->fine != NULL)
+        status = check_complete(r, "FINE", r->book->fine);
+    if (status == KVB_OK && r->book->policy.exact == KVB_EXACT_FINE && r->book->fine == NULL)
+        status = kvb_reader_fail(r, "POLC", "exact form 1 (fine codes), but the book has no FINE sections");
+    share_transforms(r->book);
     for (uint32_t i = 0; status == KVB_OK && i < r->header.sections; i++)
         if (strcmp(r->entry[i].type, "qual") == 0)
             status = read_quality(r, &r->entry[i]);

@@ -134,8 +134,8 @@ static kvb_status read_policy(kvb_reader *r)
     p->score = (kvb_anchor_score)kvb_cursor_u32(&c);
     p->window = kvb_cursor_u32(&c);
     p->sinks = kvb_cursor_u32(&c);
-    bool reserved = kvb_cursor_u32(&c) != 0;
-    reserved |= kvb_cursor_u64(&c) != 0;
+    p->exact = (kvb_exact_form)kvb_cursor_u32(&c);
+    bool reserved = kvb_cursor_u64(&c) != 0;
     char problem[200];
     if (kvb_policy_problem(p, problem, sizeof problem))
         return kvb_section_fail(r, e, "%s", problem);

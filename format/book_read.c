@@ -88,6 +88,7 @@ void kvb_book_close(kvb_book *book)
         free(book->quality[i]);
     free(book->quality);
     free(book->codebook);
+    free(book->fine);
     free(book->first);
     free(book->layer);
     free(book->meta);
@@ -118,6 +119,12 @@ const kvb_codebook *kvb_book_codebook(const kvb_book *book, uint32_t layer, uint
 {
     uint32_t slot = slot_of(book, layer, head, kind);
     return slot != KVB_NO_CODEBOOKS ? &book->codebook[slot] : NULL;
+}
+
+const kvb_codebook *kvb_book_fine(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind)
+{
+    uint32_t slot = slot_of(book, layer, head, kind);
+    return slot != KVB_NO_CODEBOOKS && book->fine != NULL ? &book->fine[slot] : NULL;
 }
 
 const kvb_quality *kvb_book_quality(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind)

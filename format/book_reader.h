@@ -15,6 +15,7 @@ struct kvb_book {
     kvb_layer *layer;       /* [layers] */
     uint32_t *first;        /* [layers] the layer's first codebook, or KVB_NO_CODEBOOKS */
     kvb_codebook *codebook; /* [codebooks] by layer, head, kind */
+    kvb_codebook *fine;     /* [codebooks] or NULL where the file has none */
     kvb_quality **quality;  /* [codebooks] NULL where the file has none */
     uint32_t codebooks;
     kvb_policy policy;
@@ -53,7 +54,7 @@ kvb_status kvb_section_copy(const kvb_reader *r, const kvb_entry *e, uint8_t *ou
 
 /* book_geometry.c: META, GEOM, POLC, and the arrays they size. */
 kvb_status kvb_reader_geometry(kvb_reader *r);
-/* book_codebooks.c: ROPE, CODE, MEAN, XFRM, qual, and that nothing is missing. */
+/* book_codebooks.c: ROPE, CODE, FINE, MEAN, XFRM, qual, and that nothing is missing. */
 kvb_status kvb_reader_codebooks(kvb_reader *r);
 
 /* book_read.c: validates `book->bytes` and fills the rest of a zeroed book. On failure the caller still closes it. */

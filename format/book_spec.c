@@ -42,6 +42,31 @@ static kvb_status check_part(const kvb_book_part *p, uint32_t head_dim, const ch
     return status;
 }
 
+static kvb_status check_fine(const kvb_book_part *p, uint32_t head_dim, bool expected, const char *where,
+                             kvb_error *err)
+{
+    if ((p->fine != NULL) != expected)
+        return kvb_fail(err, KVB_E_USAGE, where, "%s a fine codebook, unlike the first head: all have one or none",
+                        p->fine != NULL ? "has" : "lacks");
+    if (!expected)
+        return KVB_OK;
+    const kvb_book_part *f = p->fine;
+    if (f->mean != NULL || f->forward != NULL || f->inverse != NULL || f->quality != NULL || f->fine != NULL)
+        return kvb_fail(err, KVB_E_USAGE, where, "the fine codebook has more than a shape and a table: it shares the "
+                        "mean and transform of the other");
+    char place[100];
+    snprintf(place, sizeof place, "%s, fine", where);
+    return check_part(f, head_dim, place, err);
+}
+
+bool kvb_spec_has_fine(const kvb_book_spec *spec)
+{
+    for (uint32_t i = 0; i < spec->layers; i++)
+        if (spec->layer[i].kind != KVB_LAYER_UNSUPPORTED)
+            return kvb_spec_part(spec, i, 0, KVB_KEY)->fine != NULL;
+    return false;
+}
+
 static kvb_status check_layer(const kvb_book_spec *spec, uint32_t i, kvb_error *err)
 {
     const kvb_layer *l = &spec->layer[i];
@@ -59,7 +84,10 @@ static kvb_status check_layer(const kvb_book_spec *spec, uint32_t i, kvb_error *
     kvb_status status = KVB_OK;
     for (uint32_t n = 0; status == KVB_OK && n < 2 * l->kv_heads; n++) {
         snprintf(where, sizeof where, "layer %u, head %u, %s", i, n / 2, n % 2 == KVB_KEY ? "key" : "value");
-        status = check_part(kvb_spec_part(spec, i, n / 2, n % 2), l->head_dim, where, err);
+        const kvb_book_part *p = kvb_spec_part(spec, i, n / 2, n % 2);
+        status = check_part(p, l->head_dim, where, err);
+        if (status == KVB_OK)
+            status = check_fine(p, l->head_dim, kvb_spec_has_fine(spec), where, err);
     }
     return status;
 }
@@ -86,5 +114,7 @@ kvb_status kvb_spec_check(const kvb_book_spec *spec, kvb_error *err)
     }
     for (uint32_t i = 0; status == KVB_OK && i < spec->layers; i++)
         status = check_layer(spec, i, err);
+    if (status == KVB_OK && spec->policy.exact == KVB_EXACT_FINE && !kvb_spec_has_fine(spec))
+        return kvb_fail(err, KVB_E_USAGE, "policy", "keeps tokens as fine codes, but there are no fine codebooks");
     return status;
 }

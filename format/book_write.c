@@ -166,7 +166,7 @@ static kvb_status add_policy(writer *w)
         put(&b, p->score, 4);
         put(&b, p->window, 4);
         put(&b, p->sinks, 4);
-        put(&b, 0, 4);
+        put(&b, p->exact, 4);
         put(&b, 0, 8);
     }
     return add_blob(w, "POLC", raw, KVB_POLICY_SIZE);
@@ -236,10 +236,24 @@ static kvb_status add_quality(writer *w, const kvb_book_part *p, uint32_t groups
     return status == KVB_OK && w->spec->compress ? compress_section(w, s) : status;
 }
 
+/* CODE or FINE */
+static section *add_centroids(writer *w, const char *type, const kvb_book_part *p, uint32_t kind, uint32_t layer,
+                              uint32_t head)
+{
+    uint32_t n = w->spec->layer[layer].head_dim, groups = n / p->channels;
+    section *s = add_floats(w, type, kind, layer, head, KVB_ELEMENT_F16);
+    s->entry.groups = groups;
+    s->entry.channels = p->channels;
+    s->entry.centroids = p->centroids;
+    set_code_shape(s, groups, p);
+    set_source(s, 0, p->table, (size_t)n * kvb_part_stages(p) * p->centroids);
+    return s;
+}
+
 static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t kind)
 {
     const kvb_book_part *p = kvb_spec_part(w->spec, layer, head, kind);
-    uint32_t n = w->spec->layer[layer].head_dim, groups = n / p->channels;
+    uint32_t n = w->spec->layer[layer].head_dim;
     size_t square = (size_t)n * n;
     if (p->mean != NULL) {
         section *s = add_floats(w, "MEAN", kind, layer, head, KVB_ELEMENT_F32);
@@ -252,13 +266,10 @@ static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t ki
         set_source(s, 0, p->forward, square);
         set_source(s, 1, p->inverse, square);
     }
-    section *s = add_floats(w, "CODE", kind, layer, head, KVB_ELEMENT_F16);
-    s->entry.groups = groups;
-    s->entry.channels = p->channels;
-    s->entry.centroids = p->centroids;
-    set_code_shape(s, groups, p);
-    set_source(s, 0, p->table, (size_t)n * kvb_part_stages(p) * p->centroids);
-    return p->quality != NULL ? add_quality(w, p, groups, &s->entry) : KVB_OK;
+    section *s = add_centroids(w, "CODE", p, kind, layer, head);
+    if (p->fine != NULL)
+        add_centroids(w, "FINE", p->fine, kind, layer, head);
+    return p->quality != NULL ? add_quality(w, p, s->entry.groups, &s->entry) : KVB_OK;
 }
 
 static kvb_status add_parts(writer *w, uint32_t layer)
@@ -276,7 +287,7 @@ static kvb_status list_sections(writer *w)
 {
     size_t most = 3;
     for (uint32_t i = 0; i < w->spec->layers; i++)
-        most += 1 + 2 * (size_t)w->spec->layer[i].kv_heads * 4;
+        most += 1 + 2 * (size_t)w->spec->layer[i].kv_heads * 5;
     w->section = kvb_alloc_zeroed(most, sizeof *w->section);
     if (w->section == NULL)
         return kvb_fail_memory(w->err, "book");

@@ -25,6 +25,9 @@ typedef struct kvb_book_part {
     const float *forward;         /* [D][D] or NULL */
     const float *inverse;         /* [D][D] or NULL */
     const kvb_quality *quality;   /* [S] or NULL */
+    /* A second codebook over the same y, or NULL: all parts have one or none. Its own mean, forward, inverse, quality
+     * and fine must be NULL. */
+    const struct kvb_book_part *fine;
 } kvb_book_part;
 
 typedef struct kvb_book_spec {

@@ -84,6 +84,8 @@ bool kvb_policy_problem(const kvb_policy *policy, char *problem, size_t size)
         return complain(c, "anchor fraction %g, expected 0..1", policy->anchor_fraction);
     if ((unsigned)policy->score > KVB_SCORE_RANDOM)
         return complain(c, "anchor score %u, expected 0..%d", (unsigned)policy->score, KVB_SCORE_RANDOM);
+    if ((unsigned)policy->exact > KVB_EXACT_FINE)
+        return complain(c, "exact form %u, expected 0 (half floats) or 1 (fine codes)", (unsigned)policy->exact);
     return false;
 }
 

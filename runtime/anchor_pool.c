@@ -120,7 +120,15 @@ float kvb_anchor_static_score(kvb_anchor_score score, uint64_t seed, uint32_t la
     return 0.0f;
 }
 
-kvb_status kvb_policy_check(const kvb_policy *policy, kvb_error *err)
+static bool has_fine(const kvb_book *book)
+{
+    for (uint32_t i = 0; i < kvb_book_layers(book); i++)
+        if (kvb_book_fine(book, i, 0, KVB_KEY) != NULL)
+            return true;
+    return false;
+}
+
+kvb_status kvb_policy_check(const kvb_book *book, const kvb_policy *policy, kvb_error *err)
 {
     if (!(policy->anchor_fraction >= 0.0 && policy->anchor_fraction <= 1.0))
         return kvb_fail(err, KVB_E_USAGE, "policy.anchor_fraction", "found %g, expected 0 .. 1 (1%% is 0.01)",
@@ -128,5 +136,11 @@ kvb_status kvb_policy_check(const kvb_policy *policy, kvb_error *err)
     if ((unsigned)policy->score > KVB_SCORE_RANDOM)
         return kvb_fail(err, KVB_E_USAGE, "policy.score", "found %u, expected a kvb_anchor_score (0 .. %u)",
                         (unsigned)policy->score, (unsigned)KVB_SCORE_RANDOM);
+    if ((unsigned)policy->exact > KVB_EXACT_FINE)
+        return kvb_fail(err, KVB_E_USAGE, "policy.exact", "found %u, expected a kvb_exact_form (0 .. %u)",
+                        (unsigned)policy->exact, (unsigned)KVB_EXACT_FINE);
+    if (policy->exact == KVB_EXACT_FINE && !has_fine(book))
+        return kvb_fail(err, KVB_E_USAGE, "policy.exact", "found fine codes, but the book has no fine codebooks: train "
+                        "it with a recipe that says \"fine\", or keep half floats");
     return KVB_OK;
 }

@@ -41,6 +41,7 @@ bool kvb_policy_scores_attention(const kvb_policy *policy);
 float kvb_anchor_static_score(kvb_anchor_score score, uint64_t seed, uint32_t layer, uint32_t head, uint32_t position,
                               const float *key, uint32_t head_dim);
 
-kvb_status kvb_policy_check(const kvb_policy *policy, kvb_error *err);
+/* KVB_E_USAGE for a number out of range and for fine codes of a book without fine codebooks. */
+kvb_status kvb_policy_check(const kvb_book *book, const kvb_policy *policy, kvb_error *err);
 
 #endif

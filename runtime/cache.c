@@ -39,8 +39,11 @@ static kvb_status init_layer(kvb_cache *cache, uint32_t layer, const kvb_layer *
     l->head = kvb_alloc_zeroed(geometry->kv_heads, sizeof *l->head);
     if (l->head == NULL)
         return kvb_fail_memory(err, "heads of the cache");
-    for (uint32_t g = 0; g < geometry->kv_heads; g++)
+    l->half.head_dim = geometry->head_dim;
+    for (uint32_t g = 0; g < geometry->kv_heads; g++) {
         l->head[g].pool.fraction = l->policy.anchor_fraction;
+        l->head[g].form = l->half;
+    }
     return kvb_step_create(&l->step, geometry, &l->policy, err);
 }
 
@@ -99,7 +102,7 @@ kvb_status kvb_cache_create(const kvb_book *book, const kvb_cache_options *optio
     if (options == NULL || options->struct_size < sizeof *options)
         return kvb_fail(err, KVB_E_USAGE, "options", "found %u bytes, expected at least %zu: call "
                         "kvb_cache_options_init() first", options != NULL ? options->struct_size : 0, sizeof *options);
-    kvb_status status = kvb_policy_check(&options->policy, err);
+    kvb_status status = kvb_policy_check(book, &options->policy, err);
     return status != KVB_OK ? status : create(book, NULL, kvb_book_layers(book), options, cache, err);
 }
 

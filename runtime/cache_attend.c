@@ -2,7 +2,6 @@
 #include <string.h>
 
 #include "format/base/fail.h"
-#include "format/base/half.h"
 #include "runtime/cache_store.h"
 
 static void attend_tiles(kvb_cache *cache, uint32_t layer, uint32_t g)
@@ -21,13 +20,12 @@ static void attend_tiles(kvb_cache *cache, uint32_t layer, uint32_t g)
 /* Stretches of the window that are contiguous in the ring. */
 static void add_window_scores(kvb_cache *cache, kvb_cache_layer *l, kvb_cache_head *head)
 {
-    const uint32_t dim = l->geometry.head_dim;
     for (uint32_t p = l->step.recent_first, many; p < l->length; p += many) {
         uint32_t at = p % head->window_room;
         many = l->length - p < KVB_ATTN_COLS ? l->length - p : KVB_ATTN_COLS;
         many = many < head->window_room - at ? many : head->window_room - at;
-        for (uint32_t i = 0; i < many; i++)
-            kvb_half_to_floats(cache->values + (size_t)i * dim, head->window + (size_t)2 * dim * (at + i) + dim, dim);
+        kvb_row_load(&head->form, KVB_VALUE, head->window[KVB_VALUE] + at * kvb_row_bytes(&head->form, KVB_VALUE), many,
+                     cache->values);
         kvb_step_add_scores(&l->step, p, many, cache->values, head->score + at);
     }
 }

@@ -9,11 +9,11 @@ typedef struct token_counts {
 /* An anchor's place in the index is its position and its score; a token of the window carries its score so far. */
 enum { INDEX_ANCHOR = sizeof(uint32_t) + sizeof(float), INDEX_WINDOW = sizeof(double) };
 
-static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_dim, const kvb_policy *policy,
-                     const kvb_codebook *keys, const kvb_codebook *values)
+/* `row`: bytes of a key and a value in the window or as an anchor. */
+static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_dim, uint64_t row,
+                     const kvb_policy *policy, const kvb_codebook *keys, const kvb_codebook *values)
 {
-    const uint64_t row = (uint64_t)2 * head_dim * sizeof(uint16_t);
-    b->sinks += n->sinks * row;
+    b->sinks += n->sinks * kvb_row_pair_bytes(KVB_EXACT_HALF, head_dim, NULL, NULL);
     b->window += n->window * row;
     b->anchors += n->anchors * row;
     b->index += n->anchors * INDEX_ANCHOR;
@@ -25,47 +25,60 @@ static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_di
     b->elements += (n->sinks + n->window + n->anchors + n->coded) * 2 * head_dim;
 }
 
+static uint64_t table_bytes(const kvb_codebook *c)
+{
+    return c != NULL ? (uint64_t)c->groups * c->channels * c->stages * c->stage_centroids * sizeof(uint16_t) : 0;
+}
+
 static uint64_t codebook_bytes(const kvb_codebook *c)
 {
     if (c == NULL)
         return 0;
     const uint64_t dim = (uint64_t)c->groups * c->channels, matrix = dim * dim * sizeof(float);
-    return dim * c->stages * c->stage_centroids * sizeof(uint16_t) + (c->mean != NULL ? dim * sizeof(float) : 0) +
+    return table_bytes(c) + (c->mean != NULL ? dim * sizeof(float) : 0) +
            (c->forward != NULL ? matrix : 0) + (c->inverse != NULL ? matrix : 0);
 }
 
-static uint64_t book_bytes(const kvb_book *book)
+/* Fine codebooks share the means and transforms of the others, and count where a cache uses them. */
+static uint64_t book_bytes(const kvb_book *book, bool fine)
 {
     uint64_t sum = 0;
     for (uint32_t i = 0; book != NULL && i < kvb_book_layers(book); i++)
         for (uint32_t g = 0; g < kvb_book_layer(book, i)->kv_heads; g++)
             sum += codebook_bytes(kvb_book_codebook(book, i, g, KVB_KEY)) +
-                   codebook_bytes(kvb_book_codebook(book, i, g, KVB_VALUE));
+                   codebook_bytes(kvb_book_codebook(book, i, g, KVB_VALUE)) +
+                   (fine ? table_bytes(kvb_book_fine(book, i, g, KVB_KEY)) +
+                               table_bytes(kvb_book_fine(book, i, g, KVB_VALUE))
+                         : 0);
     return sum;
 }
 
-static void finish(kvb_cache_bytes *b, const kvb_book *book)
+static void finish(kvb_cache_bytes *b, const kvb_book *book, bool fine)
 {
-    b->codebooks = book_bytes(book);
+    b->codebooks = book_bytes(book, fine);
     b->total = b->codes + b->anchors + b->window + b->sinks + b->index + b->codebooks;
 }
 
 kvb_cache_bytes kvb_cache_count_bytes(const kvb_cache *cache)
 {
     kvb_cache_bytes b = {0};
+    bool fine = false;
     for (uint32_t i = 0; cache != NULL && i < cache->layers; i++) {
         const kvb_cache_layer *l = cache->layer + i;
+        fine |= l->policy.exact == KVB_EXACT_FINE;
         for (uint32_t g = 0; g < l->geometry.kv_heads; g++) {
             const kvb_cache_head *h = l->head + g;
             token_counts n = {.anchors = h->pool.count, .coded = h->coded};
             n.sinks = kvb_layer_sinks(l, l->length);
             n.window = l->length - kvb_layer_window_first(l, l->length);
-            add_head(&b, &n, l->geometry.head_dim, &l->policy, h->codec[KVB_KEY] ? h->codec[KVB_KEY]->codebook : NULL,
+            add_head(&b, &n, l->geometry.head_dim,
+                     kvb_row_bytes(&h->form, KVB_KEY) + kvb_row_bytes(&h->form, KVB_VALUE), &l->policy,
+                     h->codec[KVB_KEY] ? h->codec[KVB_KEY]->codebook : NULL,
                      h->codec[KVB_VALUE] ? h->codec[KVB_VALUE]->codebook : NULL);
         }
     }
     if (cache != NULL)
-        finish(&b, cache->book);
+        finish(&b, cache->book, fine);
     return b;
 }
 
@@ -89,9 +102,11 @@ kvb_cache_bytes kvb_cache_predict_bytes(const kvb_book *book, const kvb_policy *
             const kvb_codebook *keys = kvb_book_codebook(book, i, g, KVB_KEY);
             const kvb_policy *applied = keys != NULL ? policy : &exact;
             token_counts n = predict_tokens(applied, tokens);
-            add_head(&b, &n, layer->head_dim, applied, keys, kvb_book_codebook(book, i, g, KVB_VALUE));
+            const uint64_t row = kvb_row_pair_bytes(applied->exact, layer->head_dim, kvb_book_fine(book, i, g, KVB_KEY),
+                                                    kvb_book_fine(book, i, g, KVB_VALUE));
+            add_head(&b, &n, layer->head_dim, row, applied, keys, kvb_book_codebook(book, i, g, KVB_VALUE));
         }
     }
-    finish(&b, book);
+    finish(&b, book, policy != NULL && policy->exact == KVB_EXACT_FINE);
     return b;
 }

@@ -1,24 +1,32 @@
 /* Reading tokens back: which place each lives in, and its key in the frame asked for. */
 #include "format/base/fail.h"
-#include "format/base/half.h"
 #include "runtime/cache_store.h"
-#include "runtime/rope_frame.h"
 
-/* The row of an exact token, or NULL where it is coded; then *slot is the place of its codes. `rank` is the number of
- * anchors before it. */
-static const uint16_t *find_exact(const kvb_cache_layer *l, const kvb_cache_head *head, uint32_t position,
-                                  uint32_t rank, uint32_t *slot)
+/* Where a token lives. */
+typedef struct place {
+    const kvb_row_form *form; /* of a row; NULL: its codes are at `at` */
+    uint8_t *const *rows;     /* by kvb_kind */
+    uint32_t at, count;       /* the row, and how many rows of the tokens after it follow it, itself included */
+} place;
+
+/* `rank` is the number of anchors before the position. */
+static place find_place(const kvb_cache_layer *l, const kvb_cache_head *head, uint32_t position, uint32_t rank)
 {
-    const size_t values = (size_t)2 * l->geometry.head_dim;
     uint32_t sinks = kvb_layer_sinks(l, l->length);
     if (position < sinks)
-        return head->sinks + position * values;
-    if (position >= kvb_layer_window_first(l, l->length))
-        return head->window + position % head->window_room * values;
+        return (place){&l->half, head->sinks, position, sinks - position};
+    if (position >= kvb_layer_window_first(l, l->length)) {
+        uint32_t at = position % head->window_room, left = l->length - position;
+        return (place){&head->form, head->window, at, left < head->window_room - at ? left : head->window_room - at};
+    }
     if (rank < head->pool.count && head->pool.position[rank] == position)
-        return head->anchors + rank * values;
-    *slot = position - sinks - rank;
-    return NULL;
+        return (place){&head->form, head->anchors, rank, 1};
+    return (place){.at = position - sinks - rank};
+}
+
+static void load_row(const place *p, kvb_kind kind, uint32_t count, float *x)
+{
+    kvb_row_load(p->form, kind, p->rows[kind] + p->at * kvb_row_bytes(p->form, kind), count, x);
 }
 
 /* The first position after a coded token that is not coded; `rank` anchors lie before that token. */
@@ -30,13 +38,13 @@ static uint32_t end_of_codes(const kvb_cache_layer *l, const kvb_cache_head *hea
     return end;
 }
 
-static void load_exact(const kvb_cache_layer *l, const kvb_rope_table *rope, const uint16_t *row, uint32_t position,
-                       float *key, float *value)
+static void load_rows(const kvb_cache_layer *l, const kvb_rope_table *rope, const place *p, uint32_t position,
+                      uint32_t count, float *keys, float *values)
 {
-    const uint32_t dim = l->geometry.head_dim;
-    kvb_half_to_floats(key, row, dim);
-    kvb_half_to_floats(value, row + dim, dim);
-    kvb_rope_rotate(rope, position, dim, key, key);
+    load_row(p, KVB_KEY, count, keys);
+    load_row(p, KVB_VALUE, count, values);
+    for (uint32_t i = 0; i < count; i++)
+        kvb_row_key_finish(p->form, &l->geometry, rope, position + i, keys + (size_t)i * l->geometry.head_dim);
 }
 
 static void load_coded(const kvb_cache_layer *l, const kvb_rope_table *rope, const kvb_cache_head *head, uint32_t slot,
@@ -58,20 +66,19 @@ void kvb_store_load(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t first
     const kvb_cache_head *head = l->head + g;
     const kvb_rope_table *rope = cache->rope + l->rope;
     const uint32_t dim = l->geometry.head_dim;
-    uint32_t rank = kvb_pool_rank(&head->pool, first), slot = 0;
+    uint32_t rank = kvb_pool_rank(&head->pool, first);
     for (uint32_t p = first, many; p < first + count; p += many) {
-        const uint16_t *row = find_exact(l, head, p, rank, &slot);
+        const place at = find_place(l, head, p, rank);
         float *key = keys + (size_t)(p - first) * dim, *value = values + (size_t)(p - first) * dim;
-        many = 1;
-        if (row != NULL) {
-            load_exact(l, rope, row, p, key, value);
-            rank += rank < head->pool.count && head->pool.position[rank] == p;
-            continue;
-        }
-        many = end_of_codes(l, head, rank) - p;
+        many = at.form != NULL ? at.count : end_of_codes(l, head, rank) - p;
         if (many > first + count - p)
             many = first + count - p;
-        load_coded(l, rope, head, slot, p, many, key, value);
+        if (at.form == NULL) {
+            load_coded(l, rope, head, at.at, p, many, key, value);
+            continue;
+        }
+        load_rows(l, rope, &at, p, many, key, value);
+        rank += rank < head->pool.count && head->pool.position[rank] == p;
     }
 }
 
@@ -83,23 +90,23 @@ kvb_status kvb_cache_read(const kvb_cache *cache, uint32_t layer, uint32_t head,
                         head);
     const kvb_cache_layer *l = cache->layer + layer;
     const kvb_cache_head *h = l->head + head;
-    const uint32_t dim = l->geometry.head_dim;
     if (position >= l->length || key == NULL || value == NULL)
         return kvb_fail(err, KVB_E_USAGE, "kvb_cache_read", "found position %llu%s, layer %u has %u tokens",
                         (unsigned long long)position, key == NULL || value == NULL ? " and a NULL pointer" : "", layer,
                         l->length);
-    uint32_t slot = 0, at = (uint32_t)position;
-    const uint16_t *row = find_exact(l, h, at, kvb_pool_rank(&h->pool, at), &slot);
+    const uint32_t p = (uint32_t)position;
+    const place at = find_place(l, h, p, kvb_pool_rank(&h->pool, p));
     if (exact != NULL)
-        *exact = row != NULL;
-    if (row != NULL) {
-        kvb_half_to_floats(key, row, dim);
-        kvb_half_to_floats(value, row + dim, dim);
+        *exact = at.form != NULL;
+    if (at.form != NULL) {
+        load_row(&at, KVB_KEY, 1, key);
+        load_row(&at, KVB_VALUE, 1, value);
+        kvb_row_key_to_start(at.form, &l->geometry, cache->rope + l->rope, p, key);
         return KVB_OK;
     }
     for (int kind = 0; kind < 2; kind++)
-        kvb_codec_decode_packed(h->codec[kind], h->codes[kind] + slot * h->codec[kind]->packed_bytes, 1,
+        kvb_codec_decode_packed(h->codec[kind], h->codes[kind] + at.at * h->codec[kind]->packed_bytes, 1,
                                 kind == KVB_KEY ? key : value);
-    kvb_frame_leave(&l->geometry, cache->rope + l->rope, at, key);
+    kvb_frame_leave(&l->geometry, cache->rope + l->rope, p, key);
     return KVB_OK;
 }

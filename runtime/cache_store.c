@@ -5,8 +5,6 @@
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/base/half.h"
-#include "runtime/rope_frame.h"
 
 uint32_t kvb_layer_sinks(const kvb_cache_layer *layer, uint32_t length)
 {
@@ -22,20 +20,16 @@ uint32_t kvb_layer_window_first(const kvb_cache_layer *layer, uint32_t length)
 
 void kvb_store_free(kvb_cache_head *head)
 {
-    free(head->sinks);
-    free(head->window);
     free(head->score);
     kvb_pool_free(&head->pool);
-    free(head->anchors);
+    kvb_row_form_free(&head->form);
     for (int kind = 0; kind < 2; kind++) {
+        free(head->sinks[kind]);
+        free(head->window[kind]);
+        free(head->anchors[kind]);
         free(head->codes[kind]);
         kvb_codec_destroy(head->codec[kind]);
     }
-}
-
-static size_t row_values(const kvb_cache_layer *layer)
-{
-    return (size_t)2 * layer->geometry.head_dim;
 }
 
 static uint32_t larger_room(uint32_t room, uint32_t least, uint32_t reserve, uint32_t most)
@@ -58,24 +52,36 @@ static bool grow(void **rows, uint32_t room, size_t row_bytes)
     return more != NULL;
 }
 
+/* Rows of keys and of values. A failure in between leaves more room than is told, which does no harm. */
+static bool grow_rows(const kvb_row_form *form, uint8_t *rows[2], uint32_t room)
+{
+    return grow((void **)&rows[KVB_KEY], room, kvb_row_bytes(form, KVB_KEY)) &&
+           grow((void **)&rows[KVB_VALUE], room, kvb_row_bytes(form, KVB_VALUE));
+}
+
 /* A ring of another size keeps position p at row p % room. */
 static bool grow_window(const kvb_cache_layer *layer, kvb_cache_head *head, uint32_t room)
 {
-    const size_t values = row_values(layer);
-    uint16_t *window = kvb_alloc_array(room, values * sizeof *window);
+    uint8_t *window[2] = {kvb_alloc_array(room, kvb_row_bytes(&head->form, KVB_KEY)),
+                          kvb_alloc_array(room, kvb_row_bytes(&head->form, KVB_VALUE))};
     double *score = kvb_alloc_array(room, sizeof *score);
-    if (window == NULL || score == NULL) {
-        free(window);
+    if (window[0] == NULL || window[1] == NULL || score == NULL) {
+        free(window[0]);
+        free(window[1]);
         free(score);
         return false;
     }
-    for (uint32_t p = kvb_layer_window_first(layer, layer->length); p < layer->length; p++) {
-        memcpy(window + p % room * values, head->window + p % head->window_room * values, values * sizeof *window);
+    const uint32_t first = kvb_layer_window_first(layer, layer->length);
+    for (uint32_t p = first; p < layer->length; p++)
         score[p % room] = head->score[p % head->window_room];
+    for (int kind = 0; kind < 2; kind++) {
+        const size_t bytes = kvb_row_bytes(&head->form, (kvb_kind)kind);
+        for (uint32_t p = first; p < layer->length; p++)
+            memcpy(window[kind] + p % room * bytes, head->window[kind] + p % head->window_room * bytes, bytes);
+        free(head->window[kind]);
+        head->window[kind] = window[kind];
     }
-    free(head->window);
     free(head->score);
-    head->window = window;
     head->score = score;
     head->window_room = room;
     return true;
@@ -102,7 +108,7 @@ static bool reserve_leaving(const kvb_cache *cache, const kvb_cache_layer *layer
     if (layer->policy.anchor_fraction > 0.0 && !kvb_pool_reserve(&head->pool))
         return false;
     if (head->anchor_room < head->pool.room) {
-        if (!grow((void **)&head->anchors, head->pool.room, row_values(layer) * sizeof *head->anchors))
+        if (!grow_rows(&head->form, head->anchors, head->pool.room))
             return false;
         head->anchor_room = head->pool.room;
     }
@@ -132,7 +138,7 @@ static bool reserve_exact(const kvb_cache *cache, const kvb_cache_layer *layer, 
         if (length < head->sink_room)
             return true;
         uint32_t room = larger_room(head->sink_room, length + 1, 0, layer->policy.sinks);
-        if (!grow((void **)&head->sinks, room, row_values(layer) * sizeof *head->sinks))
+        if (!grow_rows(&layer->half, head->sinks, room))
             return false;
         head->sink_room = room;
         return true;
@@ -143,6 +149,18 @@ static bool reserve_exact(const kvb_cache *cache, const kvb_cache_layer *layer, 
     if (head->window_room >= (need != 0 ? need : 1))
         return true;
     return grow_window(layer, head, larger_room(head->window_room, need, cache->reserve, most));
+}
+
+static kvb_status reserve_form(const kvb_cache *cache, uint32_t layer, kvb_cache_head *head, uint32_t g,
+                               kvb_error *err)
+{
+    if (cache->layer[layer].policy.exact == KVB_EXACT_HALF || head->form.codec[KVB_KEY] != NULL)
+        return KVB_OK;
+    kvb_row_form form;
+    kvb_status status = kvb_row_form_create(cache->book, layer, g, &form, err);
+    if (status == KVB_OK)
+        head->form = form;
+    return status;
 }
 
 static kvb_status reserve_rope(kvb_cache *cache, const kvb_cache_layer *layer, kvb_error *err)
@@ -165,7 +183,8 @@ kvb_status kvb_store_reserve(kvb_cache *cache, uint32_t layer, kvb_error *err)
     kvb_status status = reserve_rope(cache, l, err);
     bool leaving = next_to_leave(l) != UINT32_MAX;
     for (uint32_t g = 0; status == KVB_OK && g < l->geometry.kv_heads; g++) {
-        if (leaving)
+        status = reserve_form(cache, layer, l->head + g, g, err);
+        if (status == KVB_OK && leaving)
             status = reserve_codecs(cache, layer, g, err);
         if (status == KVB_OK && ((leaving && !reserve_leaving(cache, l, l->head + g)) ||
                                  !reserve_exact(cache, l, l->head + g)))
@@ -174,9 +193,9 @@ kvb_status kvb_store_reserve(kvb_cache *cache, uint32_t layer, kvb_error *err)
     return status;
 }
 
-/* Codes of an exact row go to `slot`; those of later tokens move up. */
-static void insert_codes(kvb_cache *cache, uint32_t layer, kvb_cache_head *head, const uint16_t *row, uint32_t position,
-                         uint32_t slot)
+/* Codes of the row at `at` of the window or the anchors go to `slot`; those of later tokens move up. */
+static void insert_codes(kvb_cache *cache, uint32_t layer, kvb_cache_head *head, uint8_t *const rows[2], uint32_t at,
+                         uint32_t position, uint32_t slot)
 {
     const kvb_cache_layer *l = cache->layer + layer;
     const uint32_t dim = l->geometry.head_dim;
@@ -184,12 +203,12 @@ static void insert_codes(kvb_cache *cache, uint32_t layer, kvb_cache_head *head,
     for (int kind = 0; kind < 2; kind++) {
         kvb_codec *codec = head->codec[kind];
         size_t bytes = codec->packed_bytes;
-        kvb_half_to_floats(x, row + (size_t)kind * dim, dim);
+        kvb_row_load(&head->form, (kvb_kind)kind, rows[kind] + at * kvb_row_bytes(&head->form, (kvb_kind)kind), 1, x);
         if (kind == KVB_KEY)
-            kvb_frame_enter(&l->geometry, cache->rope + l->rope, position, x);
-        uint8_t *at = head->codes[kind] + slot * bytes;
-        memmove(at + bytes, at, (head->coded - slot) * bytes);
-        kvb_codec_encode_packed(codec, x, dim, 1, at);
+            kvb_row_key_to_frame(&head->form, &l->geometry, cache->rope + l->rope, position, x);
+        uint8_t *to = head->codes[kind] + slot * bytes;
+        memmove(to + bytes, to, (head->coded - slot) * bytes);
+        kvb_codec_encode_packed(codec, x, dim, 1, to);
     }
     head->coded++;
 }
@@ -201,9 +220,21 @@ static float leaving_score(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_
     const uint32_t at = position % head->window_room;
     if (kvb_policy_scores_attention(&l->policy))
         return (float)head->score[at];
-    kvb_half_to_floats(cache->keys, head->window + at * row_values(l), l->geometry.head_dim);
+    kvb_row_load(&head->form, KVB_KEY, head->window[KVB_KEY] + at * kvb_row_bytes(&head->form, KVB_KEY), 1,
+                 cache->keys);
+    kvb_row_key_to_start(&head->form, &l->geometry, cache->rope + l->rope, position, cache->keys);
     return kvb_anchor_static_score(l->policy.score, cache->seed, layer, g, position, cache->keys,
                                    l->geometry.head_dim);
+}
+
+/* The anchor at `at` of `count` goes, those after it move down. */
+static void drop_anchor(kvb_cache_head *head, uint32_t at, uint32_t count)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        const size_t bytes = kvb_row_bytes(&head->form, (kvb_kind)kind);
+        uint8_t *lost = head->anchors[kind] + at * bytes;
+        memmove(lost, lost + bytes, (count - at - 1) * bytes);
+    }
 }
 
 /* The token enters the anchors, and the one that loses its place there becomes codes, or it becomes codes itself. */
@@ -211,27 +242,32 @@ static void leave_window(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t 
 {
     const kvb_cache_layer *l = cache->layer + layer;
     kvb_cache_head *head = l->head + g;
-    const size_t values = row_values(l);
-    const uint16_t *row = head->window + position % head->window_room * values;
+    const uint32_t at = position % head->window_room;
     uint32_t loser, before = head->pool.count;
     uint32_t gone = kvb_pool_offer(&head->pool, position, leaving_score(cache, layer, g, position), &loser);
     if (gone == before) {
-        insert_codes(cache, layer, head, row, position, head->coded);
+        insert_codes(cache, layer, head, head->window, at, position, head->coded);
         return;
     }
     if (gone != KVB_POOL_NONE) {
-        uint16_t *lost = head->anchors + gone * values;
-        insert_codes(cache, layer, head, lost, loser,
+        insert_codes(cache, layer, head, head->anchors, gone, loser,
                      loser - l->policy.sinks - kvb_pool_rank(&head->pool, loser));
-        memmove(lost, lost + values, (before - gone - 1) * values * sizeof *lost);
+        drop_anchor(head, gone, before);
     }
-    memcpy(head->anchors + (size_t)(head->pool.count - 1) * values, row, values * sizeof *row);
+    for (int kind = 0; kind < 2; kind++) {
+        const size_t bytes = kvb_row_bytes(&head->form, (kvb_kind)kind);
+        memcpy(head->anchors[kind] + (head->pool.count - 1) * bytes, head->window[kind] + at * bytes, bytes);
+    }
 }
 
-static void put_row(uint16_t *row, const float *key, const float *value, uint32_t dim)
+static void put_token(kvb_cache *cache, const kvb_cache_layer *l, const kvb_row_form *form, uint8_t *const rows[2],
+                      uint32_t at, uint32_t position, const float *const x[2])
 {
-    kvb_half_from_floats(row, key, dim);
-    kvb_half_from_floats(row + dim, value, dim);
+    for (int kind = 0; kind < 2; kind++) {
+        memcpy(cache->keys, x[kind], l->geometry.head_dim * sizeof(float));
+        kvb_row_store(form, (kvb_kind)kind, &l->geometry, cache->rope + l->rope, position, cache->keys,
+                      rows[kind] + at * kvb_row_bytes(form, (kvb_kind)kind));
+    }
 }
 
 void kvb_store_append(kvb_cache *cache, uint32_t layer, const float *keys, const float *values)
@@ -240,14 +276,14 @@ void kvb_store_append(kvb_cache *cache, uint32_t layer, const float *keys, const
     const uint32_t dim = l->geometry.head_dim, p = l->length, leaver = next_to_leave(l);
     for (uint32_t g = 0; g < l->geometry.kv_heads; g++) {
         kvb_cache_head *head = l->head + g;
-        const float *key = keys + (size_t)g * dim, *value = values + (size_t)g * dim;
+        const float *const x[2] = {keys + (size_t)g * dim, values + (size_t)g * dim};
         if (leaver != UINT32_MAX && leaver != p)
             leave_window(cache, layer, g, leaver);
         if (p < l->policy.sinks) {
-            put_row(head->sinks + p * row_values(l), key, value, dim);
+            put_token(cache, l, &l->half, head->sinks, p, p, x);
             continue;
         }
-        put_row(head->window + p % head->window_room * row_values(l), key, value, dim);
+        put_token(cache, l, &head->form, head->window, p % head->window_room, p, x);
         head->score[p % head->window_room] = 0.0;
         if (leaver == p) /* a window of no tokens */
             leave_window(cache, layer, g, p);

@@ -1,23 +1,25 @@
 /* What a cache holds, for the files that implement it.
  *
- * A token of one KV head lives in exactly one place: the sinks, the window (a ring), the anchors, or the codes. Exact
- * tokens are rows of 2*D half floats: the key before RoPE, then the value. Codes are dense: the slot of a coded token
- * is its rank among the tokens that have left the window, less the anchors before it. */
+ * A token of one KV head lives in exactly one place: the sinks, the window (a ring), the anchors, or the codes. The first
+ * three hold rows of runtime/row_form.h, keys and values apart. Codes are dense: the slot of a coded token is its rank
+ * among the tokens that have left the window, less the anchors before it. */
 #ifndef KVB_RUNTIME_CACHE_STORE_H
 #define KVB_RUNTIME_CACHE_STORE_H
 
 #include "format/base/rope.h"
 #include "runtime/anchor_pool.h"
 #include "runtime/attend_step.h"
-#include "runtime/codec.h"
+#include "runtime/row_form.h"
 
 typedef struct kvb_cache_head {
-    uint16_t *sinks;   /* [sinks][2][D] */
-    uint16_t *window;  /* ring: position p is row p % window_room */
-    double *score;     /* [window_room] what each token of the window has gained so far */
+    /* All rows by kvb_kind. */
+    uint8_t *sinks[2];   /* [sinks], half floats */
+    uint8_t *window[2];  /* ring: position p is row p % window_room */
+    uint8_t *anchors[2]; /* [anchor_room], in the order of the pool */
+    uint8_t *codes[2];   /* [coded][packed bytes] */
+    double *score;       /* [window_room] what each token of the window has gained so far */
     kvb_anchor_pool pool;
-    uint16_t *anchors; /* [anchor_room][2][D], in the order of the pool */
-    uint8_t *codes[2]; /* by kvb_kind: [coded][packed bytes] */
+    kvb_row_form form;   /* of window and anchors; fine codecs are made with the first token */
     uint32_t coded;    /* rows of codes */
     kvb_codec *codec[2];
     uint32_t sink_room, window_room, anchor_room, code_room;
@@ -30,6 +32,7 @@ typedef struct kvb_cache_layer {
     uint32_t length;        /* tokens */
     uint32_t scored_length; /* the length at which attention last added scores */
     uint32_t rope;          /* index of its table */
+    kvb_row_form half;      /* of sinks */
     kvb_cache_head *head;   /* [G] */
     kvb_step step;
 } kvb_cache_layer;

@@ -29,7 +29,7 @@ static kvb_status check(const kvb_prefill *p, const float *out, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "protocol", "found %u, expected a kvb_anchor_protocol",
                         (unsigned)p->protocol);
     const kvb_layer *layer = kvb_book_layer(p->book, p->layer);
-    kvb_status status = kvb_policy_check(p->policy, err);
+    kvb_status status = kvb_policy_check(p->book, p->policy, err);
     if (status == KVB_OK)
         status = check_finite(p, "q", p->q, layer->heads, err);
     if (status == KVB_OK)
@@ -108,6 +108,7 @@ kvb_status kvb_prefill_attend(const kvb_prefill *p, kvb_parallel_fn parallel, fl
     w.has_codes = kvb_book_codebook(p->book, p->layer, 0, KVB_KEY) != NULL;
     if (!w.has_codes)
         w.policy = (kvb_policy){.window = UINT32_MAX};
+    w.fine_from = w.policy.exact == KVB_EXACT_FINE && w.policy.sinks < w.tokens ? w.policy.sinks : w.tokens;
     status = start(&w, err);
     if (status == KVB_OK)
         status = kvb_prefill_mirror(&w, err);

@@ -1,30 +1,34 @@
-/* Keys and values of a whole sequence as a cache would read them: rounded to half floats, and from their codes. */
+/* Keys and values of a whole sequence as a cache would read them: from the rows of tokens it keeps, and from codes. */
 #include <string.h>
 
 #include "format/base/checked.h"
-#include "format/base/half.h"
-#include "runtime/codec.h"
 #include "runtime/prefill_work.h"
-#include "runtime/rope_frame.h"
+#include "runtime/row_form.h"
 
-static void round_to_half(const float *x, size_t count, float *rounded)
+enum { MOST_HEAD_DIM = 1024 }; /* of any book */
+
+/* A copy rounded to half floats; NULL if out of memory. */
+static float *rounded(const kvb_prefill_work *w, const float *x)
 {
-    uint16_t half[256];
-    for (size_t i = 0, many; i < count; i += many) {
-        many = count - i < 256 ? count - i : 256;
-        kvb_half_from_floats(half, x + i, many);
-        kvb_half_to_floats(rounded + i, half, many);
-    }
+    const size_t values = (size_t)w->tokens * w->layer->head_dim;
+    float *copy = kvb_alloc_array(values, sizeof *copy);
+    if (copy == NULL)
+        return NULL;
+    memcpy(copy, x, values * sizeof *copy);
+    kvb_round_to_half(copy, values);
+    return copy;
 }
 
-/* x -> codes -> coded, in place of all `tokens` rows; false if out of memory. */
-static bool code_rows(const kvb_prefill_work *w, uint32_t g, kvb_kind kind, float *x)
+/* x -> codes -> coded, in place of the rows `from` .. T-1; false if out of memory. */
+static bool code_rows(const kvb_prefill_work *w, const kvb_codebook *codebook, uint32_t from, float *x)
 {
     const uint32_t dim = w->layer->head_dim;
     kvb_codec *codec;
-    if (kvb_codec_create(kvb_book_codebook(w->p->book, w->p->layer, g, kind), dim, true, &codec, NULL) != KVB_OK)
+    if (from >= w->tokens)
+        return true;
+    if (kvb_codec_create(codebook, dim, true, &codec, NULL) != KVB_OK)
         return false;
-    for (uint32_t first = 0, many; first < w->tokens; first += many) {
+    for (uint32_t first = from, many; first < w->tokens; first += many) {
         many = w->tokens - first < KVB_CODEC_ROWS ? w->tokens - first : KVB_CODEC_ROWS;
         kvb_codec_encode(codec, x + (size_t)first * dim, dim, many, codec->codes);
         kvb_codec_decode(codec, codec->codes, many, x + (size_t)first * dim);
@@ -37,27 +41,33 @@ static bool mirror_values(const kvb_prefill_work *w, uint32_t g)
 {
     const size_t values = (size_t)w->tokens * w->layer->head_dim;
     kvb_prefill_head *h = w->head + g;
-    if ((h->exact_v = kvb_alloc_array(values, sizeof(float))) == NULL)
+    if ((h->exact_v = rounded(w, w->p->v + g * values)) == NULL ||
+        !code_rows(w, kvb_book_fine(w->p->book, w->p->layer, g, KVB_VALUE), w->fine_from, h->exact_v))
         return false;
-    round_to_half(w->p->v + g * values, values, h->exact_v);
     if (!w->has_codes)
         return true;
     if ((h->coded_v = kvb_alloc_array(values, sizeof(float))) == NULL)
         return false;
     memcpy(h->coded_v, h->exact_v, values * sizeof(float));
-    return code_rows(w, g, KVB_VALUE, h->coded_v);
+    return code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_VALUE), 0, h->coded_v);
 }
 
+/* Half floats hold a key before RoPE, fine codes in the layer's frame. */
 static bool score_keys(const kvb_prefill_work *w, uint32_t g)
 {
+    const uint32_t dim = w->layer->head_dim;
+    float key[MOST_HEAD_DIM];
     kvb_prefill_head *h = w->head + g;
     if (kvb_policy_scores_attention(&w->policy))
         return true;
     if ((h->static_score = kvb_alloc_array(w->tokens, sizeof(float))) == NULL)
         return false;
-    for (uint32_t j = 0; j < w->tokens; j++)
-        h->static_score[j] = kvb_anchor_static_score(w->policy.score, w->p->seed, w->p->layer, g, j,
-                                                     h->exact_k + (size_t)j * w->layer->head_dim, w->layer->head_dim);
+    for (uint32_t j = 0; j < w->tokens; j++) {
+        memcpy(key, h->exact_k + (size_t)j * dim, dim * sizeof *key);
+        if (j >= w->fine_from)
+            kvb_frame_leave(w->layer, &w->rope, j, key);
+        h->static_score[j] = kvb_anchor_static_score(w->policy.score, w->p->seed, w->p->layer, g, j, key, dim);
+    }
     return true;
 }
 
@@ -66,24 +76,28 @@ static bool mirror_keys(const kvb_prefill_work *w, uint32_t g)
     const uint32_t dim = w->layer->head_dim;
     const size_t values = (size_t)w->tokens * dim;
     kvb_prefill_head *h = w->head + g;
-    if ((h->exact_k = kvb_alloc_array(values, sizeof(float))) == NULL)
+    if ((h->exact_k = rounded(w, w->p->k_pre + g * values)) == NULL)
         return false;
-    round_to_half(w->p->k_pre + g * values, values, h->exact_k);
-    if (!score_keys(w, g))
+    for (uint32_t j = w->fine_from; j < w->tokens; j++)
+        kvb_frame_enter(w->layer, &w->rope, j, h->exact_k + (size_t)j * dim);
+    if (!code_rows(w, kvb_book_fine(w->p->book, w->p->layer, g, KVB_KEY), w->fine_from, h->exact_k) ||
+        !score_keys(w, g))
         return false;
     if (w->has_codes) {
         if ((h->coded_k = kvb_alloc_array(values, sizeof(float))) == NULL)
             return false;
         memcpy(h->coded_k, h->exact_k, values * sizeof(float));
-        for (uint32_t j = 0; j < w->tokens; j++)
+        for (uint32_t j = 0; j < w->fine_from; j++)
             kvb_frame_enter(w->layer, &w->rope, j, h->coded_k + (size_t)j * dim);
-        if (!code_rows(w, g, KVB_KEY, h->coded_k))
+        if (!code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_KEY), 0, h->coded_k))
             return false;
         for (uint32_t j = 0; j < w->tokens; j++)
             kvb_frame_finish(w->layer, &w->rope, j, h->coded_k + (size_t)j * dim);
     }
-    for (uint32_t j = 0; j < w->tokens; j++)
+    for (uint32_t j = 0; j < w->fine_from; j++)
         kvb_rope_rotate(&w->rope, j, dim, h->exact_k + (size_t)j * dim, h->exact_k + (size_t)j * dim);
+    for (uint32_t j = w->fine_from; j < w->tokens; j++)
+        kvb_frame_finish(w->layer, &w->rope, j, h->exact_k + (size_t)j * dim);
     return true;
 }
 

@@ -7,7 +7,7 @@
 #include "runtime/anchor_pool.h"
 #include "runtime/prefill.h"
 
-/* One KV head. Row-major [T][D]; keys are after RoPE. `exact` went through half floats, as a cache stores them. */
+/* One KV head. Row-major [T][D]; keys are after RoPE. `exact` went through the rows of a cache (runtime/row_form.h). */
 typedef struct kvb_prefill_head {
     float *exact_k, *coded_k, *exact_v, *coded_v; /* coded ones NULL where the layer has no codes */
     float *static_score;                          /* [T], NULL where scores come from attention */
@@ -19,6 +19,7 @@ typedef struct kvb_prefill_work {
     const kvb_layer *layer;
     kvb_policy policy; /* as it applies to this layer */
     bool has_codes;
+    uint32_t fine_from;     /* tokens from here on go through fine codes: the sinks, or T where the form is half floats */
     uint32_t tokens, tiles; /* T, and tiles of KVB_ATTN_COLS keys */
     kvb_rope_table rope;
     kvb_prefill_head *head; /* [G] */

@@ -27,7 +27,8 @@ static uint64_t book_bytes_of(const kvb_model_info *info, const kvb_recipe *reci
     for (uint32_t l = 0; l < info->layers; l++)
         for (int kind = 0; kind < 2 && info->layer[l].kind != KVB_LAYER_UNSUPPORTED; kind++) {
             const kvb_recipe_kind *k = &recipe->kind[kind];
-            uint64_t channels = info->layer[l].head_dim, channel = 2 * (uint64_t)k->stages * k->centroids + (k->mean ? 4 : 0);
+            uint64_t channels = info->layer[l].head_dim, channel = (k->mean ? 4 : 0);
+            channel += 2 * (uint64_t)(k->shape.stages * k->shape.centroids + k->fine.stages * k->fine.centroids);
             channel += kvb_recipe_has_transform(k) ? 8 * channels : 0; /* a row of the transform and one of its inverse */
             bytes += info->layer[l].kv_heads * channels * channel;
         }
@@ -49,26 +50,38 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
     };
 }
 
+/* One shape against the model's heads and the rows there will be. */
+static kvb_status check_planned(const kvb_model_info *info, uint64_t rows, uint32_t channels, uint32_t centroids,
+                                const char *where, kvb_error *err)
+{
+    for (uint32_t l = 0; l < info->layers; l++)
+        if (info->layer[l].kind != KVB_LAYER_UNSUPPORTED && info->layer[l].head_dim % channels != 0)
+            return kvb_fail(err, KVB_E_USAGE, where,
+                            "groups of %u channels do not divide a head of %u (layer %u of the model); choose d among "
+                            "its divisors",
+                            channels, info->layer[l].head_dim, l);
+    if (rows < centroids)
+        return kvb_fail(err, KVB_E_USAGE, where,
+                        "%llu tokens for %u centroids: expected at least as many, and 64 a centroid (%llu) for a good "
+                        "book; give more text or --max-memory, or choose a smaller K",
+                        (unsigned long long)rows, centroids, 64ull * centroids);
+    return KVB_OK;
+}
+
 kvb_status kvb_check_plan(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
                           kvb_error *err)
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
-    for (int kind = 0; kind < 2; kind++) {
-        const kvb_recipe_kind *shape = &recipe->kind[kind];
-        const char *where = kind == KVB_KEY ? "shape of the keys" : "shape of the values";
-        for (uint32_t l = 0; l < info->layers; l++)
-            if (info->layer[l].kind != KVB_LAYER_UNSUPPORTED && info->layer[l].head_dim % shape->channels != 0)
-                return kvb_fail(err, KVB_E_USAGE, where,
-                                "groups of %u channels do not divide a head of %u (layer %u of the model); choose d among "
-                                "its divisors",
-                                shape->channels, info->layer[l].head_dim, l);
-        if (plan->rows < shape->centroids)
-            return kvb_fail(err, KVB_E_USAGE, where,
-                            "%llu tokens for %u centroids: expected at least as many, and 64 a centroid (%llu) for a good "
-                            "book; give more text or --max-memory, or choose a smaller K",
-                            (unsigned long long)plan->rows, shape->centroids, 64ull * shape->centroids);
+    kvb_status status = KVB_OK;
+    for (int kind = 0; status == KVB_OK && kind < 2; kind++) {
+        const kvb_recipe_kind *k = &recipe->kind[kind];
+        status = check_planned(info, plan->rows, k->shape.channels, k->shape.centroids,
+                               kind == KVB_KEY ? "shape of the keys" : "shape of the values", err);
+        if (status == KVB_OK && kvb_recipe_has_fine(recipe))
+            status = check_planned(info, plan->rows, k->fine.channels, k->fine.centroids,
+                                   kind == KVB_KEY ? "fine shape of the keys" : "fine shape of the values", err);
     }
-    return KVB_OK;
+    return status;
 }
 
 kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_capture_args *capture, uint64_t seed,
@@ -127,6 +140,12 @@ static kvb_status probe_capture(const kvb_input *input, double *seconds, kvb_err
     return status;
 }
 
+/* Additive training searches all sums of its stages in each round. */
+static kvb_status probe_shape(const kvb_shape *shape, double *seconds, kvb_error *err)
+{
+    return probe_kmeans(shape->channels, 1u << kvb_shape_bits(shape->centroids, shape->stages), seconds, err);
+}
+
 kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_calibration_plan *plan,
                                     double *seconds, kvb_error *err)
 {
@@ -136,13 +155,16 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
         return status;
     total = token * (double)plan->tokens;
     const uint32_t dim = kvb_model_get_info(input->model)->layer[0].head_dim;
+    const double heads = (double)plan->codebooks / 2 * dim;
     for (int kind = 0; kind < 2 && status == KVB_OK; kind++) {
-        const kvb_recipe_kind *shape = &recipe->kind[kind];
-        double probe = 0, problems = (double)plan->codebooks / 2 * dim / shape->channels;
-        /* Additive training searches all sums of its stages in each round. */
-        status = probe_kmeans(shape->channels, 1u << kvb_shape_bits(shape->centroids, shape->stages), &probe, err);
+        const kvb_shape *shape = &recipe->kind[kind].shape, *other = &recipe->kind[kind].fine;
+        double probe = 0, fine = 0;
+        status = probe_shape(shape, &probe, err);
+        if (status == KVB_OK && other->channels != 0)
+            status = probe_shape(other, &fine, err);
+        probe = heads / shape->channels * probe + (fine > 0 ? heads / other->channels * fine : 0);
         /* Seeding and the last assignment cost about as much as two more iterations. */
-        total += probe / PROBE_PROBLEMS * problems * (recipe->iterations + 2) * (double)plan->rows / PROBE_POINTS;
+        total += probe / PROBE_PROBLEMS * (recipe->iterations + 2) * (double)plan->rows / PROBE_POINTS;
     }
     *seconds = total;
     return status;

@@ -53,7 +53,8 @@ static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const
     printf("rows            %llu%s\n", (unsigned long long)plan.rows,
            plan.rows < plan.tokens ? " (sampled: --max-memory)" : "");
     for (int kind = 0; kind < 2; kind++)
-        kvb_shape_text(recipe->kind[kind].channels, recipe->kind[kind].centroids, recipe->kind[kind].stages, shape[kind]);
+        kvb_shape_text(recipe->kind[kind].shape.channels, recipe->kind[kind].shape.centroids,
+                       recipe->kind[kind].shape.stages, shape[kind]);
     printf("bits            %g (keys %s, values %s)\n", plan.bits, shape[KVB_KEY], shape[KVB_VALUE]);
     printf("codebooks       %llu\n", (unsigned long long)plan.codebooks);
     printf("book            about %s\n", kvb_size_text(plan.book_bytes, text));
@@ -91,7 +92,9 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (status != KVB_OK)
         return status;
     recipe.policy = kvb_policy_from_args(&a->policy, recipe.policy);
-    status = kvb_check_output(a->output, inputs, 2, err);
+    status = kvb_check_exact_form(&recipe.policy, kvb_recipe_has_fine(&recipe), recipe.name, err);
+    if (status == KVB_OK)
+        status = kvb_check_output(a->output, inputs, 2, err);
     if (status == KVB_OK)
         status = kvb_check_output(a->output, a->text.text.items, a->text.text.count, err);
     if (status == KVB_OK)

@@ -90,7 +90,7 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
     const bool recipe = a->recipe.recipe != NULL, coded = recipe || a->books.count > 0;
     const idle_flag policy[] = {
         {p->anchors.set, "--anchors"}, {p->score.set, "--anchor-score"}, {p->window.set, "--window"},
-        {p->sinks.set, "--sinks"}, {a->protocol.set, "--anchor-protocol"},
+        {p->sinks.set, "--sinks"}, {p->exact.set, "--exact"}, {a->protocol.set, "--anchor-protocol"},
     };
     const idle_flag calibration[] = {
         {a->calibration.text.count > 0, "--calib-text"}, {a->calibration.chunks.set, "--calib-chunks"},
@@ -137,6 +137,10 @@ static kvb_status open_books(eval_run *r, kvb_error *err)
     for (size_t i = 0; i < r->args->books.count && status == KVB_OK; i++) {
         r->name[i] = r->args->books.items[i];
         status = kvb_book_open(r->name[i], &r->book[i], err);
+        if (status != KVB_OK)
+            break;
+        const kvb_policy policy = kvb_policy_from_args(&r->args->policy, kvb_book_policy(r->book[i]));
+        status = kvb_check_exact_form(&policy, kvb_summarise_book(r->book[i]).fine[KVB_KEY] != NULL, r->name[i], err);
     }
     return status;
 }
@@ -197,6 +201,7 @@ static void put_policy(kvb_json_writer *w, const kvb_eval_variant *v)
     kvb_json_put_string(w, "protocol", protocols[v->protocol]);
     kvb_json_put_u64(w, "window", v->policy.window);
     kvb_json_put_u64(w, "sinks", v->policy.sinks);
+    kvb_json_put_string(w, "exact", kvb_form_name(v->policy.exact));
     kvb_json_end_object(w);
 }
 
@@ -335,7 +340,12 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         status = kvb_recipe_from_args(&r.args->recipe, &r.recipe, err);
     if (status != KVB_OK)
         return status;
-    status = open_books(&r, err);
+    if (r.args->recipe.recipe != NULL) {
+        const kvb_policy policy = kvb_policy_from_args(&r.args->policy, r.recipe.policy);
+        status = kvb_check_exact_form(&policy, kvb_recipe_has_fine(&r.recipe), r.recipe.name, err);
+    }
+    if (status == KVB_OK)
+        status = open_books(&r, err);
     if (status == KVB_OK)
         status = evaluate(&r, p, err);
     if (status == KVB_OK && r.args->json)

@@ -7,6 +7,7 @@
 #include "tools/generation.h"
 #include "tools/identity.h"
 #include "tools/input.h"
+#include "tools/summary.h"
 
 enum { PROMPT_MOST_BYTES = 1 << 26 };
 
@@ -71,8 +72,9 @@ static kvb_status check_args(const generate_args *a, kvb_error *err)
     if ((a->prompt != NULL) == (a->prompt_file != NULL))
         return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected exactly one of --prompt and --prompt-file");
     const kvb_policy_args *p = &a->policy;
-    if (a->book == NULL && (p->anchors.set || p->score.set || p->window.set || p->sinks.set))
-        return kvb_fail(err, KVB_E_USAGE, p->anchors.set ? "--anchors" : p->window.set ? "--window" : "--sinks",
+    if (a->book == NULL && (p->anchors.set || p->score.set || p->window.set || p->sinks.set ||
+                            p->exact.set))
+        return kvb_fail(err, KVB_E_USAGE, p->anchors.set ? "--anchors" : p->window.set ? "--window" : p->sinks.set ? "--sinks" : p->exact.set ? "--exact" : "--anchor-score",
                         "means nothing without --book: every token stays exact");
     return KVB_OK;
 }
@@ -145,6 +147,10 @@ static kvb_status generate(generate_run *r, kvb_error *err)
     kvb_status status = KVB_OK;
     if (a->book != NULL)
         status = kvb_book_open(a->book, &r->book, err);
+    if (status == KVB_OK && r->book != NULL) {
+        const kvb_policy policy = kvb_policy_from_args(&a->policy, kvb_book_policy(r->book));
+        status = kvb_check_exact_form(&policy, kvb_summarise_book(r->book).fine[KVB_KEY] != NULL, a->book, err);
+    }
     if (status == KVB_OK)
         status = kvb_open_model(&a->model, r->progress, &r->model, err);
     if (status == KVB_OK && r->book != NULL)

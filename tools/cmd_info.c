@@ -50,6 +50,18 @@ static void print_shape(const book_view *v, kvb_kind kind)
            v->summary.uniform[kind] ? "" : " and others");
 }
 
+static void print_fine(const book_view *v)
+{
+    const kvb_codebook *const *c = v->summary.fine;
+    char size[32];
+    if (c[KVB_KEY] == NULL)
+        return;
+    printf("fine        %u: keys %ux%u%s, values %ux%u%s, %s of tables\n", v->summary.codebooks, c[KVB_KEY]->channels,
+           c[KVB_KEY]->centroids, v->summary.fine_uniform[KVB_KEY] ? "" : " and others", c[KVB_VALUE]->channels,
+           c[KVB_VALUE]->centroids, v->summary.fine_uniform[KVB_VALUE] ? "" : " and others",
+           kvb_size_text(v->summary.fine_bytes, size));
+}
+
 static void print_source(const book_view *v)
 {
     char extent[KVB_EXTENT_TEXT];
@@ -119,7 +131,9 @@ static void print_table(const book_view *v, bool verbose)
     printf("codebooks   %u: ", v->summary.codebooks);
     print_shape(v, KVB_KEY);
     print_shape(v, KVB_VALUE);
-    printf("\nbits        %g nominal; effective with %s:\n           ", v->summary.bits_nominal,
+    putchar('\n');
+    print_fine(v);
+    printf("bits        %g nominal; effective with %s:\n           ", v->summary.bits_nominal,
            kvb_policy_text(&v->policy, policy));
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
         printf(" %.3f at %u%s", kvb_effective_bits(v->book, &v->policy, lengths[i]), lengths[i],
@@ -142,6 +156,13 @@ static void put_shape(kvb_json_writer *w, const book_view *v, kvb_kind kind)
         kvb_json_put_u64(w, "stages", c->stages);
     }
     kvb_json_put_bool(w, "uniform", v->summary.uniform[kind]);
+    if (v->summary.fine[kind] != NULL) {
+        kvb_json_begin_object(w, "fine");
+        kvb_json_put_u64(w, "channels", v->summary.fine[kind]->channels);
+        kvb_json_put_u64(w, "centroids", v->summary.fine[kind]->centroids);
+        kvb_json_put_bool(w, "uniform", v->summary.fine_uniform[kind]);
+        kvb_json_end_object(w);
+    }
     kvb_json_put_number(w, "error", q.train);
     kvb_json_put_number(w, "error_heldout", q.heldout);
     kvb_json_put_number(w, "error_worst", q.worst);
@@ -179,6 +200,7 @@ static void put_policy(kvb_json_writer *w, const book_view *v)
     kvb_json_put_string(w, "score", kvb_score_name(v->policy.score));
     kvb_json_put_u64(w, "window", v->policy.window);
     kvb_json_put_u64(w, "sinks", v->policy.sinks);
+    kvb_json_put_string(w, "exact", kvb_form_name(v->policy.exact));
     kvb_json_end_object(w);
 }
 
@@ -199,6 +221,7 @@ static kvb_status print_json(const book_view *v, kvb_error *err)
         snprintf(key, sizeof key, "bits_effective_%uk", lengths[i] / 1024);
         kvb_json_put_number(&w, key, kvb_effective_bits(v->book, &v->policy, lengths[i]));
     }
+    kvb_json_put_u64(&w, "fine_bytes", v->summary.fine_bytes);
     put_policy(&w, v);
     put_shape(&w, v, KVB_KEY);
     put_shape(&w, v, KVB_VALUE);

@@ -63,7 +63,9 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (status != KVB_OK)
         return status;
     recipe.policy = kvb_policy_from_args(&a->policy, recipe.policy);
-    status = kvb_check_output(a->output, a->captures.items, a->captures.count, err);
+    status = kvb_check_exact_form(&recipe.policy, kvb_recipe_has_fine(&recipe), recipe.name, err);
+    if (status == KVB_OK)
+        status = kvb_check_output(a->output, a->captures.items, a->captures.count, err);
     if (status == KVB_OK)
         status = kvb_capture_open(a->captures.items[0], &store, err);
     if (status == KVB_OK && a->dry_run)

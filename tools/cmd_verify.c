@@ -36,7 +36,7 @@ static const kvb_command_spec spec = {
     .about = "Reads the whole file (checksums, geometry, every number finite), then checks each codebook: at\n"
              "least half of its centroids differ, its quality is on record, at least half of the centroids are used,\n"
              "and its error on training and held-out data is below that of predicting the mean. Exits with 1 and\n"
-             "names each failed check.",
+             "names each failed check. Of fine codebooks, which have no quality records, the first check is made.",
     .args_size = sizeof(verify_args),
     .operands_offset = offsetof(verify_args, books),
     .group = {{"Flags", flags, 3, 0}, KVB_GROUP(common, "Common flags", verify_args, common)},
@@ -60,6 +60,7 @@ typedef struct verification {
 typedef struct codebook_place {
     uint32_t layer, head, group;
     kvb_kind kind;
+    bool fine;
 } codebook_place;
 
 static void count_check(verification *v, bool good, const codebook_place *at, const char *check, double found,
@@ -70,8 +71,8 @@ static void count_check(verification *v, bool good, const codebook_place *at, co
     if (good)
         return;
     v->failures++;
-    snprintf(text, sizeof text, "%s: layer %u, KV head %u, %s, group %u: found %.4g, expected %s", check, at->layer,
-             at->head, at->kind == KVB_KEY ? "keys" : "values", at->group, found, expected);
+    snprintf(text, sizeof text, "%s: layer %u, KV head %u, %s, %sgroup %u: found %.4g, expected %s", check, at->layer,
+             at->head, at->kind == KVB_KEY ? "keys" : "values", at->fine ? "fine " : "", at->group, found, expected);
     if (v->json != NULL)
         kvb_json_put_string(v->json, NULL, text);
     else if (v->failures <= MOST_PRINTED)
@@ -131,9 +132,12 @@ static void check_codebook(verification *v, uint32_t layer, uint32_t head, kvb_k
         return;
     const kvb_quality *q = kvb_book_quality(v->book, layer, head, kind);
     v->unknown += q == NULL;
-    count_check(v, q != NULL, &(codebook_place){layer, head, 0, kind}, "quality", 0, "a quality record of each group");
+    count_check(v, q != NULL, &(codebook_place){layer, head, 0, kind, false}, "quality", 0, "a quality record of each group");
     for (uint32_t s = 0; s < c->groups; s++)
-        check_group(v, c, q != NULL ? &q[s] : NULL, &(codebook_place){layer, head, s, kind});
+        check_group(v, c, q != NULL ? &q[s] : NULL, &(codebook_place){layer, head, s, kind, false});
+    const kvb_codebook *fine = kvb_book_fine(v->book, layer, head, kind);
+    for (uint32_t s = 0; fine != NULL && s < fine->groups; s++)
+        check_group(v, fine, NULL, &(codebook_place){layer, head, s, kind, true});
 }
 
 static void check_book(verification *v)

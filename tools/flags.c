@@ -6,6 +6,8 @@
 
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
 
+static const char *const forms[] = {"half", "fine", NULL}; /* by kvb_exact_form */
+
 const kvb_flag kvb_common_flags[6] = {
     {"--quiet", KVB_FLAG_BOOL, NULL, "say nothing but errors and warnings", .offset = offsetof(kvb_common_args, quiet),
      .letter = "-q"},
@@ -58,7 +60,7 @@ const kvb_flag kvb_recipe_flags[5] = {
      .offset = offsetof(kvb_recipe_args, seed)},
 };
 
-const kvb_flag kvb_policy_flags[4] = {
+const kvb_flag kvb_policy_flags[5] = {
     {"--anchors", KVB_FLAG_FRACTION, "SHARE", "of the tokens that left the window stay exact: 0.01 or 1%",
      .offset = offsetof(kvb_policy_args, anchors)},
     {"--anchor-score", KVB_FLAG_CHOICE, "NAME", "what makes a token an anchor",
@@ -68,6 +70,9 @@ const kvb_flag kvb_policy_flags[4] = {
      .offset = offsetof(kvb_policy_args, window), .most = 1 << 24},
     {"--sinks", KVB_FLAG_COUNT, "N", "first tokens kept exact", .offset = offsetof(kvb_policy_args, sinks),
      .most = 1 << 24},
+    {"--exact", KVB_FLAG_CHOICE, "FORM",
+     "window and anchors as half floats, or as codes of the book's fine codebooks (sinks: always half floats)",
+     .offset = offsetof(kvb_policy_args, exact), .choices = forms},
 };
 
 const kvb_flag kvb_capture_flags[2] = {
@@ -99,7 +104,7 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
         status = kvb_recipe_set_shape(recipe, KVB_KEY, a->shape_k, err);
     if (status == KVB_OK && a->shape_v != NULL)
         status = kvb_recipe_set_shape(recipe, KVB_VALUE, a->shape_v, err);
-    if (status == KVB_OK && (recipe->kind[KVB_KEY].channels == 0 || recipe->kind[KVB_VALUE].channels == 0))
+    if (status == KVB_OK && (recipe->kind[KVB_KEY].shape.channels == 0 || recipe->kind[KVB_VALUE].shape.channels == 0))
         status = kvb_fail(err, KVB_E_USAGE, "--bits",
                           "missing: recipe %s names no shape; give --bits 1, or --k and --v",
                           recipe->name);
@@ -118,7 +123,22 @@ kvb_policy kvb_policy_from_args(const kvb_policy_args *a, kvb_policy policy)
         policy.window = (uint32_t)a->window.value;
     if (a->sinks.set)
         policy.sinks = (uint32_t)a->sinks.value;
+    if (a->exact.set)
+        policy.exact = (kvb_exact_form)a->exact.value;
     return policy;
+}
+
+kvb_status kvb_check_exact_form(const kvb_policy *policy, bool has_fine, const char *name, kvb_error *err)
+{
+    if (policy->exact == KVB_EXACT_HALF || has_fine)
+        return KVB_OK;
+    return kvb_fail(err, KVB_E_USAGE, "--exact", "fine: %s has no fine codebooks; make a book with a recipe that gives "
+                    "\"fine\" shapes (such as \"2x256\") to keys and values, or say --exact half", name);
+}
+
+const char *kvb_form_name(kvb_exact_form form)
+{
+    return (size_t)form < COUNT(forms) - 1 ? forms[form] : "?";
 }
 
 const char *kvb_score_name(kvb_anchor_score score)

@@ -31,7 +31,7 @@ typedef struct kvb_recipe_args {
 
 typedef struct kvb_policy_args {
     kvb_arg_real anchors;
-    kvb_arg_u64 score, window, sinks;
+    kvb_arg_u64 score, window, sinks, exact;
 } kvb_policy_args;
 
 /* How a run over text is captured. */
@@ -46,7 +46,7 @@ typedef struct kvb_override_args {
 } kvb_override_args;
 
 extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6], kvb_recipe_flags[5],
-    kvb_policy_flags[4], kvb_capture_flags[2], kvb_override_flags[2];
+    kvb_policy_flags[5], kvb_capture_flags[2], kvb_override_flags[2];
 
 /* A group of a command whose options are `type`, with the group's struct as `member`. */
 #define KVB_GROUP(name_, title_, type, member)                                                                          \
@@ -59,7 +59,10 @@ extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6]
 kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kvb_error *err);
 /* `policy` with what the flags override. */
 kvb_policy kvb_policy_from_args(const kvb_policy_args *a, kvb_policy policy);
-/* What --json and tables call a score. */
+/* KVB_E_USAGE where the policy asks for fine codes of a book or recipe, `name`, that has none. */
+kvb_status kvb_check_exact_form(const kvb_policy *policy, bool has_fine, const char *name, kvb_error *err);
+/* What --json and tables call a score, and the form of what is kept: "half" or "fine". */
+const char *kvb_form_name(kvb_exact_form form);
 const char *kvb_score_name(kvb_anchor_score score);
 
 #endif

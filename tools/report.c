@@ -76,6 +76,12 @@ static void put_settings(const kvb_report *r, FILE *out)
                      s.first[kind]->stages > 1 ? ", sums of one of each stage" : "", s.uniform[kind] ? "" : ", and others");
             put_setting(out, kind == KVB_KEY ? "Keys" : "Values", text);
         }
+    for (int kind = 0; kind < 2; kind++)
+        if (s.fine[kind] != NULL) {
+            snprintf(text, sizeof text, "%u channels, %u centroids%s", s.fine[kind]->channels, s.fine[kind]->centroids,
+                     s.fine_uniform[kind] ? "" : ", and others");
+            put_setting(out, kind == KVB_KEY ? "Fine keys" : "Fine values", text);
+        }
     snprintf(text, sizeof text, "%g nominal; effective %.3f at 2K, %.3f at 32K, %.3f at 128K tokens", s.bits_nominal,
              kvb_effective_bits(r->book, &policy, 2048), kvb_effective_bits(r->book, &policy, 32768),
              kvb_effective_bits(r->book, &policy, 131072));
@@ -102,10 +108,11 @@ static void put_score(FILE *out, const kvb_json *score)
     fputs("<tr><td>", out);
     put_text(out, slash != NULL ? slash + 1 : book);
     if (policy != NULL) {
-        fprintf(out, "<br>anchors %g %%, window %.0f, sinks %.0f",
+        const char *form = kvb_json_string(kvb_json_get(policy, "exact"), "");
+        fprintf(out, "<br>anchors %g %%, window %.0f, sinks %.0f%s",
                 100 * kvb_json_number(kvb_json_get(policy, "anchors"), NAN),
                 kvb_json_number(kvb_json_get(policy, "window"), NAN),
-                kvb_json_number(kvb_json_get(policy, "sinks"), NAN));
+                kvb_json_number(kvb_json_get(policy, "sinks"), NAN), strcmp(form, "fine") == 0 ? ", as fine codes" : "");
     }
     fputs("</td>", out);
     put_number(out, score, "ppl", 3, 1);

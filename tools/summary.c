@@ -5,9 +5,19 @@
 
 #include "tools/flags.h"
 
+static void add_fine(kvb_book_summary *s, const kvb_codebook *fine, int kind)
+{
+    if (fine == NULL)
+        return;
+    const kvb_codebook *first = s->fine[kind] != NULL ? s->fine[kind] : fine;
+    s->fine_uniform[kind] &= fine->channels == first->channels && fine->centroids == first->centroids;
+    s->fine[kind] = first;
+    s->fine_bytes += (uint64_t)fine->groups * fine->centroids * fine->channels * sizeof *fine->table;
+}
+
 kvb_book_summary kvb_summarise_book(const kvb_book *book)
 {
-    kvb_book_summary s = {.uniform = {true, true}};
+    kvb_book_summary s = {.uniform = {true, true}, .fine_uniform = {true, true}};
     double bits = 0, elements = 0;
     for (uint32_t l = 0; l < kvb_book_layers(book); l++) {
         const kvb_layer *layer = kvb_book_layer(book, l);
@@ -22,6 +32,7 @@ kvb_book_summary kvb_summarise_book(const kvb_book *book)
                                    c->stages == first->stages;
                 s.first[kind] = first;
                 s.codebooks++;
+                add_fine(&s, kvb_book_fine(book, l, h, (kvb_kind)kind), kind);
                 bits += (double)c->groups * c->code_bits;
                 elements += layer->head_dim;
             }
@@ -95,7 +106,8 @@ const char *kvb_frame_text(const kvb_layer *layer, char text[32])
 
 const char *kvb_policy_text(const kvb_policy *policy, char text[96])
 {
-    snprintf(text, 96, "anchors %g %% by %s, window %u, sinks %u", policy->anchor_fraction * 100,
-             kvb_score_name(policy->score), policy->window, policy->sinks);
+    snprintf(text, 96, "anchors %g %% by %s, window %u, sinks %u%s", policy->anchor_fraction * 100,
+             kvb_score_name(policy->score), policy->window, policy->sinks,
+             policy->exact == KVB_EXACT_FINE ? ", as fine codes" : "");
     return text;
 }

@@ -11,6 +11,9 @@ typedef struct kvb_book_summary {
     uint32_t codebooks, layers_exact; /* layers_exact: without codebooks */
     const kvb_codebook *first[2];     /* by kvb_kind: the first of each; NULL where there is none */
     bool uniform[2];                  /* whether all have that d, K and stages */
+    const kvb_codebook *fine[2];      /* the first fine one of each kind; NULL where the book has none */
+    bool fine_uniform[2];
+    uint64_t fine_bytes;              /* of all fine tables */
 } kvb_book_summary;
 
 kvb_book_summary kvb_summarise_book(const kvb_book *book);
@@ -31,7 +34,7 @@ kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind);
 const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT]);
 /* "pre", "post" or "block:16". */
 const char *kvb_frame_text(const kvb_layer *layer, char text[32]);
-/* "anchors 1 % by exact-k, window 32, sinks 0". */
+/* "anchors 1 % by exact-k, window 32, sinks 0", and ", as fine codes" where they are. */
 const char *kvb_policy_text(const kvb_policy *policy, char text[96]);
 
 #endif

@@ -87,12 +87,19 @@ typedef enum kvb_anchor_score {
     KVB_SCORE_RANDOM = 4,   /* keyed by (seed, layer, head, position) */
 } kvb_anchor_score;
 
+/* How a cache holds the tokens of its window and its anchors. Sinks are half floats in either form. */
+typedef enum kvb_exact_form {
+    KVB_EXACT_HALF = 0, /* half floats */
+    KVB_EXACT_FINE = 1, /* codes of the book's fine codebooks; layers without codebooks keep half floats */
+} kvb_exact_form;
+
 /* What a cache keeps exact. */
 typedef struct kvb_policy {
     double anchor_fraction; /* 0 .. 1: of the tokens that have left the window */
     kvb_anchor_score score;
     uint32_t window; /* most recent tokens, the current one included; 0 keeps none, not even the current one */
     uint32_t sinks;  /* first tokens */
+    kvb_exact_form exact;
 } kvb_policy;
 
 /* Opens and fully validates a file. On failure *book is NULL.
@@ -111,6 +118,10 @@ KVB_API const kvb_layer *kvb_book_layer(const kvb_book *book, uint32_t layer);
 
 /* NULL where the layer is KVB_LAYER_UNSUPPORTED or an index is outside the geometry. */
 KVB_API const kvb_codebook *kvb_book_codebook(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind);
+
+/* The fine codebook, which codes the same y (mean, forward and inverse are the same) with more bits: for tokens that
+ * KVB_EXACT_FINE keeps. NULL for every codebook of a book without fine ones. */
+KVB_API const kvb_codebook *kvb_book_fine(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind);
 
 /* What the recipe of the book keeps exact. */
 KVB_API kvb_policy kvb_book_policy(const kvb_book *book);

@@ -73,7 +73,7 @@ static void test_best(void **state)
         assert_int_equal(r.frame, fast != 0 ? KVB_FRAME_BLOCK : KVB_FRAME_PRE);
         assert_int_equal(r.kind[KVB_KEY].rotation, KVB_ROTATION_BALANCED_PCA);
         assert_int_equal(r.kind[KVB_KEY].metric.moment, KVB_METRIC_RELATIVE);
-        assert_int_equal(r.kind[KVB_KEY].channels, fast != 0 ? 4 : 0);
+        assert_int_equal(r.kind[KVB_KEY].shape.channels, fast != 0 ? 4 : 0);
         assert_true(r.kind[KVB_KEY].mean && !r.kind[KVB_VALUE].mean);
         assert_int_equal(r.kind[KVB_VALUE].rotation, KVB_ROTATION_NONE);
         assert_int_equal(r.kind[KVB_VALUE].weights, KVB_WEIGHT_EXACT_V);
@@ -180,9 +180,9 @@ static void test_file(void **state)
     assert_int_equal(r.frame, KVB_FRAME_BLOCK);
     assert_int_equal(r.rope_block, 16);
     assert_true(r.kind[KVB_KEY].mean && !r.kind[KVB_VALUE].mean);
-    assert_int_equal(r.kind[KVB_KEY].channels, 16);
-    assert_int_equal(r.kind[KVB_KEY].centroids, 4096);
-    assert_int_equal(r.kind[KVB_VALUE].channels, 0);
+    assert_int_equal(r.kind[KVB_KEY].shape.channels, 16);
+    assert_int_equal(r.kind[KVB_KEY].shape.centroids, 4096);
+    assert_int_equal(r.kind[KVB_VALUE].shape.channels, 0);
     assert_int_equal(r.policy.sinks, 4);
     assert_int_equal(r.policy.score, KVB_SCORE_FIRST_N);
     assert_non_null(kvb_json_get(kvb_json_root(r.doc), "cache"));
@@ -206,9 +206,9 @@ static void test_bits(void **state)
     assert_int_equal(kvb_recipe_set_bits(&r, NAN, &err), KVB_E_USAGE);
     assert_int_equal(kvb_recipe_set_bits(&r, 1, NULL), KVB_OK);
     assert_int_equal(kvb_recipe_set_shape(&r, KVB_VALUE, "4x16", NULL), KVB_OK);
-    assert_int_equal(r.kind[KVB_KEY].channels, 8);
-    assert_int_equal(r.kind[KVB_VALUE].channels, 4);
-    assert_int_equal(r.kind[KVB_VALUE].centroids, 16);
+    assert_int_equal(r.kind[KVB_KEY].shape.channels, 8);
+    assert_int_equal(r.kind[KVB_VALUE].shape.channels, 4);
+    assert_int_equal(r.kind[KVB_VALUE].shape.centroids, 16);
     assert_int_equal(kvb_recipe_set_shape(&r, KVB_KEY, "4x256", NULL), KVB_OK);
     assert_true(kvb_recipe_nominal_bits(&r) == 1.5);
     kvb_recipe_free(&r);
@@ -224,7 +224,7 @@ static void test_bad_shapes(void **state)
     assert_int_equal(kvb_recipe_load("cq", &r, NULL), KVB_OK);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(kvb_recipe_set_shape(&r, KVB_KEY, bad[i], &err), KVB_E_USAGE);
-        assert_int_equal(r.kind[KVB_KEY].channels, 0);
+        assert_int_equal(r.kind[KVB_KEY].shape.channels, 0);
     }
     kvb_recipe_free(&r);
 }
@@ -256,7 +256,7 @@ static void test_additive_shapes(void **state)
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         assert_int_equal(kvb_recipe_set_shape(&r, KVB_KEY, good[i].text, NULL), KVB_OK);
         assert_int_equal(kvb_recipe_set_shape(&r, KVB_VALUE, good[i].text, NULL), KVB_OK);
-        const kvb_recipe_kind *k = &r.kind[KVB_KEY];
+        const kvb_shape *k = &r.kind[KVB_KEY].shape;
         assert_true(k->channels == good[i].channels && k->centroids == good[i].centroids && k->stages == good[i].stages);
         assert_true(fabs(kvb_recipe_nominal_bits(&r) - good[i].bits) < 1e-12);
         assert_string_equal(kvb_shape_text(k->channels, k->centroids, k->stages, text), good[i].text);
@@ -266,11 +266,11 @@ static void test_additive_shapes(void **state)
         assert_int_equal(kvb_recipe_set_shape(&r, KVB_KEY, bad[i].text, &err), KVB_E_USAGE);
         if (strstr(err.message, bad[i].part) == NULL)
             fail_msg("%s: %s", bad[i].text, err.message);
-        assert_int_equal(r.kind[KVB_KEY].channels, 8); /* as it was */
-        assert_int_equal(r.kind[KVB_KEY].stages, 2);
+        assert_int_equal(r.kind[KVB_KEY].shape.channels, 8); /* as it was */
+        assert_int_equal(r.kind[KVB_KEY].shape.stages, 2);
     }
     assert_int_equal(kvb_recipe_set_bits(&r, 1, NULL), KVB_OK);
-    assert_int_equal(r.kind[KVB_KEY].stages, 1);
+    assert_int_equal(r.kind[KVB_KEY].shape.stages, 1);
     kvb_recipe_free(&r);
 }
 

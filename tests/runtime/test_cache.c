@@ -74,6 +74,44 @@ static void halved(const float *x, uint32_t dim, float *out)
         out[c] = kvb_half_to_float(kvb_half_from_float(x[c]));
 }
 
+static double turned_by(const kvb_layer *l, uint32_t position)
+{
+    return l->frame == KVB_FRAME_PRE ? 0.0 : l->frame == KVB_FRAME_POST ? position : position % l->rope_block;
+}
+
+static void turn(const kvb_layer *l, double position, float *x)
+{
+    double turned[64];
+    if (position == 0.0)
+        return;
+    rt_rotate(l, position, x, turned);
+    for (uint32_t c = 0; c < l->head_dim; c++)
+        x[c] = (float)turned[c];
+}
+
+static void code(const kvb_codebook *b, uint32_t dim, float *x)
+{
+    uint32_t codes[64];
+    assert_int_equal(kvb_encode(b, dim, x, dim, 1, codes, NULL), KVB_OK);
+    assert_int_equal(kvb_decode(b, dim, codes, 1, x, NULL), KVB_OK);
+}
+
+static bool is_fine(const fixture *f, uint32_t j)
+{
+    return f->policy.exact == KVB_EXACT_FINE && j >= f->policy.sinks;
+}
+
+/* A token as it is kept, a key in the layer's frame: half floats, or what fine codes make of them. */
+static void kept_in_frame(const fixture *f, kvb_kind kind, uint32_t g, uint32_t j, float *row)
+{
+    const uint32_t dim = f->l->head_dim;
+    halved((kind == KVB_KEY ? f->rows.k_pre : f->rows.v) + ((size_t)g * f->rows.tokens + j) * dim, dim, row);
+    if (kind == KVB_KEY)
+        turn(f->l, turned_by(f->l, j), row);
+    if (is_fine(f, j))
+        code(kvb_book_fine(f->book, f->layer, g, kind), dim, row);
+}
+
 /* The score of a token that leaves the window, by the definition. */
 static double leaving_score(const fixture *f, uint32_t g, uint32_t j)
 {
@@ -84,7 +122,7 @@ static double leaving_score(const fixture *f, uint32_t g, uint32_t j)
     case KVB_SCORE_EXACT_K:
     case KVB_SCORE_EXACT_V: return f->score[(size_t)g * f->rows.tokens + j];
     case KVB_SCORE_KEY_NORM:
-        halved(f->rows.k_pre + ((size_t)g * f->rows.tokens + j) * dim, dim, key);
+        kept_in_frame(f, KVB_KEY, g, j, key);
         for (uint32_t c = 0; c < dim; c++)
             square += (double)key[c] * (double)key[c];
         return -sqrt(square);
@@ -116,46 +154,39 @@ static void age(fixture *f, uint32_t g, uint32_t i)
         exact[weakest] = false;
 }
 
+static void check_key(const fixture *f, uint32_t j, float *in_frame, const float *key)
+{
+    turn(f->l, -turned_by(f->l, j), in_frame);
+    for (uint32_t c = 0; c < f->l->head_dim; c++)
+        assert_true(fabs((double)in_frame[c] - (double)key[c]) < 2e-5);
+}
+
 static void check_exact_row(const fixture *f, uint32_t g, uint32_t j, const float *key, const float *value)
 {
     const uint32_t dim = f->l->head_dim;
     float row[64];
+    kept_in_frame(f, KVB_VALUE, g, j, row);
+    assert_memory_equal(row, value, dim * sizeof *row);
+    if (is_fine(f, j)) {
+        kept_in_frame(f, KVB_KEY, g, j, row);
+        check_key(f, j, row, key);
+        return;
+    }
     halved(f->rows.k_pre + ((size_t)g * f->rows.tokens + j) * dim, dim, row);
     assert_memory_equal(row, key, dim * sizeof *row);
-    halved(f->rows.v + ((size_t)g * f->rows.tokens + j) * dim, dim, row);
-    assert_memory_equal(row, value, dim * sizeof *row);
 }
 
-static double turned_by(const kvb_layer *l, uint32_t position)
-{
-    return l->frame == KVB_FRAME_PRE ? 0.0 : l->frame == KVB_FRAME_POST ? position : position % l->rope_block;
-}
-
-/* Encoding the half floats in the frame at once, and decoding, gives what the cache reads. */
+/* Encoding what was kept, in the frame, and decoding gives what the cache reads. */
 static void check_coded_row(const fixture *f, uint32_t g, uint32_t j, const float *key, const float *value)
 {
     const uint32_t dim = f->l->head_dim;
-    float row[64], back[64];
-    double turned[64];
-    uint32_t codes[64];
-    for (int kind = 0; kind < 2; kind++) {
-        const kvb_codebook *b = kvb_book_codebook(f->book, f->layer, g, (kvb_kind)kind);
-        halved((kind == KVB_KEY ? f->rows.k_pre : f->rows.v) + ((size_t)g * f->rows.tokens + j) * dim, dim, row);
-        if (kind == KVB_KEY) {
-            rt_rotate(f->l, turned_by(f->l, j), row, turned);
-            for (uint32_t c = 0; c < dim; c++)
-                row[c] = (float)turned[c];
-        }
-        assert_int_equal(kvb_encode(b, dim, row, dim, 1, codes, NULL), KVB_OK);
-        assert_int_equal(kvb_decode(b, dim, codes, 1, back, NULL), KVB_OK);
-        if (kind == KVB_VALUE) {
-            assert_memory_equal(back, value, dim * sizeof *back);
-            continue;
-        }
-        rt_rotate(f->l, -turned_by(f->l, j), back, turned);
-        for (uint32_t c = 0; c < dim; c++)
-            assert_true(fabs(turned[c] - (double)key[c]) < 2e-5);
-    }
+    float row[64];
+    kept_in_frame(f, KVB_VALUE, g, j, row);
+    code(kvb_book_codebook(f->book, f->layer, g, KVB_VALUE), dim, row);
+    assert_memory_equal(row, value, dim * sizeof *row);
+    kept_in_frame(f, KVB_KEY, g, j, row);
+    code(kvb_book_codebook(f->book, f->layer, g, KVB_KEY), dim, row);
+    check_key(f, j, row, key);
 }
 
 /* Reads all tokens of a head into f->keys (after RoPE, double) and f->values, checking each. */
@@ -240,6 +271,46 @@ static void every_frame_and_rotation(void **state)
     }
 }
 
+/* Everything again with window and anchors as fine codes. */
+static void run_fine(const rt_shape *shape, kvb_policy policy, uint32_t tokens)
+{
+    rt_shape s = *shape;
+    s.fine_channels = 2;
+    s.fine_centroids = 16;
+    policy.exact = KVB_EXACT_FINE;
+    run_case(&s, &policy, tokens);
+}
+
+static void fine_in_every_frame(void **state)
+{
+    (void)state;
+    const kvb_policy policy = {.anchor_fraction = 0.1, .score = KVB_SCORE_EXACT_K, .window = 9, .sinks = 3};
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        rt_shape s = base;
+        s.frame = (kvb_rope_frame)(seed % 3);
+        s.rope_block = 7;
+        s.rope_style = seed % 2 == 0 ? KVB_ROPE_HALF : KVB_ROPE_INTERLEAVED;
+        s.transform = seed >= 3;
+        s.seed = 10 * seed;
+        run_fine(&s, policy, 80);
+    }
+}
+
+static void fine_with_every_score_and_window(void **state)
+{
+    (void)state;
+    const uint32_t window[] = {0, 1, 8, 70, UINT32_MAX};
+    for (int score = KVB_SCORE_EXACT_K; score <= KVB_SCORE_RANDOM; score++)
+        for (size_t w = 0; w < sizeof window / sizeof *window; w++)
+            run_fine(&base, (kvb_policy){.anchor_fraction = 0.13, .score = (kvb_anchor_score)score, .window = window[w],
+                                         .sinks = (uint32_t)w}, 90);
+    rt_shape s = base;
+    s.layers = 2;
+    s.sliding = 40;
+    run_fine(&s, (kvb_policy){.anchor_fraction = 0.1, .window = 12, .sinks = UINT32_MAX}, 60);
+    run_fine(&s, (kvb_policy){.anchor_fraction = 1.0, .window = 12}, 60);
+}
+
 static void every_score(void **state)
 {
     (void)state;
@@ -297,6 +368,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_frame_and_rotation),
+        cmocka_unit_test(fine_in_every_frame),
+        cmocka_unit_test(fine_with_every_score_and_window),
         cmocka_unit_test(every_score),
         cmocka_unit_test(odd_shapes),
         cmocka_unit_test(policies_at_their_ends),

@@ -7,7 +7,7 @@
 
 static const rt_shape shape = {.layers = 3, .heads = 4, .kv_heads = 2, .head_dim = 16, .channels = 4, .centroids = 8,
                                .rope_style = KVB_ROPE_HALF, .rope_dims = 16, .transform = true, .last_exact = true,
-                               .seed = 1};
+                               .seed = 1, .fine_channels = 2, .fine_centroids = 16};
 
 static void append_rows(kvb_cache *cache, uint32_t tokens, uint64_t key)
 {
@@ -30,6 +30,9 @@ static void predicted_equals_counted(void **state)
         {.anchor_fraction = 1.0, .score = KVB_SCORE_EXACT_V, .window = 3},
         {.anchor_fraction = 0.5, .window = UINT32_MAX, .sinks = 2},
         {.anchor_fraction = 0.5, .window = 5, .sinks = UINT32_MAX},
+        {.anchor_fraction = 0.1, .score = KVB_SCORE_EXACT_K, .window = 32, .sinks = 4, .exact = KVB_EXACT_FINE},
+        {.anchor_fraction = 0.2, .score = KVB_SCORE_RANDOM, .window = 0, .exact = KVB_EXACT_FINE},
+        {.anchor_fraction = 0.5, .window = UINT32_MAX, .sinks = 2, .exact = KVB_EXACT_FINE},
     };
     for (size_t i = 0; i < sizeof policy / sizeof *policy; i++) {
         kvb_book *book = rt_book_make(&shape, policy + i);
@@ -86,6 +89,26 @@ static void additive_bytes_by_hand(void **state)
     kvb_book_close(book);
 }
 
+static void fine_bytes_by_hand(void **state)
+{
+    (void)state;
+    const kvb_policy policy = {.anchor_fraction = 0.1, .score = KVB_SCORE_EXACT_K, .window = 32, .sinks = 4,
+                               .exact = KVB_EXACT_FINE};
+    kvb_book *book = rt_book_make(&shape, &policy);
+    assert_non_null(book);
+    kvb_cache_bytes b = kvb_cache_predict_bytes(book, &policy, 136);
+    /* As above, but the row of an anchor or of the window is 8 codes of 4 bits for K and for V. Sinks and the layer
+     * without codebooks stay half floats. The fine tables come on top; means and transforms are there once. */
+    const uint64_t heads = 2 * 2;
+    assert_int_equal(b.codes, heads * 90 * 4);
+    assert_int_equal(b.anchors, heads * 10 * 8);
+    assert_int_equal(b.sinks, heads * 4 * 64);
+    assert_int_equal(b.window, heads * 32 * 8 + 2 * 136 * 64);
+    assert_int_equal(b.index, heads * (10 * 8 + 32 * 8));
+    assert_int_equal(b.codebooks, heads * 2 * (16 * 8 * 2 + 16 * 16 * 2 + 16 * 4 + 2 * 16 * 16 * 4));
+    kvb_book_close(book);
+}
+
 static void exact_cache_holds_half_floats(void **state)
 {
     (void)state;
@@ -116,6 +139,7 @@ int main(void)
         cmocka_unit_test(predicted_equals_counted),
         cmocka_unit_test(bytes_by_hand),
         cmocka_unit_test(additive_bytes_by_hand),
+        cmocka_unit_test(fine_bytes_by_hand),
         cmocka_unit_test(exact_cache_holds_half_floats),
         cmocka_unit_test(nothing_of_nothing),
     };

@@ -46,8 +46,11 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size)
 enum { TOKENS = 60, DIM = 8 };
 
 static const rt_shape shape = {.layers = 1, .heads = 2, .kv_heads = 1, .head_dim = DIM, .channels = 4, .centroids = 8,
-                               .rope_style = KVB_ROPE_HALF, .rope_dims = 8, .transform = true, .seed = 1};
+                               .rope_style = KVB_ROPE_HALF, .rope_dims = 8, .transform = true, .seed = 1,
+                               .fine_channels = 2, .fine_centroids = 4};
 static const kvb_policy policy = {.anchor_fraction = 0.3, .score = KVB_SCORE_EXACT_K, .window = 20, .sinks = 18};
+static const kvb_policy fine_policy = {.anchor_fraction = 0.3, .score = KVB_SCORE_EXACT_K, .window = 20, .sinks = 18,
+                                       .exact = KVB_EXACT_FINE};
 
 /* Calls until it does not run out of memory: a failure must change nothing. */
 static int create(const kvb_book *book, kvb_cache **cache)
@@ -88,11 +91,10 @@ static int run(const kvb_book *book, float *out)
     return failures;
 }
 
-static void a_cache_goes_on_after_every_failure(void **state)
+static void check_cache(const kvb_policy *kept)
 {
-    (void)state;
     static float expected[TOKENS * 2 * DIM], out[TOKENS * 2 * DIM];
-    kvb_book *book = rt_book_make(&shape, &policy);
+    kvb_book *book = rt_book_make(&shape, kept);
     assert_non_null(book);
     assert_int_equal(run(book, expected), 0);
     int failures = 1;
@@ -108,14 +110,21 @@ static void a_cache_goes_on_after_every_failure(void **state)
     kvb_book_close(book);
 }
 
-static void check_prefill(kvb_anchor_protocol protocol, long least)
+static void a_cache_goes_on_after_every_failure(void **state)
+{
+    (void)state;
+    check_cache(&policy);
+    check_cache(&fine_policy);
+}
+
+static void check_prefill(const kvb_policy *kept, kvb_anchor_protocol protocol, long least)
 {
     static float expected[TOKENS * 2 * DIM], out[TOKENS * 2 * DIM];
     kvb_book *book = rt_book_make(&shape, &policy);
     assert_non_null(book);
     rt_rows rows;
     assert_true(rt_rows_make(&rows, kvb_book_layer(book, 0), TOKENS, 9));
-    const kvb_prefill p = {.book = book, .tokens = TOKENS, .policy = &policy, .protocol = protocol, .q = rows.q,
+    const kvb_prefill p = {.book = book, .tokens = TOKENS, .policy = kept, .protocol = protocol, .q = rows.q,
                            .k_pre = rows.k_pre, .k = rows.k, .v = rows.v};
     assert_int_equal(kvb_prefill_attend(&p, NULL, expected, NULL), KVB_OK);
     kvb_status status = KVB_E_MEMORY;
@@ -137,8 +146,10 @@ static void check_prefill(kvb_anchor_protocol protocol, long least)
 static void a_prefill_reports_every_failure(void **state)
 {
     (void)state;
-    check_prefill(KVB_PROTOCOL_CAUSAL, 40);
-    check_prefill(KVB_PROTOCOL_CHUNK, 40);
+    check_prefill(&policy, KVB_PROTOCOL_CAUSAL, 40);
+    check_prefill(&policy, KVB_PROTOCOL_CHUNK, 40);
+    check_prefill(&fine_policy, KVB_PROTOCOL_CAUSAL, 60);
+    check_prefill(&fine_policy, KVB_PROTOCOL_CHUNK, 60);
 }
 
 static void encoding_reports_every_failure(void **state)

@@ -74,6 +74,30 @@ static void check_equals_cache(const rt_shape *shape, const kvb_policy *policy, 
     teardown(&f);
 }
 
+static rt_shape with_fine(const rt_shape *shape)
+{
+    rt_shape s = *shape;
+    s.fine_channels = 2;
+    s.fine_centroids = 16;
+    return s;
+}
+
+/* Where scores come from attention, cache and prefill run the same steps: equal to the last bit. */
+static void check_fine_equals_cache(const rt_shape *shape, kvb_policy policy, uint32_t tokens)
+{
+    const rt_shape s = with_fine(shape);
+    policy.exact = KVB_EXACT_FINE;
+    check_equals_cache(&s, &policy, tokens);
+    if (policy.anchor_fraction == 0.0 || policy.window == 0 || policy.score > KVB_SCORE_EXACT_V || shape->last_exact)
+        return;
+    fixture f;
+    setup(&f, &s, &policy, tokens);
+    assert_int_equal(kvb_prefill_attend(&f.p, NULL, f.out, NULL), KVB_OK);
+    run_cache(&f, f.other);
+    assert_memory_equal(f.out, f.other, f.floats * sizeof *f.out);
+    teardown(&f);
+}
+
 static void causal_equals_the_cache(void **state)
 {
     (void)state;
@@ -93,8 +117,10 @@ static void causal_equals_the_cache(void **state)
         {.anchor_fraction = 0.3, .score = KVB_SCORE_EXACT_K, .window = UINT32_MAX},
         {.anchor_fraction = 0.3, .score = KVB_SCORE_EXACT_K, .window = 9, .sinks = UINT32_MAX},
     };
-    for (size_t i = 0; i < sizeof policy / sizeof *policy; i++)
+    for (size_t i = 0; i < sizeof policy / sizeof *policy; i++) {
         check_equals_cache(&base, policy + i, 300);
+        check_fine_equals_cache(&base, policy[i], 300);
+    }
 }
 
 static void causal_equals_the_cache_in_any_shape(void **state)
@@ -124,6 +150,10 @@ static void causal_equals_the_cache_in_any_shape(void **state)
         for (uint32_t tokens = 1; tokens < 200; tokens = 2 * tokens + 3) {
             check_equals_cache(shape + i, &policy, tokens);
             check_equals_cache(shape + i, &plain, tokens);
+            if (shape[i].head_dim % 2 == 0) {
+                check_fine_equals_cache(shape + i, policy, tokens);
+                check_fine_equals_cache(shape + i, plain, tokens);
+            }
         }
 }
 
@@ -133,7 +163,9 @@ static void read_all(const fixture *f, bool exact, uint32_t g, double *keys, flo
     kvb_cache_options options;
     kvb_cache *cache;
     kvb_cache_options_init(&options, f->book);
-    options.policy = (kvb_policy){.window = exact ? UINT32_MAX : 0};
+    /* Sinks are half floats, and are never read from codes. */
+    options.policy = (kvb_policy){.window = exact ? UINT32_MAX : 0, .sinks = f->policy.sinks,
+                                  .exact = f->policy.exact};
     assert_int_equal(kvb_cache_create(f->book, &options, &cache, NULL), KVB_OK);
     const uint32_t dim = f->l->head_dim, heads = f->l->kv_heads;
     float *k = calloc(2 * (size_t)heads * dim, sizeof *k), *v = k + (size_t)heads * dim;
@@ -250,6 +282,26 @@ static void chunk_equals_the_formula(void **state)
     check_chunk(&s, policy, 270);
 }
 
+static void chunk_equals_the_formula_with_fine_codes(void **state)
+{
+    (void)state;
+    const kvb_policy policy[] = {
+        {.anchor_fraction = 0.05, .score = KVB_SCORE_EXACT_K, .window = 32, .sinks = 2, .exact = KVB_EXACT_FINE},
+        {.anchor_fraction = 0.1, .score = KVB_SCORE_EXACT_V, .window = 1, .exact = KVB_EXACT_FINE},
+        {.anchor_fraction = 0.0, .window = 7, .exact = KVB_EXACT_FINE},
+        {.anchor_fraction = 0.0, .window = 0, .exact = KVB_EXACT_FINE},
+    };
+    rt_shape s = with_fine(&base);
+    for (size_t i = 0; i < sizeof policy / sizeof *policy; i++) {
+        check_chunk(&s, policy + i, 200);
+        check_chunk(&s, policy + i, 1);
+    }
+    s.frame = KVB_FRAME_BLOCK;
+    s.rope_block = 16;
+    s.transform = true;
+    check_chunk(&s, policy, 190);
+}
+
 static void backwards(void (*task)(void *user, size_t i), void *user, size_t count)
 {
     while (count-- > 0)
@@ -345,6 +397,12 @@ static void bad_arguments(void **state)
     assert_int_equal(kvb_prefill_attend(&f.p, NULL, f.out, &err), KVB_E_USAGE);
     assert_string_equal(err.where, "policy.anchor_fraction");
     f.policy.anchor_fraction = 0.0;
+    f.policy.exact = KVB_EXACT_FINE; /* the book has no fine codebooks */
+    assert_int_equal(kvb_prefill_attend(&f.p, NULL, f.out, &err), KVB_E_USAGE);
+    assert_string_equal(err.where, "policy.exact");
+    f.policy.exact = (kvb_exact_form)2;
+    assert_int_equal(kvb_prefill_attend(&f.p, NULL, f.out, &err), KVB_E_USAGE);
+    f.policy.exact = KVB_EXACT_HALF;
     f.rows.v[16 * 13 + 2] = INFINITY;
     assert_int_equal(kvb_prefill_attend(&f.p, NULL, f.out, &err), KVB_E_CHECK);
     assert_string_equal(err.where, "v");
@@ -358,6 +416,7 @@ int main(void)
         cmocka_unit_test(causal_equals_the_cache),
         cmocka_unit_test(causal_equals_the_cache_in_any_shape),
         cmocka_unit_test(chunk_equals_the_formula),
+        cmocka_unit_test(chunk_equals_the_formula_with_fine_codes),
         cmocka_unit_test(the_order_of_tasks_changes_nothing),
         cmocka_unit_test(anchors_by_score_beat_random_ones),
         cmocka_unit_test(bad_arguments),

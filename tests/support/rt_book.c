@@ -67,6 +67,20 @@ static size_t table_floats(const rt_shape *s)
     return (size_t)s->head_dim * s->centroids * (s->stages > 0 ? s->stages : 1);
 }
 
+static size_t fine_floats(const rt_shape *s)
+{
+    return (size_t)s->head_dim * s->fine_centroids;
+}
+
+static void make_fine(const rt_shape *s, kvb_book_part *part, kvb_book_part *fine, float *memory, uint64_t key)
+{
+    if (s->fine_channels == 0)
+        return;
+    *fine = (kvb_book_part){.channels = s->fine_channels, .centroids = s->fine_centroids, .table = memory};
+    rt_normal(memory, fine_floats(s), key + 7);
+    part->fine = fine;
+}
+
 static void make_part(const rt_shape *s, kvb_book_part *part, float *memory, uint64_t key)
 {
     const size_t dim = s->head_dim, table = table_floats(s);
@@ -100,12 +114,15 @@ kvb_book *rt_book_make(const rt_shape *s, const kvb_policy *policy)
     const size_t dim = s->head_dim, floats = table_floats(s) + (s->transform ? dim + 2 * dim * dim : 0);
     const size_t parts = (size_t)s->layers * s->kv_heads * 2;
     kvb_layer *layer = calloc(s->layers, sizeof *layer);
-    kvb_book_part *part = calloc(parts, sizeof *part);
-    float *memory = kvb_alloc_array(parts * floats, sizeof *memory);
+    kvb_book_part *part = calloc(2 * parts, sizeof *part);
+    float *memory = kvb_alloc_array(parts * (floats + fine_floats(s)), sizeof *memory);
     kvb_book *book = NULL;
     if (layer != NULL && part != NULL && memory != NULL) {
-        for (size_t i = 0; i < parts; i++)
+        for (size_t i = 0; i < parts; i++) {
             make_part(s, part + i, memory + i * floats, kvb_rng_key(s->seed, i, 1, 2, 3));
+            make_fine(s, part + i, part + parts + i, memory + parts * floats + i * fine_floats(s),
+                      kvb_rng_key(s->seed, i, 1, 2, 3));
+        }
         for (uint32_t i = 0; i < s->layers; i++)
             layer[i] = make_layer(s);
         if (s->last_exact) {

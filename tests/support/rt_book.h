@@ -18,6 +18,7 @@ typedef struct rt_shape {
     bool last_exact;   /* the last layer is KVB_LAYER_UNSUPPORTED */
     uint64_t seed;
     uint32_t stages;   /* of additive codebooks; 0: plain */
+    uint32_t fine_channels, fine_centroids; /* of fine codebooks; 0: none */
 } rt_shape;
 
 /* NULL if anything fails; the error is printed. */

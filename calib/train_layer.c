@@ -1,0 +1,271 @@
+/* One layer of a training job: its points, the k-means problems of its groups, and how well they came out. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "calib/additive.h"
+#include "calib/train_impl.h"
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/rng.h"
+
+/* One layer at work: problems in the order head, kind, group; first of the codebooks, then of the fine ones. */
+typedef struct layer_job {
+    kvb_trainer *t;
+    uint32_t layer;
+    bool fine;
+    kvb_train_points points[2];
+    kvb_kmeans_problem *problem;
+    uint32_t *stages; /* of each problem: 1 for a plain codebook */
+    kvb_kmeans_result *result;
+    size_t count;
+} layer_job;
+
+size_t kvb_train_count(const kvb_trainer *t, uint32_t layer, bool fine)
+{
+    const kvb_layer *g = &t->capture->geometry[layer];
+    if (g->kind == KVB_LAYER_UNSUPPORTED || (fine && !kvb_recipe_has_fine(t->recipe)))
+        return 0;
+    return (size_t)g->kv_heads *
+           (kvb_train_groups(t, layer, KVB_KEY, fine) + kvb_train_groups(t, layer, KVB_VALUE, fine));
+}
+
+/* Rows of a group's table: K, or M*Km. */
+static size_t table_rows(const kvb_shape *shape)
+{
+    return (size_t)shape->stages * shape->centroids;
+}
+
+/* Floats of a layer's tables: G heads of S*rows*d = rows*D, for K and for V. */
+static size_t table_floats(const kvb_trainer *t, uint32_t layer, bool fine)
+{
+    const kvb_layer *g = &t->capture->geometry[layer];
+    const kvb_shape keys = kvb_train_shape(t, KVB_KEY, fine), values = kvb_train_shape(t, KVB_VALUE, fine);
+    return (size_t)g->kv_heads * g->head_dim * (table_rows(&keys) + table_rows(&values));
+}
+
+/* The group's points inside the captured half floats, or inside the moved copy. */
+static kvb_kmeans_problem make_problem(const layer_job *job, uint32_t head, int kind, uint32_t group, float *table)
+{
+    const kvb_trainer *t = job->t;
+    const kvb_train_points *p = &job->points[kind];
+    const kvb_capture_layer *l = &t->capture->layer[job->layer];
+    const kvb_shape shape = kvb_train_shape(t, kind, job->fine);
+    uint32_t dim = t->capture->geometry[job->layer].head_dim;
+    size_t first = head * (size_t)t->capture->rows * dim + (size_t)group * shape.channels;
+    const uint16_t *half = (kind == KVB_KEY ? l->keys : l->values) + first;
+    return (kvb_kmeans_problem){
+        .points = p->moved != NULL ? (const void *)(p->moved + first) : (const void *)half,
+        .type = p->moved != NULL ? KVB_POINTS_F32 : KVB_POINTS_F16,
+        .count = (size_t)t->capture->rows,
+        .stride = dim,
+        .channels = shape.channels,
+        .centroids = shape.centroids,
+        .weights = p->weight != NULL ? p->weight + head * (size_t)t->capture->rows : NULL,
+        .seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind + (job->fine ? 2 : 0), group),
+        .table = table,
+    };
+}
+
+/* Where the codebook of a head and kind goes in the book. */
+static kvb_book_part *part_of(const layer_job *job, uint32_t head, int kind)
+{
+    kvb_layer_result *r = &job->t->result[job->layer];
+    return job->fine ? &r->fine[head * 2 + (uint32_t)kind]
+                     : &job->t->part[((size_t)job->layer * job->t->part_heads + head) * 2 + (size_t)kind];
+}
+
+/* Means, transforms and quality stand with the coarse codebook; the fine one hangs on to it. */
+static void describe_part(const layer_job *job, uint32_t head, int kind, float *table)
+{
+    const kvb_trainer *t = job->t;
+    const kvb_layer_result *r = &t->result[job->layer];
+    const kvb_shape shape = kvb_train_shape(t, kind, job->fine);
+    const uint32_t dim = t->capture->geometry[job->layer].head_dim;
+    kvb_book_part *part = part_of(job, head, kind);
+    *part = (kvb_book_part){
+        .channels = shape.channels, .centroids = shape.centroids, .stages = shape.stages, .table = table,
+    };
+    if (job->fine) {
+        t->part[((size_t)job->layer * t->part_heads + head) * 2 + (size_t)kind].fine = part;
+        return;
+    }
+    part->mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL;
+    part->forward = r->forward[kind] != NULL ? r->forward[kind] + (size_t)head * dim * dim : NULL;
+    part->inverse = r->inverse[kind] != NULL ? r->inverse[kind] + (size_t)head * dim * dim : NULL;
+    part->quality = r->quality + job->count;
+}
+
+static void fill_problems(layer_job *job, float *table)
+{
+    const kvb_trainer *t = job->t;
+    job->count = 0;
+    for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
+        for (int kind = 0; kind < 2; kind++) {
+            const kvb_shape shape = kvb_train_shape(t, kind, job->fine);
+            describe_part(job, head, kind, table);
+            for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, kind, job->fine); group++) {
+                job->stages[job->count] = shape.stages;
+                job->problem[job->count++] = make_problem(job, head, kind, group, table);
+                table += table_rows(&shape) * shape.channels;
+            }
+        }
+}
+
+static int forward_progress(void *user, const char *step, uint64_t done, uint64_t total)
+{
+    const layer_job *job = user;
+    const kvb_trainer *t = job->t;
+    (void)step;
+    uint64_t share = total != 0 ? done * job->count / total : 0;
+    uint64_t before = t->done + (job->fine ? kvb_train_count(t, job->layer, false) : 0);
+    return t->options->progress(t->options->progress_user, "train", before + share, t->total);
+}
+
+static kvb_status solve(layer_job *job, kvb_error *err)
+{
+    const kvb_trainer *t = job->t;
+    kvb_additive_options options;
+    kvb_additive_options_init(&options);
+    options.kmeans.iterations = t->recipe->iterations;
+    options.kmeans.seeding = t->recipe->seeding;
+    options.kmeans.holdout_every = t->holdout_every;
+    options.kmeans.holdout_block = KVB_HOLDOUT_BLOCK;
+    options.kmeans.threads = t->options->threads;
+    options.kmeans.progress = t->options->progress != NULL ? forward_progress : NULL;
+    options.kmeans.progress_user = job;
+    kvb_error inner = {0};
+    kvb_status status = kvb_additive_train(job->problem, job->stages, job->count, &options, job->result, &inner);
+    if (status == KVB_OK)
+        return status;
+    char where[256];
+    snprintf(where, sizeof where, "layer %u: %.200s", job->layer, inner.where);
+    return kvb_fail(err, status, where, "%s", inner.message);
+}
+
+/* What a group's variance must exceed. After a rotation a group can be left with the rounding of float32 alone, where the
+ * rows vary in fewer directions than there are groups. */
+static double least_variance(const layer_job *job, uint32_t head, int kind)
+{
+    const kvb_trainer *t = job->t;
+    double most = 0.0;
+    if (t->result[job->layer].forward[kind] == NULL)
+        return 0.0;
+    uint32_t keys = kvb_train_groups(t, job->layer, KVB_KEY, job->fine), values = kvb_train_groups(t, job->layer, KVB_VALUE, job->fine);
+    const kvb_kmeans_result *r = job->result + (size_t)head * (keys + values) + (kind == KVB_VALUE ? keys : 0);
+    for (uint32_t group = 0; group < (kind == KVB_KEY ? keys : values); group++)
+        most = r[group].variance > most ? r[group].variance : most;
+    return 1e-10 * most;
+}
+
+static kvb_status refuse_group(const layer_job *job, uint32_t head, int kind, uint32_t group, kvb_error *err)
+{
+    char where[128];
+    snprintf(where, sizeof where, "layer %u, KV head %u, %s, %sgroup %u", job->layer, head,
+             kvb_train_kind_name((kvb_kind)kind), job->fine ? "fine " : "", group);
+    if (job->t->result[job->layer].forward[kind] != NULL)
+        return kvb_fail(err, KVB_E_CHECK, where, "all rows are equal but for rounding: they vary in fewer directions than "
+                                                 "there are groups; choose a larger d, or \"rotation\": \"none\"");
+    return kvb_fail(err, KVB_E_CHECK, where,
+                    "all rows are equal: expected data that varies; is the capture what it should be?");
+}
+
+/* Relative to a predictor that only knows the mean; a group whose rows are all equal has nothing to relate to. */
+static kvb_status judge(layer_job *job, kvb_error *err)
+{
+    kvb_trainer *t = job->t;
+    size_t i = 0;
+    for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
+        for (int kind = 0; kind < 2; kind++)
+            for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, kind, job->fine); group++, i++) {
+                const kvb_kmeans_result *r = &job->result[i];
+                if (!(r->variance > least_variance(job, head, kind)))
+                    return refuse_group(job, head, kind, group, err);
+                double error = r->train_error / r->variance, heldout = r->heldout_error / r->heldout_variance;
+                if (job->fine) {
+                    t->fine_sum[kind] += error;
+                    t->fine_count[kind]++;
+                    continue;
+                }
+                t->result[job->layer].quality[i] = (kvb_quality){
+                    .train_error = (float)error,
+                    .heldout_error = (float)heldout,
+                    .usage = (float)r->used / (float)table_rows(&t->recipe->kind[kind].shape),
+                    .entropy = (float)r->entropy,
+                };
+                t->error_sum[kind] += error;
+                t->heldout_sum[kind] += heldout;
+                t->error_count[kind]++;
+            }
+    return KVB_OK;
+}
+
+static kvb_status make_points(layer_job *job, kvb_error *err)
+{
+    const kvb_trainer *t = job->t;
+    for (int kind = 0; kind < 2; kind++) {
+        job->points[kind] = (kvb_train_points){.capture = t->capture, .recipe = t->recipe, .layer = job->layer,
+                                               .threads = t->options->threads, .kind = (kvb_kind)kind,
+                                               .seed = t->options->seed};
+        kvb_status status = kvb_train_points_create(&job->points[kind], err);
+        if (status != KVB_OK)
+            return status;
+        kvb_layer_result *r = &t->result[job->layer];
+        r->mean[kind] = job->points[kind].mean;
+        r->forward[kind] = job->points[kind].forward;
+        r->inverse[kind] = job->points[kind].inverse;
+        job->points[kind].mean = job->points[kind].forward = job->points[kind].inverse = NULL;
+    }
+    return KVB_OK;
+}
+
+static kvb_status train_tables(layer_job *job, float *table, kvb_error *err)
+{
+    fill_problems(job, table);
+    kvb_status status = solve(job, err);
+    return status == KVB_OK ? judge(job, err) : status;
+}
+
+/* The same points and weights again, in groups of the fine shapes. */
+static kvb_status train_fine(layer_job *job, kvb_error *err)
+{
+    kvb_layer_result *r = &job->t->result[job->layer];
+    if (!kvb_recipe_has_fine(job->t->recipe))
+        return KVB_OK;
+    r->fine = kvb_alloc_zeroed((size_t)2 * job->t->capture->geometry[job->layer].kv_heads, sizeof *r->fine);
+    r->fine_table = kvb_alloc_array(table_floats(job->t, job->layer, true), sizeof *r->fine_table);
+    if (r->fine == NULL || r->fine_table == NULL)
+        return kvb_fail_memory(err, "training");
+    job->fine = true;
+    return train_tables(job, r->fine_table, err);
+}
+
+kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
+{
+    layer_job job = {.t = t, .layer = layer};
+    kvb_layer_result *r = &t->result[layer];
+    size_t books = kvb_train_count(t, layer, false), fine = kvb_train_count(t, layer, true);
+    size_t most = books > fine ? books : fine;
+    kvb_status status = make_points(&job, err);
+    if (status != KVB_OK)
+        goto out;
+    r->table = kvb_alloc_array(table_floats(t, layer, false), sizeof *r->table);
+    r->quality = kvb_alloc_zeroed(books, sizeof *r->quality);
+    job.problem = kvb_alloc_zeroed(most, sizeof *job.problem);
+    job.stages = kvb_alloc_zeroed(most, sizeof *job.stages);
+    job.result = kvb_alloc_zeroed(most, sizeof *job.result);
+    if (r->table == NULL || r->quality == NULL || job.problem == NULL || job.stages == NULL || job.result == NULL) {
+        status = kvb_fail_memory(err, "training");
+        goto out;
+    }
+    status = train_tables(&job, r->table, err);
+    if (status == KVB_OK)
+        status = train_fine(&job, err);
+out:
+    kvb_train_points_free(&job.points[0]);
+    kvb_train_points_free(&job.points[1]);
+    free(job.problem);
+    free(job.stages);
+    free(job.result);
+    return status;
+}
