@@ -35,6 +35,8 @@ static void test_writer_is_stable(void **state)
     expect_written(&sample, "minimal.kvb");
     sample_full(&sample);
     expect_written(&sample, "full.kvb");
+    sample_fine(&sample);
+    expect_written(&sample, "fine.kvb");
 }
 
 static void expect_sample_content(const char *name)
@@ -61,9 +63,10 @@ static void test_golden_books_open(void **state)
     expect_sample_content("full.kvb");
     expect_sample_content("packed.kvb");
     expect_sample_content("newer-minor.kvb");
+    expect_sample_content("fine.kvb");
 }
 
-static const char *const golden[] = {"minimal.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb"};
+static const char *const golden[] = {"minimal.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb", "fine.kvb"};
 
 static void expect_damage_seen(const uint8_t *bytes, size_t size, const char *how, size_t at)
 {
