@@ -34,9 +34,9 @@ typedef void (*kvb_parallel_fn)(void (*task)(void *user, size_t i), void *user, 
 
 /* Writes out [H][T][D]. `parallel` NULL runs on the calling thread. The result does not depend on it.
  *
- * Exact tokens are rounded to half floats, as a cache stores them, and rotated here, so `k` serves only the scores of
- * KVB_PROTOCOL_CHUNK; there the ceil(anchor_fraction * T) best of all T tokens become anchors, sinks among them or
- * not. KVB_PROTOCOL_CAUSAL gives what a cache gives token by token. Holds four copies of the layer's keys and values
+ * Exact tokens are rounded to half floats and, with KVB_EXACT_FINE, pass through fine codes (but for the sinks), as a
+ * cache stores them, and are rotated here, so `k` serves only the scores of KVB_PROTOCOL_CHUNK; there the
+ * ceil(anchor_fraction * T) best of all T tokens become anchors, sinks among them or not. KVB_PROTOCOL_CAUSAL gives what a cache gives token by token. Holds four copies of the layer's keys and values
  * in float32 (up to six with their tiles). KVB_E_CHECK for NaN and infinity in q, k_pre or v. */
 kvb_status kvb_prefill_attend(const kvb_prefill *p, kvb_parallel_fn parallel, float *out, kvb_error *err);
 

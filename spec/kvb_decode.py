@@ -16,7 +16,7 @@ import zlib
 MAGIC = b"\x89KVB\r\n\x1a\n"
 SHARED = 0xFFFFFFFF
 ELEMENT = {0: 1, 1: 2, 2: 4}
-KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "MEAN", "XFRM", "qual")
+KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "FINE", "MEAN", "XFRM", "qual")
 MAX_META = 1 << 20
 MIN_NORMAL32 = 2.0 ** -126
 MIN_NORMAL64 = sys.float_info.min
@@ -220,11 +220,12 @@ def read_policy(data, header, entries):
     _, raw = single(data, entries, "POLC")
     newer = header["minor"] > 0
     need(len(raw) == 32 or (newer and len(raw) > 32), "size of POLC")
-    fraction, score, window, sinks, reserved, reserved2 = struct.unpack_from("<dIIIIQ", raw)
+    fraction, score, window, sinks, exact_form, reserved = struct.unpack_from("<dIIIIQ", raw)
     need(0 <= fraction <= 1, "anchor fraction")
     need(score <= 4, "anchor score")
-    need(newer or (reserved == 0 and reserved2 == 0), "reserved bytes of POLC")
-    return {"anchor_fraction": fraction, "score": score, "window": window, "sinks": sinks}
+    need(exact_form <= 1, "exact form")
+    need(newer or reserved == 0, "reserved bytes of POLC")
+    return {"anchor_fraction": fraction, "score": score, "window": window, "sinks": sinks, "exact_form": exact_form}
 
 
 def owner(e, layers):
@@ -257,32 +258,43 @@ def read_rope(data, entries, layers):
         need(all(positive(f, MIN_NORMAL32) for f in l["rope_factors"]), "ROPE: factors")
 
 
-def read_codebooks(data, entries, layers):
+def read_codebooks(data, entries, layers, name):
+    """The sections CODE, or FINE: the same rules."""
     books = {}
     for e in entries:
-        if e["type"] != "CODE":
+        if e["type"] != name:
             continue
         key, D = owner(e, layers)
         d, K = e["d"], e["K"]
         M = e["shape"][1] if e["dims"] == 4 else 1
-        need(key not in books, "CODE: twice")
-        need(1 <= d <= 256 and D % d == 0, "CODE: d")
-        need(2 <= K <= 65536 and K & (K - 1) == 0, "CODE: K")
+        need(key not in books, name + ": twice")
+        need(1 <= d <= 256 and D % d == 0, name + ": d")
+        need(2 <= K <= 65536 and K & (K - 1) == 0, name + ": K")
         bits = M * (K.bit_length() - 1)
-        need(e["dims"] != 4 or (2 <= M <= 8 and bits <= 16), "CODE: stages")
+        need(e["dims"] != 4 or (2 <= M <= 8 and bits <= 16), name + ": stages")
         shape = [D // d, M, K, d] if e["dims"] == 4 else [D // d, K, d]
         expect(e, 1, shape, *(e["kind"], e["layer"], e["head"]), groups=D // d, d=d, K=K)
-        table = all_finite(floats(content(data, e), 1), "CODE")
+        table = all_finite(floats(content(data, e), 1), name)
         for s in range(D // d * M):
             rows = [table[(s * K + k) * d:(s * K + k + 1) * d] for k in range(K)]
             need(any(row != rows[0] for row in rows),
-                 "CODE: all centroids of group %d, stage %d are equal" % (s // M, s % M))
+                 "%s: all centroids of group %d, stage %d are equal" % (name, s // M, s % M))
         books[key] = {"layer": e["layer"], "head": e["head"], "kind": KINDS[e["kind"]], "d": d, "K": K, "S": D // d,
-                      "M": M, "bits": bits, "table": table, "mean": None, "forward": None, "inverse": None, "quality": None}
+                      "M": M, "bits": bits, "table": table, "mean": None, "forward": None, "inverse": None, "quality": None,
+                      "fine": None}
     wanted = {(i, g, kind) for i, l in enumerate(layers) if l["kind"] != 2 for g in range(l["kv_heads"])
               for kind in (0, 1)}
-    need(wanted and set(books) == wanted, "there is not one CODE section for each head")
+    need(wanted and (set(books) == wanted or (name == "FINE" and not books)),
+         "there is not one %s section for each head" % name)
     return books
+
+
+def read_fine(data, entries, layers, books, policy):
+    """The second codebook over the same y: it has a shape and a table, and shares the rest."""
+    fine = read_codebooks(data, entries, layers, "FINE")
+    need(fine or policy["exact_form"] == 0, "POLC wants fine codes, but there are no FINE sections")
+    for key in fine:
+        books[key]["fine"] = {name: fine[key][name] for name in ("d", "K", "S", "table")}
 
 
 def check_inverse(forward, inverse, D):
@@ -330,7 +342,8 @@ def decode(data, tables):
     policy = read_policy(data, header, entries)
     need(any(l["kind"] != 2 for l in layers), "no layer has codebooks")
     read_rope(data, entries, layers)
-    books = read_codebooks(data, entries, layers)
+    books = read_codebooks(data, entries, layers, "CODE")
+    read_fine(data, entries, layers, books, policy)
     read_means_and_transforms(data, entries, layers, books)
     read_quality(data, entries, layers, books)
     header["book_id"] = header["book_id"].hex()

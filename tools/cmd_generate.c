@@ -72,10 +72,14 @@ static kvb_status check_args(const generate_args *a, kvb_error *err)
     if ((a->prompt != NULL) == (a->prompt_file != NULL))
         return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected exactly one of --prompt and --prompt-file");
     const kvb_policy_args *p = &a->policy;
-    if (a->book == NULL && (p->anchors.set || p->score.set || p->window.set || p->sinks.set ||
-                            p->exact.set))
-        return kvb_fail(err, KVB_E_USAGE, p->anchors.set ? "--anchors" : p->window.set ? "--window" : p->sinks.set ? "--sinks" : p->exact.set ? "--exact" : "--anchor-score",
-                        "means nothing without --book: every token stays exact");
+    const char *idle = p->anchors.set  ? "--anchors"
+                       : p->score.set  ? "--anchor-score"
+                       : p->window.set ? "--window"
+                       : p->sinks.set  ? "--sinks"
+                       : p->exact.set  ? "--exact"
+                                       : NULL;
+    if (a->book == NULL && idle != NULL)
+        return kvb_fail(err, KVB_E_USAGE, idle, "means nothing without --book: every token stays exact");
     return KVB_OK;
 }
 

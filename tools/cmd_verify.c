@@ -132,7 +132,8 @@ static void check_codebook(verification *v, uint32_t layer, uint32_t head, kvb_k
         return;
     const kvb_quality *q = kvb_book_quality(v->book, layer, head, kind);
     v->unknown += q == NULL;
-    count_check(v, q != NULL, &(codebook_place){layer, head, 0, kind, false}, "quality", 0, "a quality record of each group");
+    count_check(v, q != NULL, &(codebook_place){layer, head, 0, kind, false}, "quality", 0,
+                "a quality record of each group");
     for (uint32_t s = 0; s < c->groups; s++)
         check_group(v, c, q != NULL ? &q[s] : NULL, &(codebook_place){layer, head, s, kind, false});
     const kvb_codebook *fine = kvb_book_fine(v->book, layer, head, kind);

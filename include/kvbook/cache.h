@@ -4,8 +4,10 @@
  * is the first of them); the first `sinks` tokens are exact for ever. A token that leaves the window is scored: the
  * ceil(anchor_fraction * n) best of the n tokens that have left so far (sinks not counted) stay exact as anchors, the
  * rest are codes. An anchor that falls out of the best becomes codes and stays so; of equal scores the earlier token
- * stays. Exact tokens are stored as IEEE half floats of the key before RoPE and of the value, and it is these that are
- * encoded.
+ * stays. With KVB_EXACT_HALF exact tokens are stored as IEEE half floats of the key before RoPE and of the value, and it
+ * is these that are encoded. With KVB_EXACT_FINE tokens of the window and anchors are stored as codes of the book's fine
+ * codebooks, made from the half floats (the key in the layer's frame): what these decode to is the token's value from
+ * its own query on, and it is that which is encoded when it leaves. Sinks stay half floats.
  *
  * KVB_SCORE_EXACT_K and KVB_SCORE_EXACT_V sum over the queries that saw the token in the window, its own included,
  * under the cache's own attention. With window 0 there are none, and every token scores 0. A token that has left cannot
@@ -14,8 +16,8 @@
  *
  * Layers that the book does not support, and every layer of a cache without a book, keep all tokens in the window. A
  * sliding layer attends to its sliding window but keeps every token. Search structures for encoding are made when a
- * layer's first token leaves the window; they take 8 bytes a channel of every centroid (4 times the bytes of plain
- * codebooks; of additive ones, of all their sums) and are not counted below.
+ * layer's first token leaves the window (fine ones with its first token); they take 8 bytes a channel of every centroid (4
+ * times the bytes of plain codebooks; of additive ones, of all their sums) and are not counted below.
  *
  * A cache belongs to one thread at a time; different caches may share a book. A failing call leaves it as it was. */
 #ifndef KVBOOK_CACHE_H
@@ -39,7 +41,7 @@ typedef struct kvb_cache_options {
 /* The book's own policy, or with a NULL book: nothing coded, everything exact. */
 KVB_API void kvb_cache_options_init(kvb_cache_options *options, const kvb_book *book);
 
-/* `book` must outlive the cache. KVB_E_USAGE for a policy out of range. */
+/* `book` must outlive the cache. KVB_E_USAGE for a policy out of range, or for fine codes of a book that has none. */
 KVB_API kvb_status kvb_cache_create(const kvb_book *book, const kvb_cache_options *options, kvb_cache **cache,
                                     kvb_error *err);
 /* A cache without a book: every token exact (as half floats). `layer` is copied, but rope_factors must outlive it. */
@@ -61,12 +63,13 @@ KVB_API uint64_t kvb_cache_length(const kvb_cache *cache, uint32_t layer);
  * encoding. */
 typedef struct kvb_cache_bytes {
     uint64_t codes;     /* packed codes of tokens that are neither sinks, in the window, nor anchors */
-    uint64_t anchors;   /* half floats of the three kinds of exact tokens */
+    uint64_t anchors;   /* half floats, or fine codes, of the three kinds of exact tokens */
     uint64_t window;
     uint64_t sinks;
     uint64_t index;     /* position and score of each anchor; running score of each token of the window, where attention
                            gives it */
-    uint64_t codebooks; /* tables, means and transforms of the whole book, once */
+    uint64_t codebooks; /* tables, means and transforms of the whole book, once; fine tables where the policy uses
+                           them */
     uint64_t total;
     uint64_t elements; /* K and V elements represented: bits = 8 * total / elements */
 } kvb_cache_bytes;

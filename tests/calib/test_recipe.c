@@ -147,7 +147,34 @@ static const bad_recipe bad_recipes[] = {
     {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"alpha\": \"half\"}}}", "keys.metric.alpha", "number"},
     {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"ridge\": 0}}}", "keys.metric.ridge", "from 1e-09"},
     {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"metric\": {\"moment\": \"pre\"}}}", "keys.metric.moment", "relative, post"},
+    {"{\"schema\": 1, \"name\": \"x\", \"cache\": {\"exact\": \"fin\"}}", "cache.exact", "did you mean \"fine\""},
+    {"{\"schema\": 1, \"name\": \"x\", \"cache\": {\"exact\": \"fine\"}}", "cache.exact", "needs a fine shape"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"fine\": \"2x256\"}}", "values.fine", "both or neither"},
+    {"{\"schema\": 1, \"name\": \"x\", \"values\": {\"fine\": \"2x256\"}}", "keys.fine", "both or neither"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"fine\": \"2x255\"}}", "keys.fine", "power of two"},
+    {"{\"schema\": 1, \"name\": \"x\", \"keys\": {\"fine\": 2}}", "keys.fine", "d x K"},
 };
+
+static void test_fine(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"schema\":1,\"name\":\"x\",\"keys\":{\"fine\":\"2x256\"},\"values\":{\"fine\":\"4x16\","
+                               "\"shape\":\"8x32\"},\"cache\":{\"exact\":\"fine\"}}";
+    kvb_recipe r;
+    kvb_error err = {0};
+    assert_int_equal(kvb_recipe_parse(text, strlen(text), "a.json", &r, &err), KVB_OK);
+    assert_true(kvb_recipe_has_fine(&r) && r.policy.exact == KVB_EXACT_FINE);
+    assert_int_equal(kvb_recipe_set_bits(&r, 1, &err), KVB_OK);
+    assert_int_equal(r.kind[KVB_KEY].fine.channels, 2);
+    assert_int_equal(r.kind[KVB_KEY].fine.centroids, 256);
+    assert_int_equal(r.kind[KVB_VALUE].fine.channels, 4);
+    assert_int_equal(r.kind[KVB_VALUE].fine.centroids, 16);
+    assert_true(kvb_recipe_nominal_bits(&r) == 1);
+    kvb_recipe_free(&r);
+    assert_int_equal(kvb_recipe_load("antkv", &r, &err), KVB_OK);
+    assert_true(!kvb_recipe_has_fine(&r) && r.policy.exact == KVB_EXACT_HALF);
+    kvb_recipe_free(&r);
+}
 
 static void test_refused(void **state)
 {
@@ -292,6 +319,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_built_in), cmocka_unit_test(test_all_built_in_parse), cmocka_unit_test(test_unknown_name),
+        cmocka_unit_test(test_fine),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_file),               cmocka_unit_test(test_bits),
         cmocka_unit_test(test_bad_shapes), cmocka_unit_test(test_additive_shapes), cmocka_unit_test(test_distance),           cmocka_unit_test(test_transforms),
         cmocka_unit_test(test_best),

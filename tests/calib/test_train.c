@@ -91,6 +91,71 @@ static void test_shape(void **state)
     kvb_capture_close(store);
 }
 
+/* Mean squared error of a head's rows through a codebook, without transforms. */
+static double coding_error(const kvb_codebook *c, const uint16_t *half, size_t rows, uint32_t dim)
+{
+    double sum = 0.0;
+    float *table = malloc((size_t)c->centroids * dim * sizeof *table), *x = malloc(dim * sizeof *x);
+    assert_true(table != NULL && x != NULL);
+    kvb_half_to_floats(table, c->table, (size_t)c->centroids * dim);
+    for (size_t i = 0; i < rows; i++) {
+        kvb_half_to_floats(x, half + i * dim, dim);
+        for (uint32_t s = 0; s < c->groups; s++) {
+            double best = INFINITY;
+            for (uint32_t k = 0; k < c->centroids; k++) {
+                double distance = 0.0;
+                for (uint32_t j = 0; j < c->channels; j++)
+                    distance += pow((double)x[s * c->channels + j] -
+                                        (double)table[((size_t)s * c->centroids + k) * c->channels + j], 2);
+                best = fmin(best, distance);
+            }
+            sum += best;
+        }
+    }
+    free(table);
+    free(x);
+    return sum / (double)rows / dim;
+}
+
+#define FINE                                                                                                        \
+    "{\"schema\":1,\"name\":\"fine\",\"keys\":{\"shape\":\"4x16\",\"fine\":\"1x16\"},\"values\":{\"shape\":\"2x8\",\"fine\":\"2x64\"}," \
+    "\"cache\":{\"exact\":\"fine\",\"window\":9}}"
+
+/* A second batch of the same points: the coarse codebooks stay what they are, the fine ones err far less. */
+static void test_fine(void **state)
+{
+    (void)state;
+    kvb_capture_store *store;
+    assert_int_equal(synth_capture_make(&usual, NULL, &store), 0);
+    const kvb_capture *c = kvb_capture_view(store);
+    trained plain = train(c, UNWEIGHTED, 1, 4), one = train(c, FINE, 1, 4), two = train(c, FINE, 2, 4);
+    assert_int_equal(one.size, two.size);
+    assert_memory_equal(one.image, two.image, one.size);
+    assert_int_equal(kvb_book_policy(one.book).exact, KVB_EXACT_FINE);
+    assert_null(kvb_book_fine(plain.book, 0, 0, KVB_KEY));
+    for (uint32_t l = 0; l < 2; l++)
+        for (uint32_t i = 0; i < 4; i++) {
+            const kvb_kind kind = (kvb_kind)(i % 2);
+            const kvb_codebook *coarse = kvb_book_codebook(one.book, l, i / 2, kind);
+            const kvb_codebook *same = kvb_book_codebook(plain.book, l, i / 2, kind);
+            const kvb_codebook *fine = kvb_book_fine(one.book, l, i / 2, kind);
+            assert_memory_equal(coarse->table, same->table, (size_t)8 * coarse->centroids * sizeof *coarse->table);
+            assert_int_equal(fine->groups, kind == KVB_KEY ? 8 : 4);
+            assert_int_equal(fine->code_bits, kind == KVB_KEY ? 4 : 6);
+            const uint16_t *rows = (kind == KVB_KEY ? c->layer[l].keys : c->layer[l].values) + (i / 2) * c->rows * 8;
+            assert_true(coding_error(fine, rows, c->rows, 8) < 0.5 * coding_error(coarse, rows, c->rows, 8));
+        }
+    assert_true(isnan(plain.report.key_fine_error) && one.report.key_error == plain.report.key_error);
+    assert_true(one.report.key_fine_error < 0.5 * one.report.key_error);
+    assert_true(one.report.value_fine_error < 0.5 * one.report.value_error);
+    assert_non_null(strstr(kvb_book_meta(one.book, NULL), "\"key_fine_error\""));
+    assert_null(strstr(kvb_book_meta(plain.book, NULL), "fine"));
+    free_trained(&plain);
+    free_trained(&one);
+    free_trained(&two);
+    kvb_capture_close(store);
+}
+
 static void test_threads(void **state)
 {
     (void)state;
@@ -403,6 +468,12 @@ static void test_refused_recipes(void **state)
                    "3 channels do not divide a head of 8");
     expect_refused(c, "{\"schema\":1,\"name\":\"x\",\"keys\":{\"shape\":\"2x8\"},\"values\":{\"shape\":\"2x2048\"}}",
                    KVB_E_USAGE, "layer 0, values", "1500 rows for 2048 centroids");
+    expect_refused(c, "{\"schema\":1,\"name\":\"x\",\"keys\":{\"shape\":\"2x8\",\"fine\":\"3x8\"},"
+                      "\"values\":{\"shape\":\"2x8\",\"fine\":\"2x8\"}}",
+                   KVB_E_USAGE, "layer 0, keys (fine)", "3 channels do not divide a head of 8");
+    expect_refused(c, "{\"schema\":1,\"name\":\"x\",\"keys\":{\"shape\":\"2x8\",\"fine\":\"2x8\"},"
+                      "\"values\":{\"shape\":\"2x8\",\"fine\":\"2x2048\"}}",
+                   KVB_E_USAGE, "layer 0, values (fine)", "1500 rows for 2048 centroids");
     kvb_capture_close(store);
 }
 
@@ -501,7 +572,7 @@ static void test_cancel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shape),   cmocka_unit_test(test_threads), cmocka_unit_test(test_weighted_beats_unweighted),
+        cmocka_unit_test(test_fine),    cmocka_unit_test(test_shape),   cmocka_unit_test(test_threads), cmocka_unit_test(test_weighted_beats_unweighted),
         cmocka_unit_test(test_frames),  cmocka_unit_test(test_mean),    cmocka_unit_test(test_holdout),
         cmocka_unit_test(test_meta),    cmocka_unit_test(test_refused_recipes), cmocka_unit_test(test_refused_data),
         cmocka_unit_test(test_missing_parts), cmocka_unit_test(test_left_out_rows), cmocka_unit_test(test_cancel),

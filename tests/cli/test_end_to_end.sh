@@ -100,6 +100,26 @@ compare "keeping nothing exact is farther from the exact cache" 'a["kl"] > 1.1 *
     and a["bits_effective"] < b["bits_effective"]' "$tmp/bare.json" "$tmp/one.json"
 compare "four bits are nearer to the exact cache than one" 'a["kl"] < 0.5 * b["kl"] and a["top1"] > b["top1"]
     and a["bits_nominal"] == 4' "$tmp/four.json" "$tmp/bare.json"
+# Fine codebooks: a recipe file that adds them, for a window over the whole chunk.
+"$kvbook" recipes show antkv | sed 's/"mean": false/"mean": false, "fine": "2x64"/; s/"sinks": 0/"sinks": 0, "exact": "fine"/' \
+    >"$tmp/fine.json"
+expect "a recipe with fine codebooks" 0 wrote "$kvbook" train "$work/one.kvc" ${recipe#--recipe antkv} --recipe "$tmp/fine.json" \
+    -o "$work/fine.kvb"
+expect "verify" 0 ' 0 failed' "$kvbook" verify "$work/fine.kvb" $model
+expect "info names the fine shape" 0 'fine +[0-9]+: keys 2x64, values 2x64' "$kvbook" info "$work/fine.kvb"
+expect "info names the form" 0 'as fine codes' "$kvbook" info "$work/fine.kvb"
+expect "the independent decoder accepts it" 0 verified python3 spec/kvb_decode.py "$work/fine.kvb"
+score fine.json --book "$work/fine.kvb" --window 128
+score fine-half.json --book "$work/fine.kvb" --window 128 --exact half
+score fine-bare.json --book "$work/fine.kvb" $bare
+json "eval says the form" "$tmp/fine.json" 'd["policy"]["exact"] == "fine"'
+compare "a window of half floats is nearer to the exact cache than one of fine codes, which takes fewer bytes" \
+    'a["policy"]["exact"] == "half" and a["kl"] < b["kl"]' "$tmp/fine-half.json" "$tmp/fine.json"
+compare "and that is nearer than nothing exact" 'a["kl"] < 0.7 * b["kl"] and a["top1"] > b["top1"]' \
+    "$tmp/fine.json" "$tmp/fine-bare.json"
+refuse "eval --exact fine of a book without" 2 'one.kvb has no fine codebooks' "$kvbook" eval $test --book "$work/one.kvb" --exact fine
+refuse "generate too" 2 'one.kvb has no fine codebooks' "$kvbook" generate $model --prompt a --book "$work/one.kvb" --exact fine
+refuse "train too" 2 'antkv has no fine codebooks' "$kvbook" train "$work/one.kvc" $recipe --exact fine -o "$work/not.kvb"
 score sampled.json --book "$work/sampled.kvb" $bare
 compare "a sampled book still works" 'a["kl"] < 3 * b["kl"]' "$tmp/sampled.json" "$tmp/bare.json"
 if [ $trained = 1 ]; then
@@ -136,6 +156,9 @@ generate window.txt --book "$work/one.kvb" --anchors 0 --sinks 0 --window 256
 same "a window over the whole context gives the exact cache's text" "$tmp/exact.txt" "$tmp/window.txt"
 generate anchors.txt --book "$work/one.kvb" --anchors 100% --sinks 0 --window 0
 same "so does every token as an anchor" "$tmp/exact.txt" "$tmp/anchors.txt"
+generate fine.txt --book "$work/fine.kvb"
+generate fine2.txt --book "$work/fine.kvb" --threads 1
+same "generate with fine codes repeats itself" "$tmp/fine.txt" "$tmp/fine2.txt"
 generate bare.txt --book "$work/one.kvb" $bare
 if cmp -s "$tmp/exact.txt" "$tmp/bare.txt"; then fail "one bit without exact tokens is another text" "the same"
 else ok "one bit without exact tokens is another text"; fi

@@ -73,7 +73,7 @@ done
 
 text="--model --text --ctx --chunks --skip --bos --no-bos"
 recipe="--recipe --bits --k --v --seed"
-policy="--anchors --anchor-score --window --sinks"
+policy="--anchors --anchor-score --window --sinks --exact"
 common="--quiet --verbose --no-progress --version --help"
 check_contract capture $text --output --dry-run $common
 check_contract train $recipe --output --dry-run $common

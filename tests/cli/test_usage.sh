@@ -46,13 +46,15 @@ done
 refuse "eval --recipe without text to calibrate on" 2 'calib-text' "$kvbook" eval --model x --text y --recipe antkv --bits 1
 refuse "eval --bits without a recipe" 2 'without --recipe' "$kvbook" eval --model x --text y --bits 1
 refuse "eval --no-exact without a book" 2 'nothing to score' "$kvbook" eval --model x --text y --no-exact
-for flag in "--anchors 1%" "--anchor-score key-norm" "--window 3" "--sinks 0" "--anchor-protocol chunk"; do
+for flag in "--anchors 1%" "--anchor-score key-norm" "--window 3" "--sinks 0" "--exact fine" "--anchor-protocol chunk"; do
     refuse "eval $flag without a book" 2 "${flag%% *}: .*without --book" "$kvbook" eval --model x --text y $flag
 done
 for flag in "--calib-text z" "--calib-chunks 1" "--calib-skip 1" "--max-memory 1G" --allow-nan; do
     refuse "eval $flag without a recipe" 2 "${flag%% *}: .*without --recipe" "$kvbook" eval --model x --text y --book z $flag
 done
 refuse "generate without a prompt" 2 'exactly one of --prompt' "$kvbook" generate --model x
+refuse "generate --exact without a book" 2 '--exact: .*without --book' "$kvbook" generate --model x --prompt y --exact half
+refuse "eval --exact of another word" 2 'did you mean .?fine' "$kvbook" eval --model x --text y --book z --exact fin
 refuse "generate --window without a book" 2 'without --book' "$kvbook" generate --model x --prompt y --window 3
 refuse "info of nothing" 2 'expected one book' "$kvbook" info
 refuse "bos and no-bos" 2 'choose one' "$kvbook" eval --model x --text y --bos --no-bos

@@ -79,7 +79,7 @@ static void expect_same_book(const kvb_book *book)
     assert_int_equal(size, strlen(spec->meta_json));
     kvb_policy p = kvb_book_policy(book);
     assert_true(p.anchor_fraction == spec->policy.anchor_fraction && p.score == spec->policy.score &&
-                p.window == spec->policy.window && p.sinks == spec->policy.sinks);
+                p.window == spec->policy.window && p.sinks == spec->policy.sinks && p.exact == spec->policy.exact);
     for (uint32_t l = 0; l < spec->layers; l++) {
         expect_same_layer(kvb_book_layer(book, l), &spec->layer[l]);
         for (uint32_t i = 0; spec->layer[l].kind != KVB_LAYER_UNSUPPORTED && i < 2 * spec->layer[l].kv_heads; i++)
@@ -112,6 +112,31 @@ static void test_round_trip(void **state)
         kvb_book_close(book);
     }
     kvb_book_close(NULL);
+}
+
+/* Fine codebooks share mean and transform with the others. */
+static void test_fine_round_trip(void **state)
+{
+    (void)state;
+    sample_full(&sample);
+    kvb_book *book = build_and_open();
+    assert_null(kvb_book_fine(book, 0, 0, KVB_KEY));
+    kvb_book_close(book);
+    sample_fine(&sample);
+    book = build_and_open();
+    expect_same_book(book);
+    for (uint32_t l = 0; l < 2; l++)
+        for (uint32_t i = 0; i < 2 * sample.layer[l].kv_heads; i++) {
+            const kvb_book_part *part = &sample.part[4 * l + i];
+            kvb_book_part fine = *part->fine;
+            fine.mean = part->mean;
+            fine.forward = part->forward;
+            fine.inverse = part->inverse;
+            expect_same_codebook(kvb_book_fine(book, l, i / 2, (kvb_kind)(i % 2)), &fine, sample.layer[l].head_dim);
+        }
+    assert_null(kvb_book_fine(book, 0, 2, KVB_KEY));
+    assert_null(kvb_book_fine(book, 2, 0, KVB_KEY));
+    kvb_book_close(book);
 }
 
 static void test_indices_outside(void **state)
@@ -197,6 +222,22 @@ static void test_contradictory_specs(void **state)
     expect_refused(KVB_E_USAGE, "6 stages of 8 centroids make over 65536 codes");
     sample.part[0].inverse = NULL;
     expect_refused(KVB_E_USAGE, "without its inverse");
+    sample.spec.policy.exact = KVB_EXACT_FINE;
+    expect_refused(KVB_E_USAGE, "no fine codebooks");
+    sample.spec.policy.exact = (kvb_exact_form)2;
+    expect_refused(KVB_E_USAGE, "exact form 2");
+    sample_fine(&sample);
+    sample.part[5].fine = NULL;
+    expect_refused(KVB_E_USAGE, "lacks a fine codebook");
+    sample_fine(&sample);
+    sample.part[0].fine = NULL;
+    expect_refused(KVB_E_USAGE, "has a fine codebook");
+    sample_fine(&sample);
+    sample.fine[3].centroids = 6;
+    expect_refused(KVB_E_USAGE, "K = 6");
+    sample_fine(&sample);
+    sample.fine[3].mean = sample.mean;
+    expect_refused(KVB_E_USAGE, "more than a shape and a table");
 }
 
 static void test_bad_values(void **state)
@@ -283,6 +324,7 @@ int main(void)
         cmocka_unit_test(test_identity),            cmocka_unit_test(test_contradictory_specs),
         cmocka_unit_test(test_bad_values),          cmocka_unit_test(test_undefined_quality),
         cmocka_unit_test(test_bad_stages),
+        cmocka_unit_test(test_fine_round_trip),
         cmocka_unit_test(test_open_book_is_immutable),
     };
     return cmocka_run_group_tests_name("book", tests, NULL, NULL);

@@ -83,14 +83,9 @@ static void expect_quality(const kvb_json *v, const kvb_quality *q, size_t group
     }
 }
 
-static void expect_codebook(const kvb_json *v, const kvb_book *book)
+static void expect_table(const kvb_json *v, const kvb_codebook *c)
 {
-    uint64_t layer = 0, head = 0;
-    assert_true(kvb_json_u64(kvb_json_get(v, "layer"), &layer) && kvb_json_u64(kvb_json_get(v, "head"), &head));
-    kvb_kind kind = strcmp(kvb_json_string(kvb_json_get(v, "kind"), ""), "key") == 0 ? KVB_KEY : KVB_VALUE;
-    const kvb_codebook *c = kvb_book_codebook(book, (uint32_t)layer, (uint32_t)head, kind);
-    assert_non_null(c);
-    size_t dim = (size_t)c->groups * c->channels, count = dim * c->stages * c->stage_centroids;
+    size_t count = (size_t)c->groups * c->channels * c->stages * c->stage_centroids;
     expect_u64(v, "d", c->channels);
     expect_u64(v, "K", c->stage_centroids);
     expect_u64(v, "M", c->stages);
@@ -101,6 +96,21 @@ static void expect_codebook(const kvb_json *v, const kvb_book *book)
     kvb_half_to_floats(table, c->table, count);
     expect_floats(kvb_json_get(v, "table"), table, count);
     free(table);
+}
+
+static void expect_codebook(const kvb_json *v, const kvb_book *book)
+{
+    uint64_t layer = 0, head = 0;
+    assert_true(kvb_json_u64(kvb_json_get(v, "layer"), &layer) && kvb_json_u64(kvb_json_get(v, "head"), &head));
+    kvb_kind kind = strcmp(kvb_json_string(kvb_json_get(v, "kind"), ""), "key") == 0 ? KVB_KEY : KVB_VALUE;
+    const kvb_codebook *c = kvb_book_codebook(book, (uint32_t)layer, (uint32_t)head, kind);
+    assert_non_null(c);
+    size_t dim = (size_t)c->groups * c->channels;
+    expect_table(v, c);
+    const kvb_codebook *fine = kvb_book_fine(book, (uint32_t)layer, (uint32_t)head, kind);
+    assert_int_equal(kvb_json_type_of(kvb_json_get(v, "fine")), fine != NULL ? KVB_JSON_OBJECT : KVB_JSON_NULL);
+    if (fine != NULL)
+        expect_table(kvb_json_get(v, "fine"), fine);
     expect_floats(kvb_json_get(v, "mean"), c->mean, dim);
     expect_floats(kvb_json_get(v, "forward"), c->forward, dim * dim);
     expect_floats(kvb_json_get(v, "inverse"), c->inverse, dim * dim);
@@ -128,6 +138,7 @@ static void expect_same(const kvb_json *root, const kvb_book *book)
     expect_u64(policy, "score", kvb_book_policy(book).score);
     expect_u64(policy, "window", kvb_book_policy(book).window);
     expect_u64(policy, "sinks", kvb_book_policy(book).sinks);
+    expect_u64(policy, "exact_form", kvb_book_policy(book).exact);
     assert_int_equal(kvb_json_count(layers), kvb_book_layers(book));
     for (uint32_t l = 0; l < kvb_book_layers(book); l++)
         expect_layer(kvb_json_at(layers, l), kvb_book_layer(book, l));

@@ -37,6 +37,8 @@ static void test_writer_is_stable(void **state)
     expect_written(&sample, "full.kvb");
     sample_additive(&sample);
     expect_written(&sample, "additive.kvb");
+    sample_fine(&sample);
+    expect_written(&sample, "fine.kvb");
 }
 
 static void expect_sample_content(const char *name)
@@ -63,6 +65,7 @@ static void test_golden_books_open(void **state)
     expect_sample_content("full.kvb");
     expect_sample_content("packed.kvb");
     expect_sample_content("newer-minor.kvb");
+    expect_sample_content("fine.kvb");
 }
 
 static void test_additive_book_opens(void **state)
@@ -79,7 +82,7 @@ static void test_additive_book_opens(void **state)
     kvb_book_close(book);
 }
 
-static const char *const golden[] = {"minimal.kvb", "additive.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb"};
+static const char *const golden[] = {"minimal.kvb", "additive.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb", "fine.kvb"};
 
 static void expect_damage_seen(const uint8_t *bytes, size_t size, const char *how, size_t at)
 {

@@ -14,11 +14,8 @@ static void read_floats(const float *values, size_t count)
         sink += (double)values[i];
 }
 
-static void read_codebook(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind)
+static void read_codebook(const kvb_codebook *c, size_t dim, const kvb_quality *q)
 {
-    size_t dim = kvb_book_layer(book, layer)->head_dim;
-    const kvb_codebook *c = kvb_book_codebook(book, layer, head, kind);
-    const kvb_quality *q = kvb_book_quality(book, layer, head, kind);
     if (c == NULL)
         return;
     if ((size_t)c->groups * c->channels != dim || 1u << c->code_bits != c->centroids ||
@@ -43,8 +40,12 @@ static void read_book(const uint8_t *data, size_t size)
     for (uint32_t l = 0; l < kvb_book_layers(book); l++) {
         const kvb_layer *layer = kvb_book_layer(book, l);
         read_floats(layer->rope_factors, layer->rope_dims / 2);
-        for (uint32_t i = 0; i < 2 * layer->kv_heads; i++)
-            read_codebook(book, l, i / 2, (kvb_kind)(i % 2));
+        for (uint32_t i = 0; i < 2 * layer->kv_heads; i++) {
+            const kvb_kind kind = (kvb_kind)(i % 2);
+            read_codebook(kvb_book_codebook(book, l, i / 2, kind), layer->head_dim,
+                          kvb_book_quality(book, l, i / 2, kind));
+            read_codebook(kvb_book_fine(book, l, i / 2, kind), layer->head_dim, NULL);
+        }
     }
     kvb_book_close(book);
 }

@@ -143,6 +143,10 @@ def additive():
     return Book("additive.kvb")
 
 
+def fine():
+    return Book("fine.kvb")
+
+
 def header_case(name, message, **fields):
     b = minimal()
     b.header = fields
@@ -359,7 +363,8 @@ def geometry_cases():
     for name, message, offset, form, value in (
             ("fraction-nan", "anchor fraction", 0, "d", nan), ("fraction-2", "anchor fraction 2", 0, "d", 2.0),
             ("fraction-negative", "anchor fraction -1", 0, "d", -1.0), ("score-5", "anchor score 5", 8, "I", 5),
-            ("reserved", "reserved bytes", 20, "I", 1)):
+            ("exact-2", "exact form 2", 20, "I", 2), ("exact-fine-without", "the book has no FINE sections", 20, "I", 1),
+            ("reserved", "reserved bytes", 24, "Q", 1)):
         content_case("policy-" + name, message, "POLC", offset, form, value)
     b = minimal()
     b.find("POLC").raw(b.find("POLC").data[:24]).set(shape0=24)
@@ -425,6 +430,29 @@ def additive_cases():
     case("additive-stage-equal", "group 1, stage 1: all 2 centroids are equal", b.build())
 
 
+def fine_cases():
+    b = fine()
+    case("fine-missing", "no FINE section for layer 1, head 0, value", b.drop("FINE", 5).build())
+    b = minimal()
+    s = b.find("CODE").copy().set(type=b"FINE")
+    case("fine-one-only", "no FINE section for layer 0, head 0, value", b.add(s).build())
+    entry_case("fine-twice", "a second one", "FINE", base=fine, kind=1)
+    entry_case("fine-k-3", "K = 3", "FINE", base=fine, K=3)
+    entry_case("fine-d-3", "d = 3", "FINE", base=fine, d=3)
+    entry_case("fine-groups", "groups is 3", "FINE", base=fine, groups=3)
+    entry_case("fine-dtype-f32", "dtype is 2", "FINE", base=fine, dtype=2)
+    entry_case("fine-shape", "shape[1] is 4", "FINE", base=fine, shape1=4)
+    entry_case("fine-head-outside", "head 2, the layer has 2", "FINE", base=fine, head=2)
+    entry_case("fine-layer-shared", "layer 4294967295", "FINE", base=fine, layer=SHARED)
+    entry_case("fine-unsupported-layer", "marked unsupported", "FINE", base=fine, layer=2)
+    content_case("fine-nan", "FINE, layer 0, head 0, key): group 0, centroid 1, channel 0 is not a finite", "FINE", 4, "H",
+                 0x7E00, base=fine)
+    b = fine()
+    s = b.find("FINE", 1)
+    s.raw(s.data[:96] + s.data[96:100] * 8)
+    case("fine-one-group-equal", "FINE, layer 0, head 0, value): group 3: all 8 centroids are equal", b.build())
+
+
 def transform_cases():
     nan = float("nan")
     content_case("mean-nan", "MEAN, layer 0, head 0, key): value 2", "MEAN", 8, "f", nan, base=full)
@@ -483,6 +511,7 @@ def main():
     geometry_cases()
     code_cases()
     additive_cases()
+    fine_cases()
     transform_cases()
     names = [c[0] for c in CASES]
     if len(set(names)) != len(names):

@@ -46,6 +46,9 @@ int main(int argc, char **argv)
     sample_additive(&book);
     if (status == KVB_OK)
         status = write_book(&book.spec, argv[1], "additive.kvb", &err);
+    sample_fine(&book);
+    if (status == KVB_OK)
+        status = write_book(&book.spec, argv[1], "fine.kvb", &err);
     if (status != KVB_OK)
         fprintf(stderr, "%s: %s\n", err.where, err.message);
     return (int)status;

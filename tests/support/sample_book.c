@@ -71,6 +71,17 @@ static void fill_full_layers(sample_book *b)
                               .attention_scale = 0.5};
 }
 
+void sample_fine(sample_book *b)
+{
+    sample_full(b);
+    for (uint32_t i = 0; i < 6; i++) {
+        fill_table(b->fine_table[i], 64, 7 + i);
+        b->fine[i] = i < 4 ? part_of(b->fine_table[i], 2, 8) : part_of(b->fine_table[i], 1, 16);
+        b->part[i].fine = &b->fine[i];
+    }
+    b->spec.policy.exact = KVB_EXACT_FINE;
+}
+
 void sample_full(sample_book *b)
 {
     memset(b, 0, sizeof *b);

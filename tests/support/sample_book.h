@@ -14,6 +14,8 @@ typedef struct sample_book {
     float mean[8], forward[64], inverse[64];
     float table[6][64]; /* a table for each codebook, in the order of layer, head, kind */
     kvb_quality quality[4];
+    kvb_book_part fine[6]; /* of sample_fine(): as the tables */
+    float fine_table[6][64];
 } sample_book;
 
 /* One layer of one head, D = 4, d = 2, K = 2. */
@@ -21,6 +23,8 @@ void sample_minimal(sample_book *b);
 /* Three layers: full attention with everything a head can have, sliding with a partial interleaved RoPE and the block
  * frame, and an unsupported one. */
 void sample_full(sample_book *b);
+/* sample_full() with fine codebooks, which the policy uses. */
+void sample_fine(sample_book *b);
 /* One layer of one head, D = 8: keys of 2 stages of 4 in groups of 4, values of 3 stages of 2 in groups of 2. */
 void sample_additive(sample_book *b);
 
