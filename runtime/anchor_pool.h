@@ -37,7 +37,8 @@ uint32_t kvb_pool_rank(const kvb_anchor_pool *pool, uint64_t position);
 /* Whether a policy's scores come from attention: otherwise kvb_anchor_static_score() gives them. */
 bool kvb_policy_scores_attention(const kvb_policy *policy);
 
-/* The score of a token by its key before RoPE (as stored) and its place; 0 where scores come from attention. */
+/* The score of a token by its key as it is held (its norm is the same in every frame) and its place; 0 where scores come
+ * from attention. */
 float kvb_anchor_static_score(kvb_anchor_score score, uint64_t seed, uint32_t layer, uint32_t head, uint32_t position,
                               const float *key, uint32_t head_dim);
 

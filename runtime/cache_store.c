@@ -222,7 +222,6 @@ static float leaving_score(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_
         return (float)head->score[at];
     kvb_row_load(&head->form, KVB_KEY, head->window[KVB_KEY] + at * kvb_row_bytes(&head->form, KVB_KEY), 1,
                  cache->keys);
-    kvb_row_key_to_start(&head->form, &l->geometry, cache->rope + l->rope, position, cache->keys);
     return kvb_anchor_static_score(l->policy.score, cache->seed, layer, g, position, cache->keys,
                                    l->geometry.head_dim);
 }

@@ -5,8 +5,6 @@
 #include "runtime/prefill_work.h"
 #include "runtime/row_form.h"
 
-enum { MOST_HEAD_DIM = 1024 }; /* of any book */
-
 /* A copy rounded to half floats; NULL if out of memory. */
 static float *rounded(const kvb_prefill_work *w, const float *x)
 {
@@ -52,22 +50,16 @@ static bool mirror_values(const kvb_prefill_work *w, uint32_t g)
     return code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_VALUE), 0, h->coded_v);
 }
 
-/* Half floats hold a key before RoPE, fine codes in the layer's frame. */
 static bool score_keys(const kvb_prefill_work *w, uint32_t g)
 {
-    const uint32_t dim = w->layer->head_dim;
-    float key[MOST_HEAD_DIM];
     kvb_prefill_head *h = w->head + g;
     if (kvb_policy_scores_attention(&w->policy))
         return true;
     if ((h->static_score = kvb_alloc_array(w->tokens, sizeof(float))) == NULL)
         return false;
-    for (uint32_t j = 0; j < w->tokens; j++) {
-        memcpy(key, h->exact_k + (size_t)j * dim, dim * sizeof *key);
-        if (j >= w->fine_from)
-            kvb_frame_leave(w->layer, &w->rope, j, key);
-        h->static_score[j] = kvb_anchor_static_score(w->policy.score, w->p->seed, w->p->layer, g, j, key, dim);
-    }
+    for (uint32_t j = 0; j < w->tokens; j++)
+        h->static_score[j] = kvb_anchor_static_score(w->policy.score, w->p->seed, w->p->layer, g, j,
+                                                     h->exact_k + (size_t)j * w->layer->head_dim, w->layer->head_dim);
     return true;
 }
 
