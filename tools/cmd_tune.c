@@ -69,6 +69,8 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (status == KVB_OK)
         status = kvb_check_output(a->output, a->text.text.items, a->text.text.count, err);
     if (status == KVB_OK)
+        status = kvb_check_output(a->output, a->books.items, 1, err);
+    if (status == KVB_OK)
         status = kvb_book_open(a->books.items[0], &book, err);
     if (status == KVB_OK)
         status = kvb_input_open(&in, &a->model, &a->text, p, err);
