@@ -32,6 +32,8 @@ typedef struct tuner {
     uint32_t *tokens;         /* [ctx] */
     double *norm;             /* [chunks][layers], NaN where not known yet */
     uint8_t **kept;           /* [chunks][layers] -> [G][T], NULL where not known yet */
+    float *target;            /* [layers][target_size] exact outputs of the chunk at hand; NULL for the exact stream */
+    size_t target_size;       /* H*T*D of the largest layer */
     error_sum *sum;           /* [layers] of the measurement under way */
     uint64_t chunk;           /* at hand */
     double factor;            /* of its gradient; 0: only its error is wanted */
@@ -91,26 +93,52 @@ static kvb_status add_error(tuner *t, uint32_t layer, double error, double norm,
                     "a smaller rate");
 }
 
-static kvb_status see_layer(void *user, const kvb_attention_call *call, const float *out, const float *lse,
+/* One call of a layer with codes, from the stream that the options name. */
+static kvb_status tune_call(tuner *t, const kvb_tune_call *c, kvb_error *err)
+{
+    kvb_tune_layer *layer = &t->layer[c->call->layer];
+    const double norm = t->norm[t->chunk * t->layers + c->call->layer];
+    double error;
+    kvb_status status = kvb_tune_forward(t->work, layer, c, &error, err);
+    if (status == KVB_OK && layer->table != NULL)
+        status = add_error(t, c->call->layer, error, norm, err);
+    if (status == KVB_OK && layer->table != NULL && t->factor > 0.0 && norm > 0.0)
+        kvb_tune_backward(t->work, layer, c, t->factor / norm);
+    return status;
+}
+
+/* The exact stream: what the error relates to and which tokens stay exact; then the call itself, or its target kept. */
+static kvb_status see_exact(void *user, const kvb_attention_call *call, const float *out, const float *lse,
                             kvb_error *err)
 {
     tuner *t = user;
-    kvb_tune_layer *layer = &t->layer[call->layer];
-    double *norm = &t->norm[t->chunk * t->layers + call->layer], error = 0.0;
-    (void)lse;
-    if (layer->table == NULL)
-        return KVB_OK;
+    double *norm = &t->norm[t->chunk * t->layers + call->layer];
     kvb_tune_call c = {.call = call, .target = out, .window = t->o->window};
+    (void)lse;
+    if (t->layer[call->layer].table == NULL)
+        return KVB_OK;
     kvb_status status = find_kept(t, call, &c.kept, err);
     if (status != KVB_OK)
         return status;
     if (isnan(*norm))
-        *norm = kvb_tune_norm(t->work, layer, &c);
-    status = kvb_tune_forward(t->work, layer, &c, &error, err);
+        *norm = kvb_tune_norm(t->work, &t->layer[call->layer], &c);
+    if (t->target == NULL)
+        return tune_call(t, &c, err);
+    memcpy(t->target + call->layer * t->target_size, out,
+           (size_t)call->geometry->heads * call->tokens * call->geometry->head_dim * sizeof *out);
+    return KVB_OK;
+}
+
+/* The stream whose layers read codes. */
+static kvb_status attend_coded(void *user, const kvb_attention_call *call, float *out, kvb_error *err)
+{
+    tuner *t = user;
+    const kvb_tune_call c = {.call = call, .target = t->target + call->layer * t->target_size,
+                             .kept = t->kept[t->chunk * t->layers + call->layer], .window = t->o->window};
+    kvb_status status = tune_call(t, &c, err);
     if (status == KVB_OK)
-        status = add_error(t, call->layer, error, *norm, err);
-    if (status == KVB_OK && t->factor > 0.0 && *norm > 0.0)
-        kvb_tune_backward(t->work, layer, &c, t->factor / *norm);
+        memcpy(out, kvb_tune_output(t->work),
+               (size_t)call->geometry->heads * call->tokens * call->geometry->head_dim * sizeof *out);
     return status;
 }
 
@@ -125,11 +153,14 @@ static kvb_status report_progress(tuner *t, kvb_error *err)
 static kvb_status run_chunk(tuner *t, uint64_t chunk, double factor, kvb_error *err)
 {
     const float *hidden;
-    const kvb_forward_hooks hooks = {.observe = see_layer, .observe_user = t};
+    const kvb_forward_hooks exact = {.observe = see_exact, .observe_user = t};
+    const kvb_forward_hooks coded = {.attend = attend_coded, .attend_user = t};
     t->chunk = chunk;
     t->factor = factor;
     kvb_text_chunk(t->text, t->o->ctx, t->o->skip, chunk, t->o->bos, t->tokens);
-    kvb_status status = kvb_forward_run(t->forward, t->tokens, t->o->ctx, 0, &hooks, &hidden, err);
+    kvb_status status = kvb_forward_run(t->forward, t->tokens, t->o->ctx, 0, &exact, &hidden, err);
+    if (status == KVB_OK && t->target != NULL)
+        status = kvb_forward_run(t->forward, t->tokens, t->o->ctx, 0, &coded, &hidden, err);
     t->done++;
     return status == KVB_OK ? report_progress(t, err) : status;
 }
@@ -300,6 +331,14 @@ static kvb_status create(tuner *t, kvb_error *err)
         return kvb_fail_memory(err, "tuning");
     for (size_t i = 0; i < cells; i++)
         t->norm[i] = NAN;
+    for (uint32_t l = 0; l < t->layers; l++) {
+        const kvb_layer *g = kvb_book_layer(t->book, l);
+        const size_t size = (size_t)g->heads * g->head_dim * t->o->ctx;
+        t->target_size = size > t->target_size ? size : t->target_size;
+    }
+    if (t->o->stream == KVB_TUNE_CODED && (t->target = kvb_alloc_array(t->layers, t->target_size * sizeof(float))) == NULL)
+        return kvb_fail(err, KVB_E_MEMORY, "tuning", "out of memory for the outputs of %u layers over %u tokens; use a "
+                        "smaller --ctx, or the exact stream", t->layers, t->o->ctx);
     memset(t->sum, 0, t->layers * sizeof *t->sum);
     kvb_status status = kvb_tune_work_create(t->book, t->o->ctx, &t->work, err);
     for (uint32_t l = 0; l < t->layers && status == KVB_OK; l++)
@@ -319,6 +358,7 @@ static void destroy(tuner *t)
     free(t->order);
     free(t->tokens);
     free(t->norm);
+    free(t->target);
     free(t->kept);
     free(t->sum);
 }

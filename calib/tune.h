@@ -1,9 +1,11 @@
 /* Tuning of a book: centroids adjusted by gradient so that each layer's attention over codes comes closest to its exact
  * output behind the output projection, min ||(O' - O) W_O||^2. Codes are assigned anew at every step.
  *
- * Queries, keys, values and the target come from the exact model, so layers do not depend on each other and one forward
- * pass of a chunk serves all of them. Every so many chunks one is held out: it never moves a centroid, and a layer whose
- * held-out error did not fall keeps the centroids it came with. */
+ * The target is always the exact model's output. With KVB_TUNE_EXACT queries, keys and values are the exact model's too, so
+ * one forward pass of a chunk serves all layers and none depends on another. With KVB_TUNE_CODED they come from a stream
+ * whose earlier layers read codes, as in use: a layer also learns to make good what earlier ones did. That takes a second
+ * forward pass and L*H*T*D floats for the targets. Every so many chunks one is held out: it never moves a centroid, and a
+ * layer whose held-out error did not fall keeps the centroids it came with. */
 #ifndef KVB_CALIB_TUNE_H
 #define KVB_CALIB_TUNE_H
 
@@ -12,6 +14,8 @@
 
 /* Says which tokens a layer keeps exact for ever: kept [G][T] comes zeroed. Called once for each chunk and layer. */
 typedef kvb_status (*kvb_tune_keep_fn)(void *user, const kvb_attention_call *call, uint8_t *kept, kvb_error *err);
+
+typedef enum kvb_tune_stream { KVB_TUNE_EXACT = 0, KVB_TUNE_CODED = 1 } kvb_tune_stream;
 
 typedef struct kvb_tune_options {
     uint32_t struct_size;
@@ -22,6 +26,7 @@ typedef struct kvb_tune_options {
     uint32_t epochs;         /* passes over the chunks that are not held out */
     uint32_t batch;          /* chunks of a step */
     double rate;             /* of the first step, in standard deviations of a stage's entries; falls as a cosine to 0 */
+    kvb_tune_stream stream;
     uint32_t holdout_every;  /* one chunk in so many is held out; fewer chunks than that hold out their last */
     uint32_t window;         /* queries read so many latest tokens exactly, their own included */
     kvb_tune_keep_fn keep;   /* NULL: no token stays exact for ever */

@@ -52,6 +52,7 @@ static void put_tuning(kvb_json_writer *w, const kvb_text *text, const kvb_tune_
     const kvb_capture_options cut = {.ctx = o->ctx, .skip = o->skip, .bos = o->bos};
     kvb_json_begin_object(w, "tuning");
     kvb_json_put_string(w, "objective", "||(O' - O) W_O||^2 / ||O W_O||^2");
+    kvb_json_put_string(w, "stream", o->stream == KVB_TUNE_CODED ? "coded" : "exact");
     kvb_json_put_u64(w, "epochs", o->epochs);
     kvb_json_put_u64(w, "batch", o->batch);
     kvb_json_put_u64(w, "steps", r->steps);

@@ -266,7 +266,7 @@ static void fill_until(const coding *j)
     const uint32_t heads = j->layer->geometry->kv_heads, window = j->c->window;
     for (size_t g = 0; g < heads; g++)
         for (uint32_t i = 0; i < j->tokens; i++) {
-            const bool ever = j->c->kept != NULL && j->c->kept[g * j->tokens + i] != 0;
+            const bool ever = j->layer->table == NULL || (j->c->kept != NULL && j->c->kept[g * j->tokens + i] != 0);
             j->w->until[g * j->tokens + i] = ever || i >= KVB_GRAD_EVER - window ? KVB_GRAD_EVER : i + window;
         }
 }
@@ -277,8 +277,9 @@ static kvb_grad_layer attention_of(const coding *j)
     return (kvb_grad_layer){
         .heads = l->heads, .kv_heads = l->kv_heads, .head_dim = l->head_dim, .tokens = j->tokens,
         .sliding_window = l->kind == KVB_LAYER_SLIDING ? l->sliding_window : 0, .scale = l->attention_scale,
-        .q = j->c->call->q, .exact_k = j->c->call->k, .exact_v = j->c->call->v, .coded_k = j->w->coded[KVB_KEY],
-        .coded_v = j->w->coded[KVB_VALUE], .until = j->w->until,
+        .q = j->c->call->q, .exact_k = j->c->call->k, .exact_v = j->c->call->v, .until = j->w->until,
+        .coded_k = j->layer->table != NULL ? j->w->coded[KVB_KEY] : j->c->call->k,
+        .coded_v = j->layer->table != NULL ? j->w->coded[KVB_VALUE] : j->c->call->v,
     };
 }
 
@@ -322,17 +323,26 @@ kvb_status kvb_tune_forward(kvb_tune_work *work, const kvb_tune_layer *layer, co
                             kvb_error *err)
 {
     const coding j = coding_of(work, layer, call);
-    kvb_status status = prepare_rope(work, layer->geometry, err);
-    if (status == KVB_OK)
+    const bool coded = layer->table != NULL;
+    kvb_status status = coded ? prepare_rope(work, layer->geometry, err) : KVB_OK;
+    if (status == KVB_OK && coded)
         status = code_layer(&j, err);
     if (status != KVB_OK)
         return status;
     fill_until(&j);
     const kvb_grad_layer attention = attention_of(&j);
     kvb_attn_grad_forward(work->grad, &attention, work->out, work->lse);
-    merge_difference(&j, work->out, call->target);
-    *error = square_of_rows(&j);
+    *error = 0.0;
+    if (coded) {
+        merge_difference(&j, work->out, call->target);
+        *error = square_of_rows(&j);
+    }
     return KVB_OK;
+}
+
+const float *kvb_tune_output(const kvb_tune_work *work)
+{
+    return work->out;
 }
 
 /* ---- its gradient */

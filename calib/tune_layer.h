@@ -37,9 +37,11 @@ void kvb_tune_work_destroy(kvb_tune_work *work); /* NULL is allowed */
 
 /* ||O W_O||^2 of the exact output. */
 double kvb_tune_norm(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call);
-/* ||(O' - O) W_O||^2. KVB_E_MEMORY only. */
+/* ||(O' - O) W_O||^2; 0 and exact attention where the layer has no codes. KVB_E_MEMORY only. */
 kvb_status kvb_tune_forward(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, double *error,
                             kvb_error *err);
+/* O' [H][T][D] of the last kvb_tune_forward(). */
+const float *kvb_tune_output(const kvb_tune_work *work);
 /* Adds the gradient of factor * error to the tables', after kvb_tune_forward() of the same call. */
 void kvb_tune_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, double factor);
 

@@ -66,6 +66,7 @@ kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kv
     options.bos = input->bos;
     options.seed = seed;
     options.epochs = (uint32_t)args->epochs.value;
+    options.stream = (kvb_tune_stream)args->stream.value;
     if (args->batch.set)
         options.batch = (uint32_t)args->batch.value;
     if (args->rate.set)
