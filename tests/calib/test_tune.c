@@ -251,6 +251,7 @@ static void test_threads(void **state)
     const int before = omp_get_max_threads();
     uint32_t calls = 0;
     o.window = 8;
+    o.stream = KVB_TUNE_CODED;
     o.keep = keep_some;
     o.keep_user = &calls;
     omp_set_num_threads(1);
@@ -375,6 +376,33 @@ static void test_refusals(void **state)
     kvb_book_close(other);
 }
 
+/* Layer 0 sees the same queries in both streams, later ones do not; with everything exact the streams are one. */
+static void test_coded_stream(void **state)
+{
+    const fixture *f = *state;
+    kvb_tune_options o = usual();
+    o.window = 48;
+    o.epochs = 4;
+    tuned exact = tune(f, f->book, &o);
+    o.stream = KVB_TUNE_CODED;
+    tuned coded = tune(f, f->book, &o);
+    const kvb_tune_layer_report *e = exact.report.layer, *c = coded.report.layer;
+    assert_true(e[0].train_before == c[0].train_before && e[0].heldout_after == c[0].heldout_after);
+    assert_true(same_tables(exact.book, coded.book, 0));
+    for (uint32_t l = 1; l < LAYERS; l++) {
+        assert_true(c[l].heldout_before > 1.02 * e[l].heldout_before);
+        assert_true(c[l].train_after < c[l].train_before);
+    }
+    assert_non_null(strstr(kvb_book_meta(coded.book, NULL), "\"stream\":\"coded\""));
+    drop(&coded);
+    o.window = CTX;
+    coded = tune(f, f->book, &o);
+    for (uint32_t l = 0; l < LAYERS; l++)
+        assert_true(coded.report.layer[l].train_before < 1e-9);
+    drop(&coded);
+    drop(&exact);
+}
+
 /* Transforms of a book, and layers that it leaves exact, pass through tuning as they are. */
 static void test_transforms_and_exact_layers(void **state)
 {
@@ -396,6 +424,12 @@ static void test_transforms_and_exact_layers(void **state)
     assert_null(kvb_book_codebook(t.book, 2, 0, KVB_KEY));
     assert_int_equal(kvb_book_policy(t.book).window, 3);
     drop(&t);
+    o.stream = KVB_TUNE_CODED;
+    t = tune(f, book, &o);
+    assert_true(t.report.layer[1].train_after < t.report.layer[1].train_before);
+    assert_false(t.report.layer[2].coded);
+    drop(&t);
+    o.stream = KVB_TUNE_EXACT;
     o.keep = keep_all;
     t = tune(f, book, &o);
     assert_true(same_tables(t.book, book, 0) && same_tables(t.book, book, 1));
@@ -414,6 +448,7 @@ int main(void)
         cmocka_unit_test(test_meta),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_coded_stream),
         cmocka_unit_test(test_transforms_and_exact_layers),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
