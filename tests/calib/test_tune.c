@@ -174,6 +174,31 @@ static void test_report_is_of_the_book(void **state)
     drop(&second);
 }
 
+/* Other words in the held-out chunk change what is measured there, and no centroid. */
+static void test_heldout_chunk_moves_nothing(void **state)
+{
+    const fixture *f = *state;
+    fixture other = *f;
+    kvb_tune_options o = usual();
+    uint32_t same = 0;
+    other.text.ids = kvb_alloc_array(f->text.id_count, sizeof *other.text.ids);
+    memcpy(other.text.ids, f->text.ids, f->text.id_count * sizeof *other.text.ids);
+    for (size_t i = CTX * (CHUNKS - 1); i < CTX * CHUNKS; i++)
+        other.text.ids[i] = (other.text.ids[i] + 1) % tiny_llama2c_default().vocab;
+    tuned a = tune(f, f->book, &o), b = tune(&other, f->book, &o);
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        const kvb_tune_layer_report *x = &a.report.layer[l], *y = &b.report.layer[l];
+        assert_true(x->train_before == y->train_before && x->train_after == y->train_after);
+        assert_true(x->heldout_before != y->heldout_before);
+        same += x->accepted && y->accepted;
+        assert_int_equal(same_tables(a.book, b.book, l), x->accepted == y->accepted);
+    }
+    assert_true(same > 0);
+    drop(&a);
+    drop(&b);
+    free(other.text.ids);
+}
+
 /* A rate that throws the centroids far away must leave every layer as it was. */
 static void test_worse_is_not_kept(void **state)
 {
@@ -442,6 +467,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_errors_fall),
         cmocka_unit_test(test_report_is_of_the_book),
+        cmocka_unit_test(test_heldout_chunk_moves_nothing),
         cmocka_unit_test(test_worse_is_not_kept),
         cmocka_unit_test(test_kept_tokens),
         cmocka_unit_test(test_threads),
