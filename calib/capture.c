@@ -10,6 +10,7 @@
 #include "calib/capture_rows.h"
 #include "calib/capture_sink.h"
 #include "calib/observe.h"
+#include "calib/sensitivity.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/half.h"
@@ -235,6 +236,23 @@ static kvb_status write_moments(capture_run *r, kvb_error *err)
     return status;
 }
 
+static kvb_status write_sensitivities(capture_run *r, kvb_error *err)
+{
+    kvb_sensitivity *s = NULL;
+    const uint64_t wanted = r->options->sensitivity_chunks;
+    if (wanted == 0)
+        return KVB_OK;
+    kvb_status status = kvb_sensitivity_measure(r->model, r->text, r->options, wanted < r->chunks ? wanted : r->chunks, &s, err);
+    for (uint32_t l = 0; status == KVB_OK && l < r->layers; l++)
+        for (int kind = 0; status == KVB_OK && kind < 2 && !kvb_kvc_is_empty(&r->layer[l]); kind++) {
+            const size_t count = (size_t)r->layer[l].kv_heads * r->layer[l].head_dim * r->layer[l].head_dim;
+            status = kvb_sink_write(r->sink, kvb_kvc_offset(&r->layout, l, KVB_KVC_SENSITIVITY_K + (kvb_kvc_part)kind),
+                                    kvb_sensitivity_get(s, l, (kvb_kind)kind), count * sizeof(float), err);
+        }
+    kvb_sensitivity_free(s);
+    return status;
+}
+
 static kvb_status choose_rows(capture_run *r, kvb_error *err)
 {
     const kvb_capture_options *o = r->options;
@@ -276,7 +294,8 @@ static kvb_status set_up(capture_run *r, const char *path, kvb_error *err)
     if (status == KVB_OK)
         status = create_row_buffers(r, err);
     if (status == KVB_OK)
-        status = kvb_kvc_layout_create(r->layer, r->layers, r->counts.rows, &r->layout, err);
+        status = kvb_kvc_layout_create(r->layer, r->layers, r->counts.rows, r->options->sensitivity_chunks > 0, &r->layout,
+                                       err);
     if (status == KVB_OK)
         status = kvb_observer_create(r->layer, r->layers, r->options->ctx, r->options->seed, &r->observer, err);
     if (status == KVB_OK)
@@ -326,6 +345,8 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
         status = run_chunks(&r, err);
     if (status == KVB_OK)
         status = write_moments(&r, err);
+    if (status == KVB_OK)
+        status = write_sensitivities(&r, err);
     if (status == KVB_OK)
         status = finish(&r, store, err);
     tear_down(&r);

@@ -17,6 +17,8 @@ typedef struct kvb_capture_layer {
     const float *moment_relative; /* [G][D][D]: mean of q q^T, q rotated back by a key position drawn from its past;
                                    * q as the model has it, not multiplied by attention_scale */
     const float *moment_post;     /* [G][D][D]: mean of q q^T as rotated */
+    const float *sensitivity[2];  /* by kvb_kind [G][D][D]: what an error in a key before RoPE, or a value, does to the
+                                   * model's predictions (calib/sensitivity.h); NULL where it was not measured */
 } kvb_capture_layer;
 
 typedef struct kvb_capture {
@@ -35,6 +37,7 @@ typedef struct kvb_capture_options {
     int32_t bos;          /* token put first in each chunk, or -1 */
     uint64_t seed;        /* of sampled rows and drawn key positions */
     uint64_t max_rows;    /* rows kept at most (0: all): the same number from every chunk, positions drawn by seed */
+    uint64_t sensitivity_chunks; /* the first so many chunks measure sensitivities; 0: none are captured */
     bool stop_on_nan;     /* a NaN or infinity in K, V or a weight ends the run with KVB_E_CHECK */
     kvb_progress_fn progress;
     void *progress_user;

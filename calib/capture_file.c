@@ -125,6 +125,7 @@ static kvb_status read_layer(const kvc_reader *r, uint32_t layer)
         .weight_v = data[KVB_KVC_WEIGHT_V],
         .moment_relative = data[KVB_KVC_MOMENT_RELATIVE],
         .moment_post = data[KVB_KVC_MOMENT_POST],
+        .sensitivity = {data[KVB_KVC_SENSITIVITY_K], data[KVB_KVC_SENSITIVITY_V]},
     };
     return KVB_OK;
 }

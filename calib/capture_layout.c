@@ -16,6 +16,8 @@ const char *const kvb_kvc_part_names[KVB_KVC_PARTS] = {
     [KVB_KVC_WEIGHT_V] = "weight_v",
     [KVB_KVC_MOMENT_RELATIVE] = "moment_relative",
     [KVB_KVC_MOMENT_POST] = "moment_post",
+    [KVB_KVC_SENSITIVITY_K] = "sensitivity_k",
+    [KVB_KVC_SENSITIVITY_V] = "sensitivity_v",
     [KVB_KVC_KEYS] = "keys",
     [KVB_KVC_VALUES] = "values",
 };
@@ -28,11 +30,16 @@ const char *kvb_kvc_name(uint32_t layer, kvb_kvc_part part, char name[KVB_KVC_NA
 
 uint32_t kvb_kvc_shape(const kvb_layer *layer, uint64_t rows, kvb_kvc_part part, uint64_t shape[3])
 {
-    bool moment = part == KVB_KVC_MOMENT_RELATIVE || part == KVB_KVC_MOMENT_POST;
+    bool moment = part >= KVB_KVC_MOMENT_RELATIVE && part <= KVB_KVC_SENSITIVITY_V;
     shape[0] = layer->kv_heads;
     shape[1] = moment ? layer->head_dim : rows;
     shape[2] = layer->head_dim;
     return part == KVB_KVC_WEIGHT_K || part == KVB_KVC_WEIGHT_V ? 2 : 3;
+}
+
+bool kvb_kvc_has(const kvb_kvc_layout *layout, kvb_kvc_part part)
+{
+    return layout->sensitivity || (part != KVB_KVC_SENSITIVITY_K && part != KVB_KVC_SENSITIVITY_V);
 }
 
 uint32_t kvb_kvc_element(kvb_kvc_part part)
@@ -63,15 +70,16 @@ static bool place_all(kvb_kvc_layout *l)
     for (uint32_t element = 4; element >= 2; element -= 2)
         for (uint32_t i = 0; i < l->layers; i++)
             for (kvb_kvc_part part = 0; part < KVB_KVC_PARTS; part++)
-                if (!kvb_kvc_is_empty(&l->layer[i]) && kvb_kvc_element(part) == element && !place(l, i, part))
+                if (!kvb_kvc_is_empty(&l->layer[i]) && kvb_kvc_has(l, part) && kvb_kvc_element(part) == element &&
+                    !place(l, i, part))
                     return false;
     return true;
 }
 
-kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, kvb_kvc_layout *layout,
-                                 kvb_error *err)
+kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, bool sensitivity,
+                                 kvb_kvc_layout *layout, kvb_error *err)
 {
-    *layout = (kvb_kvc_layout){.layer = layer, .layers = layers, .rows = rows};
+    *layout = (kvb_kvc_layout){.layer = layer, .layers = layers, .rows = rows, .sensitivity = sensitivity};
     layout->offset = kvb_alloc_array((size_t)layers * KVB_KVC_PARTS, sizeof *layout->offset);
     if (layout->offset == NULL)
         return kvb_fail_memory(err, "capture layout");
@@ -122,6 +130,8 @@ static void put_layer(kvb_json_writer *w, const kvb_kvc_layout *l, uint32_t laye
     char name[KVB_KVC_NAME_SIZE];
     uint64_t shape[3];
     for (kvb_kvc_part part = 0; part < KVB_KVC_PARTS; part++) {
+        if (!kvb_kvc_has(l, part))
+            continue;
         uint32_t dims = kvb_kvc_shape(&l->layer[layer], l->rows, part, shape), element = kvb_kvc_element(part);
         put_tensor(w, kvb_kvc_name(layer, part, name), element == 2 ? "F16" : "F32", shape, dims, element,
                    kvb_kvc_offset(l, layer, part));

@@ -7,7 +7,8 @@
 
 /* Four-byte types first, so that every tensor is aligned to its type. */
 typedef enum kvb_kvc_part {
-    KVB_KVC_WEIGHT_K, KVB_KVC_WEIGHT_V, KVB_KVC_MOMENT_RELATIVE, KVB_KVC_MOMENT_POST, KVB_KVC_KEYS, KVB_KVC_VALUES,
+    KVB_KVC_WEIGHT_K, KVB_KVC_WEIGHT_V, KVB_KVC_MOMENT_RELATIVE, KVB_KVC_MOMENT_POST, KVB_KVC_SENSITIVITY_K,
+    KVB_KVC_SENSITIVITY_V, KVB_KVC_KEYS, KVB_KVC_VALUES,
     KVB_KVC_PARTS,
 } kvb_kvc_part;
 
@@ -17,14 +18,15 @@ typedef struct kvb_kvc_layout {
     const kvb_layer *layer; /* borrowed */
     uint32_t layers;
     uint64_t rows;
-    uint64_t *offset; /* [layers][KVB_KVC_PARTS] into the data section; UINT64_MAX where a layer has no tensors */
+    bool sensitivity; /* whether there are tensors of it */
+    uint64_t *offset; /* [layers][KVB_KVC_PARTS] into the data section; UINT64_MAX for tensors that are not there */
     uint64_t row_chunk, row_position; /* offsets */
     uint64_t data_size;
 } kvb_kvc_layout;
 
 /* KVB_E_USAGE where the sizes exceed 2^63 bytes, KVB_E_MEMORY. */
-kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, kvb_kvc_layout *layout,
-                                 kvb_error *err);
+kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, bool sensitivity,
+                                 kvb_kvc_layout *layout, kvb_error *err);
 void kvb_kvc_layout_free(kvb_kvc_layout *layout);
 
 static inline uint64_t kvb_kvc_offset(const kvb_kvc_layout *l, uint32_t layer, kvb_kvc_part part)
@@ -40,6 +42,8 @@ extern const char *const kvb_kvc_part_names[KVB_KVC_PARTS];
 uint32_t kvb_kvc_shape(const kvb_layer *layer, uint64_t rows, kvb_kvc_part part, uint64_t shape[3]);
 /* Bytes of one element: 4 or 2. */
 uint32_t kvb_kvc_element(kvb_kvc_part part);
+/* Whether the layout has such tensors at all. */
+bool kvb_kvc_has(const kvb_kvc_layout *layout, kvb_kvc_part part);
 /* Layers that a capture holds nothing of. */
 static inline bool kvb_kvc_is_empty(const kvb_layer *layer)
 {

@@ -88,7 +88,7 @@ static kvb_status finish_file(kvb_capture_sink *sink, const char *meta_json, kvb
 
 static const void *tensor(const kvb_capture_sink *sink, uint32_t layer, kvb_kvc_part part)
 {
-    return sink->data + kvb_kvc_offset(sink->layout, layer, part);
+    return kvb_kvc_has(sink->layout, part) ? sink->data + kvb_kvc_offset(sink->layout, layer, part) : NULL;
 }
 
 static void view_memory(const kvb_capture_sink *sink, kvb_capture_store *store)
@@ -103,6 +103,7 @@ static void view_memory(const kvb_capture_sink *sink, kvb_capture_store *store)
                 .weight_v = tensor(sink, i, KVB_KVC_WEIGHT_V),
                 .moment_relative = tensor(sink, i, KVB_KVC_MOMENT_RELATIVE),
                 .moment_post = tensor(sink, i, KVB_KVC_MOMENT_POST),
+                .sensitivity = {tensor(sink, i, KVB_KVC_SENSITIVITY_K), tensor(sink, i, KVB_KVC_SENSITIVITY_V)},
             };
     store->view.rows = l->rows;
     store->view.row_chunk = (const uint32_t *)(const void *)(sink->data + l->row_chunk);

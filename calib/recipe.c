@@ -229,6 +229,53 @@ static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)
     return status;
 }
 
+/* Groups that the transforms balance: the widest of the ladder, which the others divide. */
+static void widen_shapes(kvb_recipe *recipe)
+{
+    for (uint32_t i = 0; i < recipe->ladder_count; i++)
+        for (int kind = 0; kind < 2; kind++)
+            if (recipe->ladder[i].channels > recipe->kind[kind].shape.channels)
+                recipe->kind[kind].shape = recipe->ladder[i];
+}
+
+/* A shape of the ladder: dearer than the one before, of groups that divide its widest. */
+static kvb_status add_rung(const recipe_reader *r, const kvb_json *text)
+{
+    kvb_recipe *recipe = r->recipe;
+    if (recipe->ladder_count == KVB_RECIPE_LADDER)
+        return refuse(r, "allocate.shapes", "more than %d shapes", KVB_RECIPE_LADDER);
+    kvb_shape *rung = &recipe->ladder[recipe->ladder_count];
+    kvb_status status = read_shape(r, "allocate.shapes", text, rung);
+    if (status != KVB_OK)
+        return status;
+    for (uint32_t i = 0; i < recipe->ladder_count; i++) {
+        const kvb_shape *other = &recipe->ladder[i];
+        if (kvb_shape_rate(other) >= kvb_shape_rate(rung))
+            return refuse(r, "allocate.shapes", "expected ascending bits: \"%s\" has %g, one before it %g",
+                          kvb_json_string(text, ""), kvb_shape_rate(rung), kvb_shape_rate(other));
+        if (other->channels % rung->channels != 0 && rung->channels % other->channels != 0)
+            return refuse(r, "allocate.shapes", "groups of %u and %u channels do not divide each other", other->channels,
+                          rung->channels);
+    }
+    recipe->ladder_count++;
+    return KVB_OK;
+}
+
+static kvb_status read_allocate(const recipe_reader *r, const kvb_json *object)
+{
+    static const char *const members[] = {"shapes"};
+    kvb_status status = check_members(r, "allocate", object, members, COUNT(members));
+    if (status != KVB_OK || object == NULL)
+        return status;
+    const kvb_json *shapes = kvb_json_get(object, "shapes");
+    if (kvb_json_type_of(shapes) != KVB_JSON_ARRAY || kvb_json_count(shapes) < 2)
+        return refuse(r, "allocate.shapes", "expected a list of two shapes or more, such as [\"16x256\", \"8x256\"]");
+    for (size_t i = 0; status == KVB_OK && i < kvb_json_count(shapes); i++)
+        status = add_rung(r, kvb_json_at(shapes, i));
+    widen_shapes(r->recipe);
+    return status;
+}
+
 static kvb_status read_cache(const recipe_reader *r, const kvb_json *object)
 {
     static const char *const members[] = {"anchors", "score", "window", "sinks", "exact"};
@@ -291,7 +338,7 @@ static kvb_status read_texts(const recipe_reader *r, const kvb_json *root)
 
 static kvb_status read_recipe(const recipe_reader *r)
 {
-    static const char *const members[] = {"schema", "name", "source", "about", "keys", "values", "kmeans", "cache"};
+    static const char *const members[] = {"schema", "name", "source", "about", "keys", "values", "allocate", "kmeans", "cache"};
     const kvb_json *root = kvb_json_root(r->recipe->doc);
     kvb_status status = kvb_json_type_of(root) == KVB_JSON_OBJECT
                             ? check_members(r, "recipe", root, members, COUNT(members))
@@ -306,6 +353,8 @@ static kvb_status read_recipe(const recipe_reader *r)
         status = read_frame(r, kvb_json_get(kvb_json_get(root, "keys"), "frame"));
     if (status == KVB_OK)
         status = read_metric(r, kvb_json_get(kvb_json_get(root, "keys"), "metric"));
+    if (status == KVB_OK)
+        status = read_allocate(r, kvb_json_get(root, "allocate"));
     if (status == KVB_OK)
         status = read_kmeans(r, kvb_json_get(root, "kmeans"));
     if (status == KVB_OK)
@@ -376,6 +425,24 @@ void kvb_recipe_free(kvb_recipe *recipe)
     *recipe = (kvb_recipe){0};
 }
 
+void kvb_recipe_fix_shapes(kvb_recipe *recipe)
+{
+    recipe->ladder_count = 0;
+    for (int kind = 0; kind < 2; kind++)
+        recipe->kind[kind].shape = (kvb_shape){0};
+}
+
+static kvb_status set_budget(kvb_recipe *recipe, double bits, kvb_error *err)
+{
+    const double least = kvb_shape_rate(&recipe->ladder[0]);
+    const double most = kvb_shape_rate(&recipe->ladder[recipe->ladder_count - 1]);
+    if (!(bits >= least && bits <= most))
+        return kvb_fail(err, KVB_E_USAGE, "bits", "found %g; the shapes of recipe \"%s\" have %g to %g bits", bits,
+                        recipe->name, least, most);
+    recipe->budget = bits;
+    return KVB_OK;
+}
+
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
 {
     static const struct {
@@ -383,6 +450,8 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
         kvb_shape shape;
     } usual[] = {{0.375, {32, 4096, 1}}, {0.5, {16, 256, 1}}, {0.75, {16, 4096, 1}}, {1, {8, 256, 1}},
                  {2, {4, 256, 1}},       {3, {4, 4096, 1}},   {4, {2, 256, 1}}};
+    if (recipe->ladder_count > 0)
+        return set_budget(recipe, bits, err);
     for (size_t i = 0; i < COUNT(usual); i++)
         if (bits == usual[i].bits) {
             for (int kind = 0; kind < 2; kind++)
@@ -412,6 +481,8 @@ bool kvb_recipe_has_fine(const kvb_recipe *recipe)
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe)
 {
     double sum = 0.0;
+    if (recipe->ladder_count > 0)
+        return recipe->budget;
     for (int kind = 0; kind < 2; kind++)
         sum += kvb_shape_rate(&recipe->kind[kind].shape);
     return sum / 2.0;

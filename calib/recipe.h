@@ -11,6 +11,9 @@
  * or a shape of the command line overrides, and, both or neither, "fine": "2x256": a second codebook, for the tokens that
  * "exact": "fine" keeps.
  *
+ * With "allocate": {"shapes": [...]}, shapes of ascending bits, every head's keys and values get the one of these that serves
+ * the model's predictions best within the bits asked for (calib/train_allocate.c); fixed shapes take precedence.
+ *
  * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
  * "pca", "balanced-pca" or "random" (to compare with). Keys may have a metric of the queries before the rotation:
  * "metric": {"moment": "relative", "alpha": 0.5, "ridge": 0.001}. The moment is the capture's "relative" or "post"; left
@@ -60,11 +63,16 @@ typedef struct kvb_recipe_kind {
     kvb_shape fine;      /* of the fine codebook; 0 channels: none */
 } kvb_recipe_kind;
 
+enum { KVB_RECIPE_LADDER = 16 };
+
 typedef struct kvb_recipe {
     char name[64];
     kvb_rope_frame frame; /* of the keys */
     uint32_t rope_block;
     kvb_recipe_kind kind[2]; /* by kvb_kind */
+    kvb_shape ladder[KVB_RECIPE_LADDER]; /* shapes that bits are dealt out by, of ascending rates */
+    uint32_t ladder_count;               /* 0: every head has the shapes of its kind */
+    double budget;                       /* bits per element to deal out */
     uint32_t iterations;
     kvb_kmeans_seeding seeding;
     kvb_policy policy;
@@ -77,8 +85,10 @@ kvb_status kvb_recipe_load(const char *name, kvb_recipe *recipe, kvb_error *err)
 kvb_status kvb_recipe_parse(const char *text, size_t size, const char *file, kvb_recipe *recipe, kvb_error *err);
 void kvb_recipe_free(kvb_recipe *recipe);
 
-/* The usual shapes: 0.375 = 32x4096, 0.5 = 16x256, 0.75 = 16x4096, 1 = 8x256, 2 = 4x256, 3 = 4x4096, 4 = 2x256 (d x K).
- * KVB_E_USAGE for other bits: the list is named. */
+/* Drops the ladder: the shapes of the kinds hold, which kvb_recipe_set_shape() then sets. */
+void kvb_recipe_fix_shapes(kvb_recipe *recipe);
+/* With a ladder, any bits between its cheapest and its dearest shape. Without, the usual shapes: 0.375 = 32x4096, 0.5 = 16x256,
+ * 0.75 = 16x4096, 1 = 8x256, 2 = 4x256, 3 = 4x4096, 4 = 2x256 (d x K). KVB_E_USAGE for other bits: the list is named. */
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 /* "8x256": d x K for one kind, or "add:8x16+16" (calib/shape.h). */
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);

@@ -14,11 +14,6 @@ void kvb_train_options_init(kvb_train_options *options)
     *options = (kvb_train_options){.holdout_every = 16};
 }
 
-static bool is_trained(const kvb_trainer *t, uint32_t layer)
-{
-    return t->capture->geometry[layer].kind != KVB_LAYER_UNSUPPORTED;
-}
-
 static uint64_t count_all(const kvb_trainer *t, uint32_t layer)
 {
     return kvb_train_count(t, layer, false) + kvb_train_count(t, layer, true);
@@ -29,17 +24,19 @@ static uint32_t most_centroids(const kvb_trainer *t)
 {
     uint32_t most = 0;
     for (int i = 0; i < 4; i++) {
-        const uint32_t centroids = kvb_train_shape(t, i % 2, i > 1).centroids;
+        const kvb_recipe_kind *k = &t->recipe->kind[i % 2];
+        const uint32_t centroids = i > 1 ? k->fine.centroids : k->shape.centroids;
         most = centroids > most ? centroids : most;
     }
+    for (uint32_t i = 0; i < t->recipe->ladder_count; i++)
+        most = t->recipe->ladder[i].centroids > most ? t->recipe->ladder[i].centroids : most;
     return most;
 }
 
 static kvb_status check_shape(const kvb_trainer *t, uint32_t layer, kvb_kind kind, bool fine,
-                              kvb_error *err)
+                              const kvb_shape *k, kvb_error *err)
 {
     char where[64];
-    const kvb_shape shape = kvb_train_shape(t, kind, fine), *k = &shape;
     uint32_t dim = t->capture->geometry[layer].head_dim;
     snprintf(where, sizeof where, "layer %u, %s%s", layer, kvb_train_kind_name(kind), fine ? " (fine)" : "");
     if (k->channels == 0 || k->centroids == 0)
@@ -66,13 +63,16 @@ static kvb_status check_all(const kvb_trainer *t, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "capture", "%u layers and %" PRIu64 " rows: nothing to train on",
                         t->capture->layers, t->capture->rows);
     for (uint32_t l = 0; l < t->capture->layers; l++)
-        for (int i = 0; is_trained(t, l) && i < (kvb_recipe_has_fine(t->recipe) ? 4 : 2); i++) {
-            kvb_status status = check_shape(t, l, (kvb_kind)(i % 2), i > 1, err);
+        for (int i = 0; kvb_train_has(t, l) && i < (kvb_recipe_has_fine(t->recipe) ? 4 : 2); i++) {
+            const kvb_recipe_kind *k = &t->recipe->kind[i % 2];
+            kvb_status status = check_shape(t, l, (kvb_kind)(i % 2), i > 1, i > 1 ? &k->fine : &k->shape, err);
+            for (uint32_t s = 0; status == KVB_OK && s < t->recipe->ladder_count; s++)
+                status = check_shape(t, l, (kvb_kind)(i % 2), false, &t->recipe->ladder[s], err);
             if (status != KVB_OK)
                 return status;
         }
     for (uint32_t l = 0; l < t->capture->layers; l++)
-        if (is_trained(t, l))
+        if (kvb_train_has(t, l))
             return KVB_OK;
     return kvb_fail(err, KVB_E_USAGE, "capture", "no layer of it can be calibrated");
 }
@@ -94,7 +94,6 @@ static kvb_status create(kvb_trainer *t, kvb_error *err)
     t->holdout_every = choose_holdout(t);
     for (uint32_t l = 0; l < c->layers; l++) {
         t->part_heads = c->geometry[l].kv_heads > t->part_heads ? c->geometry[l].kv_heads : t->part_heads;
-        t->total += count_all(t, l);
     }
     t->layer = kvb_alloc_array(c->layers, sizeof *t->layer);
     t->part = kvb_alloc_zeroed((size_t)c->layers * t->part_heads * 2, sizeof *t->part);
@@ -124,6 +123,7 @@ static void destroy(kvb_trainer *t)
     }
     free(t->result);
     free(t->part);
+    free(t->chosen);
     free(t->layer);
 }
 
@@ -140,7 +140,7 @@ static kvb_status train_layers(kvb_trainer *t, kvb_error *err)
 {
     kvb_status status = report_progress(t, err);
     for (uint32_t l = 0; status == KVB_OK && l < t->capture->layers; l++) {
-        if (!is_trained(t, l))
+        if (!kvb_train_has(t, l))
             continue;
         status = kvb_train_layer(t, l, err);
         if (status != KVB_OK)
@@ -200,6 +200,10 @@ kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, 
     kvb_status status = check_all(&t, err);
     if (status == KVB_OK)
         status = create(&t, err);
+    if (status == KVB_OK)
+        status = kvb_train_allocate(&t, err);
+    for (uint32_t l = 0; status == KVB_OK && l < capture->layers; l++)
+        t.total += count_all(&t, l);
     if (status == KVB_OK)
         status = train_layers(&t, err);
     if (status == KVB_OK) {

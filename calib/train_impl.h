@@ -52,6 +52,7 @@ typedef struct kvb_trainer {
     kvb_layer *layer;         /* [layers] with the recipe's frame */
     kvb_book_part *part;      /* [layers][part_heads][2] */
     kvb_layer_result *result; /* [layers] */
+    uint32_t *chosen;         /* [layers][part_heads][2] of the recipe's ladder, or NULL: the recipe's shapes */
     uint32_t part_heads;
     uint64_t done, total; /* codebooks */
     double error_sum[2], heldout_sum[2];
@@ -60,16 +61,41 @@ typedef struct kvb_trainer {
     uint64_t fine_count[2];
 } kvb_trainer;
 
-/* Groups that a head's codebooks of one kind, coarse or fine, cut its channels into. */
-static inline kvb_shape kvb_train_shape(const kvb_trainer *t, int kind, bool fine)
+static inline size_t kvb_train_item(const kvb_trainer *t, uint32_t layer, uint32_t head, int kind)
 {
-    return fine ? t->recipe->kind[kind].fine : t->recipe->kind[kind].shape;
+    return ((size_t)layer * t->part_heads + head) * 2 + (size_t)kind;
 }
 
-static inline uint32_t kvb_train_groups(const kvb_trainer *t, uint32_t layer, int kind, bool fine)
+/* The shape of a head's codebooks of one kind, coarse or fine, and the groups that they cut its channels into. */
+static inline kvb_shape kvb_train_shape(const kvb_trainer *t, uint32_t layer, uint32_t head, int kind, bool fine)
 {
-    return t->capture->geometry[layer].head_dim / kvb_train_shape(t, kind, fine).channels;
+    const kvb_recipe_kind *k = &t->recipe->kind[kind];
+    if (fine)
+        return k->fine;
+    return t->chosen != NULL ? t->recipe->ladder[t->chosen[kvb_train_item(t, layer, head, kind)]] : k->shape;
 }
+
+static inline uint32_t kvb_train_groups(const kvb_trainer *t, uint32_t layer, uint32_t head, int kind, bool fine)
+{
+    return t->capture->geometry[layer].head_dim / kvb_train_shape(t, layer, head, kind, fine).channels;
+}
+
+static inline bool kvb_train_has(const kvb_trainer *t, uint32_t layer)
+{
+    return t->capture->geometry[layer].kind != KVB_LAYER_UNSUPPORTED;
+}
+
+/* Points of one layer and kind; on failure nothing is left to free. */
+kvb_status kvb_train_points_of(const kvb_trainer *t, uint32_t layer, kvb_kind kind, kvb_train_points *points,
+                               kvb_error *err);
+
+/* The group's points inside the captured half floats, or inside the moved copy. */
+kvb_kmeans_problem kvb_train_problem(const kvb_trainer *t, const kvb_train_points *points, uint32_t head,
+                                     const kvb_shape *shape, uint32_t group);
+
+/* Measures what each shape of the recipe's ladder costs each head and kind in the model's predictions, and fills `chosen`
+ * with the best choice within the recipe's bits. KVB_E_MISMATCH where the capture has no sensitivities. */
+kvb_status kvb_train_allocate(kvb_trainer *t, kvb_error *err);
 
 /* Codebooks of a layer: the coarse or the fine ones; 0 where it has none. */
 size_t kvb_train_count(const kvb_trainer *t, uint32_t layer, bool fine);

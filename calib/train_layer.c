@@ -23,11 +23,12 @@ typedef struct layer_job {
 
 size_t kvb_train_count(const kvb_trainer *t, uint32_t layer, bool fine)
 {
-    const kvb_layer *g = &t->capture->geometry[layer];
-    if (g->kind == KVB_LAYER_UNSUPPORTED || (fine && !kvb_recipe_has_fine(t->recipe)))
+    size_t count = 0;
+    if (!kvb_train_has(t, layer) || (fine && !kvb_recipe_has_fine(t->recipe)))
         return 0;
-    return (size_t)g->kv_heads *
-           (kvb_train_groups(t, layer, KVB_KEY, fine) + kvb_train_groups(t, layer, KVB_VALUE, fine));
+    for (uint32_t head = 0; head < t->capture->geometry[layer].kv_heads; head++)
+        count += kvb_train_groups(t, layer, head, KVB_KEY, fine) + kvb_train_groups(t, layer, head, KVB_VALUE, fine);
+    return count;
 }
 
 /* Rows of a group's table: K, or M*Km. */
@@ -36,34 +37,33 @@ static size_t table_rows(const kvb_shape *shape)
     return (size_t)shape->stages * shape->centroids;
 }
 
-/* Floats of a layer's tables: G heads of S*rows*d = rows*D, for K and for V. */
+/* Floats of a layer's tables: of each head and kind S*rows*d = rows*D. */
 static size_t table_floats(const kvb_trainer *t, uint32_t layer, bool fine)
 {
     const kvb_layer *g = &t->capture->geometry[layer];
-    const kvb_shape keys = kvb_train_shape(t, KVB_KEY, fine), values = kvb_train_shape(t, KVB_VALUE, fine);
-    return (size_t)g->kv_heads * g->head_dim * (table_rows(&keys) + table_rows(&values));
+    size_t rows = 0;
+    for (uint32_t i = 0; i < 2 * g->kv_heads; i++) {
+        const kvb_shape shape = kvb_train_shape(t, layer, i / 2, i % 2, fine);
+        rows += table_rows(&shape);
+    }
+    return rows * g->head_dim;
 }
 
-/* The group's points inside the captured half floats, or inside the moved copy. */
-static kvb_kmeans_problem make_problem(const layer_job *job, uint32_t head, int kind, uint32_t group, float *table)
+kvb_kmeans_problem kvb_train_problem(const kvb_trainer *t, const kvb_train_points *points, uint32_t head,
+                                     const kvb_shape *shape, uint32_t group)
 {
-    const kvb_trainer *t = job->t;
-    const kvb_train_points *p = &job->points[kind];
-    const kvb_capture_layer *l = &t->capture->layer[job->layer];
-    const kvb_shape shape = kvb_train_shape(t, kind, job->fine);
-    uint32_t dim = t->capture->geometry[job->layer].head_dim;
-    size_t first = head * (size_t)t->capture->rows * dim + (size_t)group * shape.channels;
-    const uint16_t *half = (kind == KVB_KEY ? l->keys : l->values) + first;
+    const kvb_capture_layer *l = &t->capture->layer[points->layer];
+    uint32_t dim = t->capture->geometry[points->layer].head_dim;
+    size_t first = head * (size_t)t->capture->rows * dim + (size_t)group * shape->channels;
+    const uint16_t *half = (points->kind == KVB_KEY ? l->keys : l->values) + first;
     return (kvb_kmeans_problem){
-        .points = p->moved != NULL ? (const void *)(p->moved + first) : (const void *)half,
-        .type = p->moved != NULL ? KVB_POINTS_F32 : KVB_POINTS_F16,
+        .points = points->moved != NULL ? (const void *)(points->moved + first) : (const void *)half,
+        .type = points->moved != NULL ? KVB_POINTS_F32 : KVB_POINTS_F16,
         .count = (size_t)t->capture->rows,
         .stride = dim,
-        .channels = shape.channels,
-        .centroids = shape.centroids,
-        .weights = p->weight != NULL ? p->weight + head * (size_t)t->capture->rows : NULL,
-        .seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind + (job->fine ? 2 : 0), group),
-        .table = table,
+        .channels = shape->channels,
+        .centroids = shape->centroids,
+        .weights = points->weight != NULL ? points->weight + head * (size_t)t->capture->rows : NULL,
     };
 }
 
@@ -72,7 +72,7 @@ static kvb_book_part *part_of(const layer_job *job, uint32_t head, int kind)
 {
     kvb_layer_result *r = &job->t->result[job->layer];
     return job->fine ? &r->fine[head * 2 + (uint32_t)kind]
-                     : &job->t->part[((size_t)job->layer * job->t->part_heads + head) * 2 + (size_t)kind];
+                     : &job->t->part[kvb_train_item(job->t, job->layer, head, kind)];
 }
 
 /* Means, transforms and quality stand with the coarse codebook; the fine one hangs on to it. */
@@ -80,14 +80,14 @@ static void describe_part(const layer_job *job, uint32_t head, int kind, float *
 {
     const kvb_trainer *t = job->t;
     const kvb_layer_result *r = &t->result[job->layer];
-    const kvb_shape shape = kvb_train_shape(t, kind, job->fine);
+    const kvb_shape shape = kvb_train_shape(t, job->layer, head, kind, job->fine);
     const uint32_t dim = t->capture->geometry[job->layer].head_dim;
     kvb_book_part *part = part_of(job, head, kind);
     *part = (kvb_book_part){
         .channels = shape.channels, .centroids = shape.centroids, .stages = shape.stages, .table = table,
     };
     if (job->fine) {
-        t->part[((size_t)job->layer * t->part_heads + head) * 2 + (size_t)kind].fine = part;
+        t->part[kvb_train_item(t, job->layer, head, kind)].fine = part;
         return;
     }
     part->mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL;
@@ -102,11 +102,14 @@ static void fill_problems(layer_job *job, float *table)
     job->count = 0;
     for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
         for (int kind = 0; kind < 2; kind++) {
-            const kvb_shape shape = kvb_train_shape(t, kind, job->fine);
+            const kvb_shape shape = kvb_train_shape(t, job->layer, head, kind, job->fine);
             describe_part(job, head, kind, table);
-            for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, kind, job->fine); group++) {
-                job->stages[job->count] = shape.stages;
-                job->problem[job->count++] = make_problem(job, head, kind, group, table);
+            for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, head, kind, job->fine); group++) {
+                kvb_kmeans_problem *problem = &job->problem[job->count];
+                *problem = kvb_train_problem(t, &job->points[kind], head, &shape, group);
+                problem->seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind + (job->fine ? 2 : 0), group);
+                problem->table = table;
+                job->stages[job->count++] = shape.stages;
                 table += table_rows(&shape) * shape.channels;
             }
         }
@@ -143,18 +146,15 @@ static kvb_status solve(layer_job *job, kvb_error *err)
     return kvb_fail(err, status, where, "%s", inner.message);
 }
 
-/* What a group's variance must exceed. After a rotation a group can be left with the rounding of float32 alone, where the
- * rows vary in fewer directions than there are groups. */
-static double least_variance(const layer_job *job, uint32_t head, int kind)
+/* What the variance of a head's groups must exceed. After a rotation a group can be left with the rounding of float32
+ * alone, where the rows vary in fewer directions than there are groups. */
+static double least_variance(const layer_job *job, const kvb_kmeans_result *result, uint32_t groups, int kind)
 {
-    const kvb_trainer *t = job->t;
     double most = 0.0;
-    if (t->result[job->layer].forward[kind] == NULL)
+    if (job->t->result[job->layer].forward[kind] == NULL)
         return 0.0;
-    uint32_t keys = kvb_train_groups(t, job->layer, KVB_KEY, job->fine), values = kvb_train_groups(t, job->layer, KVB_VALUE, job->fine);
-    const kvb_kmeans_result *r = job->result + (size_t)head * (keys + values) + (kind == KVB_VALUE ? keys : 0);
-    for (uint32_t group = 0; group < (kind == KVB_KEY ? keys : values); group++)
-        most = r[group].variance > most ? r[group].variance : most;
+    for (uint32_t group = 0; group < groups; group++)
+        most = result[group].variance > most ? result[group].variance : most;
     return 1e-10 * most;
 }
 
@@ -171,43 +171,59 @@ static kvb_status refuse_group(const layer_job *job, uint32_t head, int kind, ui
 }
 
 /* Relative to a predictor that only knows the mean; a group whose rows are all equal has nothing to relate to. */
-static kvb_status judge(layer_job *job, kvb_error *err)
+static kvb_status judge_head(layer_job *job, size_t first, uint32_t head, int kind, kvb_error *err)
 {
     kvb_trainer *t = job->t;
-    size_t i = 0;
-    for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
-        for (int kind = 0; kind < 2; kind++)
-            for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, kind, job->fine); group++, i++) {
-                const kvb_kmeans_result *r = &job->result[i];
-                if (!(r->variance > least_variance(job, head, kind)))
-                    return refuse_group(job, head, kind, group, err);
-                double error = r->train_error / r->variance, heldout = r->heldout_error / r->heldout_variance;
-                if (job->fine) {
-                    t->fine_sum[kind] += error;
-                    t->fine_count[kind]++;
-                    continue;
-                }
-                t->result[job->layer].quality[i] = (kvb_quality){
-                    .train_error = (float)error,
-                    .heldout_error = (float)heldout,
-                    .usage = (float)r->used / (float)table_rows(&t->recipe->kind[kind].shape),
-                    .entropy = (float)r->entropy,
-                };
-                t->error_sum[kind] += error;
-                t->heldout_sum[kind] += heldout;
-                t->error_count[kind]++;
-            }
+    const kvb_shape shape = kvb_train_shape(t, job->layer, head, kind, job->fine);
+    const uint32_t groups = kvb_train_groups(t, job->layer, head, kind, job->fine);
+    const double least = least_variance(job, job->result + first, groups, kind);
+    for (uint32_t group = 0; group < groups; group++) {
+        const kvb_kmeans_result *r = &job->result[first + group];
+        if (!(r->variance > least))
+            return refuse_group(job, head, kind, group, err);
+        double error = r->train_error / r->variance, heldout = r->heldout_error / r->heldout_variance;
+        if (job->fine) {
+            t->fine_sum[kind] += error;
+            t->fine_count[kind]++;
+            continue;
+        }
+        t->result[job->layer].quality[first + group] = (kvb_quality){
+            .train_error = (float)error,
+            .heldout_error = (float)heldout,
+            .usage = (float)r->used / (float)table_rows(&shape),
+            .entropy = (float)r->entropy,
+        };
+        t->error_sum[kind] += error;
+        t->heldout_sum[kind] += heldout;
+        t->error_count[kind]++;
+    }
     return KVB_OK;
+}
+
+static kvb_status judge(layer_job *job, kvb_error *err)
+{
+    size_t first = 0;
+    kvb_status status = KVB_OK;
+    for (uint32_t i = 0; status == KVB_OK && i < 2 * job->t->capture->geometry[job->layer].kv_heads; i++) {
+        status = judge_head(job, first, i / 2, i % 2, err);
+        first += kvb_train_groups(job->t, job->layer, i / 2, i % 2, job->fine);
+    }
+    return status;
+}
+
+kvb_status kvb_train_points_of(const kvb_trainer *t, uint32_t layer, kvb_kind kind, kvb_train_points *points,
+                               kvb_error *err)
+{
+    *points = (kvb_train_points){.capture = t->capture, .recipe = t->recipe, .layer = layer,
+                                 .threads = t->options->threads, .kind = kind, .seed = t->options->seed};
+    return kvb_train_points_create(points, err);
 }
 
 static kvb_status make_points(layer_job *job, kvb_error *err)
 {
     const kvb_trainer *t = job->t;
     for (int kind = 0; kind < 2; kind++) {
-        job->points[kind] = (kvb_train_points){.capture = t->capture, .recipe = t->recipe, .layer = job->layer,
-                                               .threads = t->options->threads, .kind = (kvb_kind)kind,
-                                               .seed = t->options->seed};
-        kvb_status status = kvb_train_points_create(&job->points[kind], err);
+        kvb_status status = kvb_train_points_of(t, job->layer, (kvb_kind)kind, &job->points[kind], err);
         if (status != KVB_OK)
             return status;
         kvb_layer_result *r = &t->result[job->layer];

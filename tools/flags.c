@@ -114,6 +114,8 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
     kvb_status status = kvb_recipe_load(a->recipe, recipe, err);
     if (status != KVB_OK)
         return status;
+    if (a->shape_k != NULL || a->shape_v != NULL)
+        kvb_recipe_fix_shapes(recipe);
     if (a->bits.set)
         status = kvb_recipe_set_bits(recipe, a->bits.value, err);
     if (status == KVB_OK && a->shape_k != NULL)
