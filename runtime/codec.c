@@ -118,6 +118,18 @@ static void encode_block(kvb_codec *c, const float *x, size_t stride, size_t n, 
     }
 }
 
+/* One centroid. A constant size becomes a move of a register, which counts where groups are small and many. */
+static void copy_centroid(uint16_t *to, const uint16_t *from, uint32_t channels)
+{
+    switch (channels) {
+    case 1: *to = *from; break;
+    case 2: memcpy(to, from, 2 * sizeof *to); break;
+    case 4: memcpy(to, from, 4 * sizeof *to); break;
+    case 8: memcpy(to, from, 8 * sizeof *to); break;
+    default: memcpy(to, from, channels * sizeof *to);
+    }
+}
+
 /* x = inverse * y' + mean, y' being the centroids that the codes name. */
 static void decode_block(kvb_codec *c, const uint32_t *codes, size_t n, float *x)
 {
@@ -125,8 +137,8 @@ static void decode_block(kvb_codec *c, const uint32_t *codes, size_t n, float *x
     const uint32_t dim = c->head_dim, d = b->channels;
     for (size_t i = 0; i < n; i++)
         for (uint32_t s = 0; s < b->groups; s++)
-            memcpy(c->halves + i * dim + (size_t)s * d,
-                   b->table + ((size_t)s * b->centroids + codes[i * b->groups + s]) * d, d * sizeof *c->halves);
+            copy_centroid(c->halves + i * dim + (size_t)s * d,
+                          b->table + ((size_t)s * b->centroids + codes[i * b->groups + s]) * d, d);
     float *y = c->inverse_t != NULL ? c->turned : x;
     kvb_half_to_floats(y, c->halves, n * dim);
     if (c->inverse_t != NULL)
