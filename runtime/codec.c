@@ -118,15 +118,25 @@ static void encode_block(kvb_codec *c, const float *x, size_t stride, size_t n, 
     }
 }
 
-/* One centroid. A constant size becomes a move of a register, which counts where groups are small and many. */
-static void copy_centroid(uint16_t *to, const uint16_t *from, uint32_t channels)
+/* The centroids that one row of codes names. Inlined with a constant d a copy becomes a move of a register, which counts
+ * where groups are small and many. */
+static inline __attribute__((always_inline)) void gather(uint16_t *to, const kvb_codebook *b, const uint32_t *codes,
+                                                         uint32_t d)
 {
-    switch (channels) {
-    case 1: *to = *from; break;
-    case 2: memcpy(to, from, 2 * sizeof *to); break;
-    case 4: memcpy(to, from, 4 * sizeof *to); break;
-    case 8: memcpy(to, from, 8 * sizeof *to); break;
-    default: memcpy(to, from, channels * sizeof *to);
+    const uint16_t *table = b->table;
+    const size_t group = (size_t)b->centroids * d;
+    for (uint32_t s = 0; s < b->groups; s++, table += group, to += d)
+        memcpy(to, table + (size_t)codes[s] * d, d * sizeof *to);
+}
+
+static void gather_row(uint16_t *to, const kvb_codebook *b, const uint32_t *codes)
+{
+    switch (b->channels) {
+    case 1: gather(to, b, codes, 1); break;
+    case 2: gather(to, b, codes, 2); break;
+    case 4: gather(to, b, codes, 4); break;
+    case 8: gather(to, b, codes, 8); break;
+    default: gather(to, b, codes, b->channels);
     }
 }
 
@@ -134,11 +144,9 @@ static void copy_centroid(uint16_t *to, const uint16_t *from, uint32_t channels)
 static void decode_block(kvb_codec *c, const uint32_t *codes, size_t n, float *x)
 {
     const kvb_codebook *b = c->codebook;
-    const uint32_t dim = c->head_dim, d = b->channels;
+    const uint32_t dim = c->head_dim;
     for (size_t i = 0; i < n; i++)
-        for (uint32_t s = 0; s < b->groups; s++)
-            copy_centroid(c->halves + i * dim + (size_t)s * d,
-                          b->table + ((size_t)s * b->centroids + codes[i * b->groups + s]) * d, d);
+        gather_row(c->halves + i * dim, b, codes + i * b->groups);
     float *y = c->inverse_t != NULL ? c->turned : x;
     kvb_half_to_floats(y, c->halves, n * dim);
     if (c->inverse_t != NULL)
