@@ -135,17 +135,36 @@ static void encode_block(kvb_codec *c, const float *x, size_t stride, size_t n, 
     }
 }
 
+/* The rows of one stage that one token's codes name. Inlined with a constant d a copy becomes a move of a register, which
+ * counts where groups are small and many. */
+static inline __attribute__((always_inline)) void gather(uint16_t *to, const kvb_codebook *b, const uint32_t *codes,
+                                                         uint32_t stage, uint32_t d)
+{
+    const uint32_t shift = b->stages > 1 ? stage * (b->code_bits / b->stages) : 0, mask = b->stage_centroids - 1;
+    const size_t rows = (size_t)b->stage_centroids * d, group = b->stages * rows;
+    const uint16_t *table = b->table + stage * rows;
+    for (uint32_t s = 0; s < b->groups; s++, table += group, to += d)
+        memcpy(to, table + (size_t)(codes[s] >> shift & mask) * d, d * sizeof *to);
+}
+
+static void gather_row(uint16_t *to, const kvb_codebook *b, const uint32_t *codes, uint32_t stage)
+{
+    switch (b->channels) {
+    case 1: gather(to, b, codes, stage, 1); break;
+    case 2: gather(to, b, codes, stage, 2); break;
+    case 4: gather(to, b, codes, stage, 4); break;
+    case 8: gather(to, b, codes, stage, 8); break;
+    case 16: gather(to, b, codes, stage, 16); break;
+    default: gather(to, b, codes, stage, b->channels);
+    }
+}
+
 /* The rows of one stage that the codes name, as floats [n][D]. */
 static void gather_stage(kvb_codec *c, const uint32_t *codes, size_t n, uint32_t stage, float *y)
 {
     const kvb_codebook *b = c->codebook;
-    const uint32_t d = b->channels, bits = b->code_bits / b->stages, mask = b->stage_centroids - 1;
     for (size_t i = 0; i < n; i++)
-        for (uint32_t s = 0; s < b->groups; s++) {
-            size_t row = (codes[i * b->groups + s] >> (stage * bits)) & mask;
-            memcpy(c->halves + i * c->head_dim + (size_t)s * d,
-                   b->table + (((size_t)s * b->stages + stage) * b->stage_centroids + row) * d, d * sizeof *c->halves);
-        }
+        gather_row(c->halves + i * c->head_dim, b, codes + i * b->groups, stage);
     kvb_half_to_floats(y, c->halves, n * c->head_dim);
 }
 

@@ -25,6 +25,11 @@ void kvb_unpack_codes(const uint8_t *packed, uint32_t groups, uint32_t code_bits
     const uint64_t mask = ((uint64_t)1 << code_bits) - 1;
     uint64_t pending = 0;
     uint32_t bits = 0;
+    if (code_bits == 8) { /* the usual K = 256, read whenever a cache is */
+        for (uint32_t s = 0; s < groups; s++)
+            codes[s] = packed[s];
+        return;
+    }
     for (uint32_t s = 0; s < groups; s++) {
         for (; bits < code_bits; bits += 8)
             pending |= (uint64_t)*packed++ << bits;

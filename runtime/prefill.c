@@ -71,6 +71,7 @@ void kvb_work_transpose(const kvb_prefill_work *w, const float *x, float *tiles)
 static kvb_status start(kvb_prefill_work *w, kvb_error *err)
 {
     const uint32_t heads = w->layer->kv_heads;
+    w->fine_from = w->policy.exact == KVB_EXACT_FINE && w->policy.sinks < w->tokens ? w->policy.sinks : w->tokens;
     kvb_status status = kvb_rope_table_create(&w->rope, w->layer, 0, w->tokens, err);
     if (status != KVB_OK)
         return status;
@@ -108,7 +109,6 @@ kvb_status kvb_prefill_attend(const kvb_prefill *p, kvb_parallel_fn parallel, fl
     w.has_codes = kvb_book_codebook(p->book, p->layer, 0, KVB_KEY) != NULL;
     if (!w.has_codes)
         w.policy = (kvb_policy){.window = UINT32_MAX};
-    w.fine_from = w.policy.exact == KVB_EXACT_FINE && w.policy.sinks < w.tokens ? w.policy.sinks : w.tokens;
     status = start(&w, err);
     if (status == KVB_OK)
         status = kvb_prefill_mirror(&w, err);

@@ -10,9 +10,10 @@ static void add_fine(kvb_book_summary *s, const kvb_codebook *fine, int kind)
     if (fine == NULL)
         return;
     const kvb_codebook *first = s->fine[kind] != NULL ? s->fine[kind] : fine;
-    s->fine_uniform[kind] &= fine->channels == first->channels && fine->centroids == first->centroids;
+    s->fine_uniform[kind] &= fine->channels == first->channels && fine->centroids == first->centroids &&
+                             fine->stages == first->stages;
     s->fine[kind] = first;
-    s->fine_bytes += (uint64_t)fine->groups * fine->centroids * fine->channels * sizeof *fine->table;
+    s->fine_bytes += (uint64_t)fine->groups * fine->stages * fine->stage_centroids * fine->channels * sizeof *fine->table;
 }
 
 kvb_book_summary kvb_summarise_book(const kvb_book *book)

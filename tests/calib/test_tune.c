@@ -425,6 +425,12 @@ static void test_coded_stream(void **state)
     for (uint32_t l = 0; l < LAYERS; l++)
         assert_true(coded.report.layer[l].train_before < 1e-9);
     drop(&coded);
+    o.window = 0;
+    o.keep = keep_all;
+    coded = tune(f, f->book, &o);
+    for (uint32_t l = 0; l < LAYERS; l++)
+        assert_true(coded.report.layer[l].train_before < 1e-9);
+    drop(&coded);
     drop(&exact);
 }
 

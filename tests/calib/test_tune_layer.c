@@ -112,7 +112,9 @@ static void decode_row(const fixture *f, uint32_t task, uint32_t position, const
     double y[64], out[64];
     for (uint32_t c = 0; c < l->head_dim; c++) {
         uint32_t s = c / t->channels;
-        y[c] = (double)t->table[((size_t)s * t->rows + codes[s]) * t->channels + c % t->channels];
+        y[c] = 0.0;
+        for (uint32_t m = 0, left = codes[s]; m < t->stages; m++, left /= t->rows)
+            y[c] += (double)t->table[(((size_t)s * t->stages + m) * t->rows + left % t->rows) * t->channels + c % t->channels];
     }
     for (uint32_t i = 0; i < l->head_dim; i++) {
         out[i] = t->codebook->inverse == NULL ? y[i] : 0.0;

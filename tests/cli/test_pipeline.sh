@@ -39,10 +39,12 @@ refuse "--max-memory for not one row" 5 '--max-memory' "$kvbook" calibrate $inpu
 expect "info" 0 '^codebooks +8: keys 4x16, values 4x16' "$kvbook" info "$work/a.kvb"
 "$kvbook" info --json "$work/a.kvb" >"$tmp/info.json"
 json "info --json" "$tmp/info.json" 'd["schema"] == 1 and d["bits_nominal"] == 1 and d["codebooks"] == 8 and len(d["layers"]) == 2
-    and d["policy"] == {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0, "exact": "half"} and len(d["id"]) == 64'
+    and d["policy"] == {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0,
+    "exact": "half"} and len(d["id"]) == 64'
 expect "policy flags go into the book" 0 . "$kvbook" calibrate $input $recipe --anchors 5% --window 16 --sinks 4 -o "$work/p.kvb"
 "$kvbook" info --json "$work/p.kvb" >"$tmp/p.json"
-json "policy in the book" "$tmp/p.json" 'd["policy"] == {"anchors": 0.05, "score": "exact-k", "window": 16, "sinks": 4, "exact": "half"}'
+json "policy in the book" "$tmp/p.json" 'd["policy"] == {"anchors": 0.05, "score": "exact-k", "window": 16, "sinks": 4,
+    "exact": "half"}'
 expect "verify" 0 ' 0 failed' "$kvbook" verify "$work/a.kvb" $model
 "$kvbook" verify --json "$work/a.kvb" >"$tmp/verify.json"
 json "verify --json" "$tmp/verify.json" 'd["ok"] and d["failed"] == [] and d["checks"] > 50'

@@ -158,6 +158,7 @@ static void plain_codebooks(void **state)
     check_shape(64, 8, 256, false);
     check_shape(64, 32, 64, false);
     check_shape(6, 2, 2, false);
+    check_shape(6, 1, 4, false);
     check_shape(1024, 256, 4, false);
     check_shape(80, 16, 16, false);
 }
