@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#include "format/base/json.h"
 #include "format/base/sha256.h"
 
 static void put_hash(kvb_json_writer *w, const char *key, const uint8_t digest[32])
@@ -37,7 +36,7 @@ static const char *base_name(const char *path)
     return slash != NULL ? slash + 1 : path;
 }
 
-static void put_text(kvb_json_writer *w, const kvb_text *text, const kvb_capture_options *options, uint64_t chunks)
+void kvb_meta_put_text(kvb_json_writer *w, const kvb_text *text, const kvb_capture_options *options, uint64_t chunks)
 {
     kvb_json_begin_object(w, "text");
     kvb_json_begin_array(w, "sources");
@@ -68,7 +67,7 @@ char *kvb_capture_meta_write(const kvb_model *model, const kvb_text *text, const
     kvb_json_put_string(&w, "tool", "kvbook");
     kvb_json_put_string(&w, "version", KVB_VERSION);
     put_model(&w, model);
-    put_text(&w, text, options, chunks);
+    kvb_meta_put_text(&w, text, options, chunks);
     kvb_json_begin_object(&w, "capture");
     kvb_json_put_u64(&w, "rows", counts->rows);
     kvb_json_put_u64(&w, "seed", options->seed);

@@ -3,6 +3,7 @@
 #define KVB_CALIB_CAPTURE_META_H
 
 #include "calib/capture.h"
+#include "format/base/json.h"
 
 #ifndef KVB_VERSION
 #define KVB_VERSION "0.1.0"
@@ -19,5 +20,8 @@ typedef struct kvb_capture_counts {
 /* NULL if out of memory; free with free(). */
 char *kvb_capture_meta_write(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
                              uint64_t chunks, const kvb_capture_counts *counts);
+
+/* "text": the sources and how they were cut into chunks. */
+void kvb_meta_put_text(kvb_json_writer *w, const kvb_text *text, const kvb_capture_options *options, uint64_t chunks);
 
 #endif

@@ -31,6 +31,9 @@ void kvb_model_close(kvb_model *model);
 const kvb_model_info *kvb_model_get_info(const kvb_model *model);
 const kvb_tokenizer *kvb_model_tokenizer(const kvb_model *model);
 
+/* Copies a layer's output projection W_O, which maps its heads' outputs side by side to the residual stream: w [E][H*D]. */
+void kvb_model_output_weights(const kvb_model *model, uint32_t layer, float *w);
+
 /* What a layer hands to its attention. Observers may read all of it and change nothing. */
 typedef struct kvb_attention_call {
     uint32_t layer;

@@ -40,6 +40,15 @@ const float *kvb_weight_floats(const kvb_weight *w, float *scratch)
     return scratch;
 }
 
+void kvb_model_output_weights(const kvb_model *model, uint32_t layer, float *w)
+{
+    const kvb_weight *out = &model->layer[layer].out;
+    if (out->resident != NULL)
+        memcpy(w, out->resident, out->rows * out->cols * sizeof *w);
+    else
+        expand(out, w);
+}
+
 /* `floats` are the tensor's expanded values, or NULL: then row by row, so that a matrix over the budget needs one row of
  * scratch a thread. */
 static kvb_status check_finite_part(const kvb_model *m, const kvb_tensor *t, const float *floats, kvb_error *err)

@@ -124,3 +124,27 @@ out:
     finish(&w);
     return status;
 }
+
+kvb_status kvb_prefill_kept(const kvb_prefill *p, kvb_parallel_fn parallel, uint8_t *kept, kvb_error *err)
+{
+    float none;
+    kvb_status status = check(p, &none, err);
+    if (status != KVB_OK)
+        return status;
+    kvb_prefill chunk = *p;
+    chunk.protocol = KVB_PROTOCOL_CHUNK;
+    kvb_prefill_work w = {.p = &chunk, .parallel = parallel, .tokens = p->tokens, .policy = *p->policy};
+    w.layer = kvb_book_layer(p->book, p->layer);
+    w.tiles = (p->tokens + KVB_ATTN_COLS - 1) / KVB_ATTN_COLS;
+    w.policy.window = 0;
+    status = start(&w, err);
+    if (status == KVB_OK)
+        status = kvb_prefill_mirror(&w, err);
+    if (status == KVB_OK)
+        status = kvb_prefill_until(&w, err);
+    for (uint32_t g = 0; status == KVB_OK && g < w.layer->kv_heads; g++)
+        for (uint32_t j = 0; j < w.tokens; j++)
+            kept[(size_t)g * w.tokens + j] = w.head[g].until[j] == KVB_UNTIL_EVER;
+    finish(&w);
+    return status;
+}

@@ -40,4 +40,8 @@ typedef void (*kvb_parallel_fn)(void (*task)(void *user, size_t i), void *user, 
  * in float32 (up to six with their tiles). KVB_E_CHECK for NaN and infinity in q, k_pre or v. */
 kvb_status kvb_prefill_attend(const kvb_prefill *p, kvb_parallel_fn parallel, float *out, kvb_error *err);
 
+/* Which tokens the policy keeps exact for ever where anchors come from the whole chunk (KVB_PROTOCOL_CHUNK, whatever
+ * p->protocol says): kept [G][T], 1 or 0. No codes are read. */
+kvb_status kvb_prefill_kept(const kvb_prefill *p, kvb_parallel_fn parallel, uint8_t *kept, kvb_error *err);
+
 #endif

@@ -57,7 +57,7 @@ typedef struct kvb_flag_group {
     size_t base; /* offset of the group's struct in the command's */
 } kvb_flag_group;
 
-enum { KVB_MOST_GROUPS = 9, KVB_MOST_FLAGS = 64, KVB_MOST_LISTS = 4 };
+enum { KVB_MOST_GROUPS = 10, KVB_MOST_FLAGS = 64, KVB_MOST_LISTS = 4 };
 
 typedef struct kvb_command_spec {
     const char *name;

@@ -2,6 +2,7 @@
 
 #include "tools/calibration.h"
 #include "tools/commands.h"
+#include "tools/tuning.h"
 
 typedef struct calibrate_args {
     kvb_common_args common;
@@ -10,6 +11,7 @@ typedef struct calibrate_args {
     kvb_recipe_args recipe;
     kvb_policy_args policy;
     kvb_capture_args capture;
+    kvb_tune_args tune;
     const char *output;
     bool dry_run;
 } calibrate_args;
@@ -31,9 +33,10 @@ static const kvb_command_spec spec = {
               KVB_GROUP(policy, "What the book asks a cache to keep exact (default: what the recipe says)",
                         calibrate_args, policy),
               KVB_GROUP(capture, "Capture", calibrate_args, capture),
+              KVB_GROUP(tune, "Tuning (default: none)", calibrate_args, tune),
               {"Output", flags, sizeof flags / sizeof *flags, 0},
               KVB_GROUP(common, "Common flags", calibrate_args, common)},
-    .groups = 7,
+    .groups = 8,
 };
 
 static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_error *err)
@@ -70,6 +73,8 @@ static kvb_status calibrate(const calibrate_args *a, const kvb_input *in, const 
     char bytes[32], took[32];
     kvb_status status =
         kvb_run_calibration(in, recipe, &a->capture, a->recipe.seed.value, p, &image, &size, &report, err);
+    if (status == KVB_OK)
+        status = kvb_tune_image(in, &a->tune, a->recipe.seed.value, p, &image, &size, err);
     if (status == KVB_OK)
         status = kvb_write_output(a->output, image, size, err);
     if (status == KVB_OK)

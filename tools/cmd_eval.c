@@ -8,6 +8,7 @@
 #include "tools/evaluate.h"
 #include "tools/identity.h"
 #include "tools/summary.h"
+#include "tools/tuning.h"
 
 typedef struct eval_args {
     kvb_common_args common;
@@ -17,6 +18,7 @@ typedef struct eval_args {
     kvb_recipe_args recipe;
     kvb_text_args calibration;
     kvb_capture_args capture;
+    kvb_tune_args tune;
     kvb_policy_args policy;
     kvb_arg_u64 protocol;
     kvb_override_args allow;
@@ -61,8 +63,9 @@ static const kvb_command_spec spec = {
               KVB_GROUP(recipe, "A recipe calibrated here instead of a book", eval_args, recipe),
               {"Calibration of --recipe", calibration_flags, 3, offsetof(eval_args, calibration)},
               KVB_GROUP(capture, "Capture for --recipe", eval_args, capture),
+              KVB_GROUP(tune, "Tuning of --recipe (default: none)", eval_args, tune),
               KVB_GROUP(common, "Common flags", eval_args, common)},
-    .groups = 9,
+    .groups = 10,
 };
 
 /* A run: books in the order asked for, the calibrated recipe last. */
@@ -95,7 +98,9 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
     const idle_flag calibration[] = {
         {a->calibration.text.count > 0, "--calib-text"}, {a->calibration.chunks.set, "--calib-chunks"},
         {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"},
-        {a->capture.allow_nan, "--allow-nan"},
+        {a->capture.allow_nan, "--allow-nan"}, {a->tune.epochs.set, "--tune"}, {a->tune.batch.set, "--tune-batch"},
+        {a->tune.rate.set, "--tune-rate"}, {a->tune.exact.set, "--tune-exact"},
+        {a->tune.stream.set, "--tune-stream"},
     };
     for (size_t i = 0; !coded && i < sizeof policy / sizeof *policy; i++)
         if (policy[i].given)
@@ -155,6 +160,8 @@ static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
     if (status == KVB_OK)
         status = kvb_run_calibration(&calibration, &r->recipe, &a->capture, a->recipe.seed.value, p, &image, &size,
                                      &report, err);
+    if (status == KVB_OK)
+        status = kvb_tune_image(&calibration, &a->tune, a->recipe.seed.value, p, &image, &size, err);
     if (status == KVB_OK)
         status = kvb_book_open_memory(image, size, r->name[last], &r->book[last], err);
     kvb_text_free(&calibration.text);

@@ -4,6 +4,8 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
+static const char *const tune_streams[] = {"exact", "coded", NULL};
+static const char *const tune_exact[] = {"policy", "none", NULL};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
 
 const kvb_flag kvb_common_flags[6] = {
@@ -76,6 +78,20 @@ const kvb_flag kvb_capture_flags[2] = {
     {"--allow-nan", KVB_FLAG_BOOL, NULL,
      "leave out rows that hold a NaN or infinity, and count them; without it the first one ends the run",
      .offset = offsetof(kvb_capture_args, allow_nan)},
+};
+
+const kvb_flag kvb_tune_flags[5] = {
+    {"--tune", KVB_FLAG_COUNT, "N", "tune the centroids on the attention output, N passes over the text (0: do not)",
+     .offset = offsetof(kvb_tune_args, epochs), .most = 1000},
+    {"--tune-batch", KVB_FLAG_COUNT, "N", "chunks of a step (default 2)", .offset = offsetof(kvb_tune_args, batch),
+     .least = 1, .most = 1 << 20},
+    {"--tune-rate", KVB_FLAG_REAL, "R", "length of the first step, in standard deviations of the centroids (default 0.02)",
+     .offset = offsetof(kvb_tune_args, rate), .least = 1e-6, .most = 1e6},
+    {"--tune-exact", KVB_FLAG_CHOICE, "NAME", "which tokens are read exactly meanwhile: those that the book's policy keeps, "
+     "or none", .offset = offsetof(kvb_tune_args, exact), .choices = tune_exact},
+    {"--tune-stream", KVB_FLAG_CHOICE, "NAME", "whose queries, keys and values a layer is tuned on: the exact model's, or those "
+     "behind earlier layers that read codes, which takes longer", .offset = offsetof(kvb_tune_args, stream),
+     .choices = tune_streams},
 };
 
 const kvb_flag kvb_override_flags[2] = {

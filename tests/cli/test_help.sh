@@ -77,8 +77,9 @@ policy="--anchors --anchor-score --window --sinks"
 common="--quiet --verbose --no-progress --version --help"
 check_contract capture $text --output --dry-run $common
 check_contract train $recipe --output --dry-run $common
-check_contract calibrate $text $recipe $policy --output --dry-run $common
-check_contract eval $text --book $recipe $policy --anchor-protocol --json $common
+check_contract calibrate $text $recipe $policy --tune --output --dry-run $common
+check_contract tune $text --tune --output $common
+check_contract eval $text --book $recipe --tune $policy --anchor-protocol --json $common
 check_contract generate --model --prompt --tokens --book $policy $common
 for letter in -o:calibrate -o:capture -o:train -n:generate -q:eval -v:eval; do
     "$kvbook" "${letter#*:}" "${letter%:*}" </dev/null >"$out" 2>&1

@@ -1,0 +1,132 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "calib/capture_meta.h"
+#include "calib/tune_impl.h"
+#include "format/base/checked.h"
+#include "format/base/fail.h"
+#include "format/base/half.h"
+#include "format/base/json.h"
+#include "format/book_write.h"
+
+/* Mean of a layer error over the coded layers. */
+static double mean_of(const kvb_tune_report *r, size_t offset)
+{
+    double sum = 0.0;
+    uint32_t count = 0;
+    for (uint32_t l = 0; l < r->layers; l++)
+        if (r->layer[l].coded) {
+            double value;
+            memcpy(&value, (const char *)&r->layer[l] + offset, sizeof value);
+            sum += value;
+            count++;
+        }
+    return count != 0 ? sum / count : 0.0;
+}
+
+static void put_errors(kvb_json_writer *w, const kvb_tune_report *r)
+{
+    kvb_json_put_number(w, "train_before", mean_of(r, offsetof(kvb_tune_layer_report, train_before)));
+    kvb_json_put_number(w, "train_after", mean_of(r, offsetof(kvb_tune_layer_report, train_after)));
+    kvb_json_put_number(w, "heldout_before", mean_of(r, offsetof(kvb_tune_layer_report, heldout_before)));
+    kvb_json_put_number(w, "heldout_after", mean_of(r, offsetof(kvb_tune_layer_report, heldout_after)));
+    kvb_json_begin_array(w, "layers");
+    for (uint32_t l = 0; l < r->layers; l++) {
+        const kvb_tune_layer_report *layer = &r->layer[l];
+        if (!layer->coded)
+            continue;
+        kvb_json_begin_object(w, NULL);
+        kvb_json_put_u64(w, "layer", l);
+        kvb_json_put_number(w, "train_before", layer->train_before);
+        kvb_json_put_number(w, "train_after", layer->train_after);
+        kvb_json_put_number(w, "heldout_before", layer->heldout_before);
+        kvb_json_put_number(w, "heldout_after", layer->heldout_after);
+        kvb_json_put_bool(w, "accepted", layer->accepted);
+        kvb_json_end_object(w);
+    }
+    kvb_json_end_array(w);
+}
+
+static void put_tuning(kvb_json_writer *w, const kvb_text *text, const kvb_tune_options *o, const kvb_tune_report *r)
+{
+    const kvb_capture_options cut = {.ctx = o->ctx, .skip = o->skip, .bos = o->bos};
+    kvb_json_begin_object(w, "tuning");
+    kvb_json_put_string(w, "objective", "||(O' - O) W_O||^2 / ||O W_O||^2");
+    kvb_json_put_string(w, "stream", o->stream == KVB_TUNE_CODED ? "coded" : "exact");
+    kvb_json_put_u64(w, "epochs", o->epochs);
+    kvb_json_put_u64(w, "batch", o->batch);
+    kvb_json_put_u64(w, "steps", r->steps);
+    kvb_json_put_number(w, "rate", o->rate);
+    kvb_json_put_u64(w, "seed", o->seed);
+    kvb_json_put_u64(w, "window", o->window);
+    kvb_json_put_bool(w, "anchors", o->keep != NULL);
+    kvb_json_put_u64(w, "heldout_chunks", r->heldout_chunks);
+    kvb_json_put_u64(w, "measured_chunks", r->measured_chunks);
+    kvb_meta_put_text(w, text, &cut, r->chunks);
+    put_errors(w, r);
+    kvb_json_end_object(w);
+}
+
+/* The book's META with "tuning" in place of an earlier one. */
+static kvb_status write_meta(const kvb_book *book, const kvb_text *text, const kvb_tune_options *options,
+                             const kvb_tune_report *report, char **meta, kvb_error *err)
+{
+    kvb_json_doc *doc = NULL;
+    kvb_json_writer w = {.compact = true};
+    size_t size;
+    const char *given = kvb_book_meta(book, &size);
+    *meta = NULL;
+    kvb_status status = kvb_json_parse(given, size, "META of the book", &doc, err);
+    if (status != KVB_OK)
+        return status;
+    const kvb_json *root = kvb_json_root(doc);
+    kvb_json_begin_object(&w, NULL);
+    for (size_t i = 0; i < kvb_json_count(root); i++)
+        if (strcmp(kvb_json_key_at(root, i), "tuning") != 0)
+            kvb_json_put_value(&w, kvb_json_key_at(root, i), kvb_json_at(root, i));
+    put_tuning(&w, text, options, report);
+    kvb_json_end_object(&w);
+    const char *written = kvb_json_writer_text(&w);
+    *meta = written != NULL ? strdup(written) : NULL;
+    kvb_json_writer_free(&w);
+    kvb_json_free(doc);
+    return *meta != NULL ? KVB_OK : kvb_fail_memory(err, "META of the book");
+}
+
+static kvb_book_part part_of(const kvb_book *book, const kvb_tune_table *t, uint32_t layer, uint32_t head, kvb_kind kind)
+{
+    return (kvb_book_part){
+        .channels = t->channels, .centroids = t->centroids, .table = t->table, .mean = t->codebook->mean,
+        .forward = t->codebook->forward, .inverse = t->codebook->inverse,
+        .quality = kvb_book_quality(book, layer, head, kind),
+    };
+}
+
+kvb_status kvb_tune_build(const kvb_book *book, const kvb_tune_layer *layer, const kvb_text *text,
+                          const kvb_tune_options *options, const kvb_tune_report *report, uint8_t **image, size_t *size,
+                          kvb_error *err)
+{
+    const uint32_t layers = kvb_book_layers(book);
+    uint32_t heads = 0;
+    char *meta = NULL;
+    for (uint32_t l = 0; l < layers; l++)
+        heads = kvb_book_layer(book, l)->kv_heads > heads ? kvb_book_layer(book, l)->kv_heads : heads;
+    kvb_layer *geometry = kvb_alloc_array(layers, sizeof *geometry);
+    kvb_book_part *part = kvb_alloc_zeroed((size_t)layers * heads * 2, sizeof *part);
+    kvb_status status = geometry != NULL && part != NULL ? KVB_OK : kvb_fail_memory(err, "tuned book");
+    for (uint32_t l = 0; l < layers && status == KVB_OK; l++) {
+        geometry[l] = *kvb_book_layer(book, l);
+        for (uint32_t i = 0; layer[l].table != NULL && i < geometry[l].kv_heads * 2; i++)
+            part[(size_t)l * heads * 2 + i] = part_of(book, &layer[l].table[i], l, i / 2, (kvb_kind)(i % 2));
+    }
+    if (status == KVB_OK)
+        status = write_meta(book, text, options, report, &meta, err);
+    if (status == KVB_OK)
+        status = kvb_book_build(&(kvb_book_spec){.layers = layers, .layer = geometry, .part = part, .part_heads = heads,
+                                                 .policy = kvb_book_policy(book), .meta_json = meta, .compress = true},
+                                image, size, err);
+    free(meta);
+    free(geometry);
+    free(part);
+    return status;
+}

@@ -1,0 +1,49 @@
+#!/bin/sh
+# Tuning on the command line: of a book, and inside calibrate and eval.
+. "$(dirname "$0")/lib.sh"
+
+tiny_model "$tmp/tiny.gguf" 1
+words "$tmp/train.txt" 120 1
+words "$tmp/test.txt" 40 2
+model="--model $tmp/tiny.gguf"
+input="$model --text $tmp/train.txt --ctx 128 --chunks 8"
+recipe="--recipe antkv --k 4x16 --v 4x16"
+
+"$kvbook" calibrate $input $recipe -q -o "$work/a.kvb" 2>"$err"
+expect "calibrate --tune 0" 0 'wrote' "$kvbook" calibrate $input $recipe --tune 0 -o "$work/a0.kvb"
+same "--tune 0 is no tuning" "$work/a.kvb" "$work/a0.kvb"
+expect "calibrate --tune" 0 'tuned [12] of 2 layers in 8 steps' "$kvbook" calibrate $input $recipe --tune 2 -o "$work/t.kvb"
+if cmp -s "$work/a.kvb" "$work/t.kvb"; then fail "tuning changes the book" "it does not"; else ok "tuning changes the book"; fi
+expect "tune" 0 'wrote .*b\.kvb' "$kvbook" tune "$work/a.kvb" $input --tune 2 -o "$work/b.kvb"
+same "train, then tune equals calibrate --tune" "$work/t.kvb" "$work/b.kvb"
+for n in 1 3; do
+    "$kvbook" tune "$work/a.kvb" $input --tune 2 --threads $n -q -o "$work/b$n.kvb" 2>"$err"
+    same "the same bytes with $n threads" "$work/b.kvb" "$work/b$n.kvb"
+done
+expect "tune -v names layers" 0 '^layer 1: error of the attention output 0\.[0-9]+ -> 0\.[0-9]+, held out 0\.' \
+    "$kvbook" tune "$work/a.kvb" $input --tune 1 -v -o "$work/v.kvb"
+expect "tune --tune-exact none" 0 . "$kvbook" tune "$work/a.kvb" $input --tune 1 --tune-exact none -o "$work/n.kvb"
+"$kvbook" info --json "$work/t.kvb" >"$tmp/t.json"
+"$kvbook" info --json "$work/n.kvb" >"$tmp/n.json"
+json "META of a tuned book" "$tmp/t.json" 'd["meta"]["tuning"]["epochs"] == 2 and d["meta"]["tuning"]["steps"] == 8
+    and d["meta"]["tuning"]["window"] == 32 and d["meta"]["tuning"]["anchors"] and len(d["meta"]["tuning"]["layers"]) == 2
+    and d["meta"]["tuning"]["train_after"] < d["meta"]["tuning"]["train_before"]
+    and d["meta"]["tuning"]["text"]["chunks"] == 8 and d["meta"]["recipe"]["name"] == "antkv"'
+json "META of one tuned with nothing exact" "$tmp/n.json" 'd["meta"]["tuning"]["window"] == 0 and not d["meta"]["tuning"]["anchors"]
+    and d["meta"]["tuning"]["heldout_before"] > 0'
+expect "verify of a tuned book" 0 ' 0 failed' "$kvbook" verify "$work/t.kvb" $model
+
+evaluate="$model --text $tmp/test.txt --ctx 128 --chunks 3 --json"
+"$kvbook" eval $evaluate --book "$work/t.kvb" >"$tmp/e.json" 2>"$err"
+"$kvbook" eval $evaluate $recipe --calib-text "$tmp/train.txt" --calib-chunks 8 --tune 2 >"$tmp/r.json" 2>"$err"
+json "eval --recipe --tune is that book" "$tmp/r.json" "d['ppl'] == $(sed 's/.*"ppl":\([0-9.e+]*\),.*/\1/' "$tmp/e.json")"
+
+refuse "tune without a book" 2 'found 0 books' "$kvbook" tune $input -o "$work/no.kvb"
+refuse "tune 0 epochs" 2 '--tune: found 0' "$kvbook" tune "$work/a.kvb" $input --tune 0 -o "$work/no.kvb"
+refuse "tune on one chunk" 2 'one is held out' "$kvbook" tune "$work/a.kvb" $model --text "$tmp/train.txt" --ctx 128 --chunks 1 -o "$work/no.kvb"
+refuse "tune onto the text" 2 . "$kvbook" tune "$work/a.kvb" $input -o "$tmp/train.txt"
+refuse "tune onto the book" 2 . "$kvbook" tune "$work/a.kvb" $input -o "$work/a.kvb"
+refuse "a book of another model" 6 . "$kvbook" tune tests/golden/minimal.kvb $input -o "$work/no.kvb"
+refuse "no book" 4 . "$kvbook" tune "$work/none.kvb" $input -o "$work/no.kvb"
+refuse "eval --tune without a recipe" 2 '--tune: means nothing without --recipe' "$kvbook" eval $evaluate --book "$work/a.kvb" --tune 2
+done_testing
