@@ -38,7 +38,7 @@ static uint32_t at_most(uint32_t value, uint32_t most)
 
 static size_t task_floats(uint32_t head_dim)
 {
-    return (size_t)ROWS * (2 * COLS + head_dim);
+    return (size_t)ROWS * (2 * COLS + head_dim) + (size_t)COLS * head_dim;
 }
 
 static float *floats(uint64_t count)
@@ -260,7 +260,16 @@ static bool block_is_plain(const key_tile *t, uint32_t first, uint32_t rows)
            (l->sliding_window == 0 || first + rows - 1 - t->first < l->sliding_window);
 }
 
-static void add_block(const key_tile *t, uint32_t head, uint32_t block, const float *lse, const float *d_out)
+/* Which of the two ways a query reads a key a block adds: exactly before the key is coded, or as it stays. */
+static bool adds(const key_tile *t, uint32_t query, uint32_t key, bool exact)
+{
+    const bool ever = t->l->until[(size_t)t->g * t->l->tokens + key] == KVB_GRAD_EVER;
+    if (ever)
+        return !exact && reads(t->l, t->g, query, key, PASS_ALL);
+    return reads(t->l, t->g, query, key, exact ? PASS_EXACT : PASS_CODED);
+}
+
+static void add_block(const key_tile *t, uint32_t head, uint32_t block, const float *lse, const float *d_out, bool exact)
 {
     const kvb_grad_layer *l = t->l;
     const uint32_t first = block * ROWS, rows = at_most(l->tokens - first, ROWS), dim = l->head_dim;
@@ -269,13 +278,13 @@ static void add_block(const key_tile *t, uint32_t head, uint32_t block, const fl
     const kvb_kernels *k = t->a->kernels;
     float shift[ROWS] = {0};
     memcpy(shift, lse + row, rows * sizeof *shift);
-    shifted_product(t, t->a->settled_k + key, t->a->q_t + at * dim, shift, t->prob);
-    shifted_product(t, t->a->settled_v + key, t->a->d_out_t + at * dim, t->a->delta + at, t->d_score);
+    shifted_product(t, (exact ? l->exact_k : t->a->settled_k) + key, t->a->q_t + at * dim, shift, t->prob);
+    shifted_product(t, (exact ? l->exact_v : t->a->settled_v) + key, t->a->d_out_t + at * dim, t->a->delta + at, t->d_score);
     k->exp_sum(t->prob, (size_t)t->cols * ROWS, 0.0f);
-    if (!block_is_plain(t, first, rows))
+    if (exact || !block_is_plain(t, first, rows))
         for (uint32_t j = 0; j < t->cols; j++)
             for (uint32_t i = 0; i < rows; i++)
-                if (!reads(l, t->g, first + i, t->first + j, PASS_CODED))
+                if (!adds(t, first + i, t->first + j, exact))
                     t->prob[(size_t)j * ROWS + i] = 0.0f;
     const size_t count = (size_t)t->cols * ROWS;
 #pragma omp simd
@@ -302,7 +311,7 @@ static void backward_task(const kvb_attn_grad *a, const kvb_grad_layer *l, uint3
     const uint32_t start = (change > first ? change : first) / ROWS;
     for (uint32_t head = g * group; head < (g + 1) * group; head++)
         for (uint32_t block = start; change != KVB_GRAD_EVER && block * ROWS < end; block++)
-            add_block(&t, head, block, lse, d_out);
+            add_block(&t, head, block, lse, d_out, false);
     a->kernels->scale(t.d_k, t.cols * dim, (float)l->scale);
     for (uint32_t j = 0; j < t.cols; j++)
         if (l->until[row + j] == KVB_GRAD_EVER) {
@@ -324,5 +333,145 @@ void kvb_attn_grad_backward(kvb_attn_grad *a, const kvb_grad_layer *l, const flo
 #pragma omp for schedule(dynamic, 1)
         for (uint32_t task = 0; task < tiles * l->kv_heads; task++)
             backward_task(a, l, task % l->kv_heads, task / l->kv_heads, lse, d_out, d_k, d_v);
+    }
+}
+
+/* ---- all gradients */
+
+static key_tile key_tile_of(const kvb_attn_grad *a, const kvb_grad_layer *l, uint32_t g, uint32_t tile, float *d_k,
+                            float *d_v)
+{
+    const size_t row = ((size_t)g * l->tokens + tile * COLS) * l->head_dim;
+    float *scratch = my_scratch(a, l->head_dim);
+    return (key_tile){.a = a, .l = l, .g = g, .first = tile * COLS, .cols = at_most(l->tokens - tile * COLS, COLS),
+                      .prob = scratch, .d_score = scratch + ROWS * COLS, .d_k = d_k + row, .d_v = d_v + row};
+}
+
+/* The queries before `end` in one of the two ways. */
+static void add_queries(const key_tile *t, uint32_t end, const float *lse, const float *d_out, bool exact)
+{
+    const uint32_t group = t->l->heads / t->l->kv_heads;
+    const size_t size = (size_t)t->cols * t->l->head_dim;
+    memset(t->d_k, 0, size * sizeof(float));
+    memset(t->d_v, 0, size * sizeof(float));
+    for (uint32_t head = t->g * group; head < (t->g + 1) * group; head++)
+        for (uint32_t block = t->first / ROWS; block * ROWS < end; block++)
+            add_block(t, head, block, lse, d_out, exact);
+    t->a->kernels->scale(t->d_k, size, (float)t->l->scale);
+}
+
+/* Keys that stay exact for ever are settled as such: what the settled rows got is theirs. */
+static void move_rows(const key_tile *settled, const key_tile *exact)
+{
+    const size_t dim = settled->l->head_dim, bytes = dim * sizeof(float);
+    for (uint32_t j = 0; j < settled->cols; j++) {
+        if (settled->l->until[(size_t)settled->g * settled->l->tokens + settled->first + j] != KVB_GRAD_EVER)
+            continue;
+        memcpy(exact->d_k + j * dim, settled->d_k + j * dim, bytes);
+        memcpy(exact->d_v + j * dim, settled->d_v + j * dim, bytes);
+        memset(settled->d_k + j * dim, 0, bytes);
+        memset(settled->d_v + j * dim, 0, bytes);
+    }
+}
+
+static void all_keys_task(const kvb_attn_grad *a, const kvb_grad_layer *l, uint32_t g, uint32_t tile, const float *lse,
+                          const float *d_out, const kvb_grad_all *d)
+{
+    const key_tile settled = key_tile_of(a, l, g, tile, d->coded_k, d->coded_v);
+    const key_tile exact = key_tile_of(a, l, g, tile, d->exact_k, d->exact_v);
+    const uint32_t changed = at_most(a->last_change[(size_t)g * pieces(l->tokens, COLS) + tile], l->tokens);
+    uint32_t end = l->tokens;
+    if (l->sliding_window != 0)
+        end = at_most(end, settled.first + settled.cols - 1 + l->sliding_window);
+    add_queries(&settled, end, lse, d_out, false);
+    add_queries(&exact, at_most(end, changed), lse, d_out, true);
+    move_rows(&settled, &exact);
+}
+
+/* A block of queries, and the gradient of its rows. */
+typedef struct query_gradient {
+    const kvb_attn_grad *a;
+    const kvb_grad_layer *l;
+    uint32_t g, first, rows;
+    const float *lse, *delta, *d_out; /* [rows] and [rows][D] */
+    float *scaled, *prob, *d_score, *values_t;
+    float *d_q; /* [rows][D] */
+} query_gradient;
+
+static void add_tile(const query_gradient *b, uint32_t tile, tile_pass pass, bool exact)
+{
+    const kvb_grad_layer *l = b->l;
+    const kvb_kernels *k = b->a->kernels;
+    const uint32_t dim = l->head_dim, first = tile * COLS, cols = at_most(b->first + b->rows - first, COLS);
+    const size_t row = ((size_t)b->g * l->tokens + first) * dim;
+    const float *keys_t = (exact ? b->a->exact_t : b->a->settled_t) +
+                          ((size_t)b->g * pieces(l->tokens, COLS) + tile) * COLS * dim;
+    k->gemm(b->rows, COLS, dim, b->scaled, dim, keys_t, COLS, b->prob, COLS, false);
+    kvb_transpose((exact ? l->exact_v : b->a->settled_v) + row, dim, cols, dim, b->values_t, COLS);
+    k->gemm(b->rows, COLS, dim, b->d_out, dim, b->values_t, COLS, b->d_score, COLS, false);
+    for (uint32_t i = 0; i < b->rows; i++) {
+        float *p = b->prob + (size_t)i * COLS, *d_s = b->d_score + (size_t)i * COLS;
+        k->exp_sum(p, cols, b->lse[i]);
+        for (uint32_t j = 0; j < cols; j++)
+            d_s[j] = reads(l, b->g, b->first + i, first + j, pass) ? p[j] * (d_s[j] - b->delta[i]) : 0.0f;
+    }
+    k->gemm(b->rows, dim, cols, b->d_score, COLS, (exact ? l->exact_k : b->a->settled_k) + row, dim, b->d_q, dim, true);
+}
+
+/* Tiles are passed as in attend_block(). */
+static void add_tiles(const query_gradient *b)
+{
+    const kvb_grad_layer *l = b->l;
+    const uint32_t end = b->first + b->rows, window = l->sliding_window, tiles = pieces(l->tokens, COLS);
+    const uint32_t low = window != 0 && b->first >= window ? b->first + 1 - window : 0;
+    const uint32_t *first_change = b->a->first_change + (size_t)b->g * tiles;
+    const uint32_t *last_change = b->a->last_change + (size_t)b->g * tiles;
+    for (uint32_t tile = low / COLS; tile * COLS < end; tile++) {
+        if (first_change[tile] >= end) {
+            add_tile(b, tile, PASS_ALL, true);
+        } else if (last_change[tile] <= b->first) {
+            add_tile(b, tile, PASS_ALL, false);
+        } else {
+            add_tile(b, tile, PASS_EXACT, true);
+            add_tile(b, tile, PASS_CODED, false);
+        }
+    }
+}
+
+static void query_task(const kvb_attn_grad *a, const kvb_grad_layer *l, uint32_t head, uint32_t block, const float *lse,
+                       const float *d_out, float *d_q)
+{
+    const uint32_t dim = l->head_dim, first = block * ROWS;
+    const size_t row = (size_t)head * l->tokens + first;
+    float *scratch = my_scratch(a, dim);
+    query_gradient b = {.a = a, .l = l, .g = head / (l->heads / l->kv_heads), .first = first,
+                        .rows = at_most(l->tokens - first, ROWS), .lse = lse + row,
+                        .delta = a->delta + ((size_t)head * pieces(l->tokens, ROWS) + block) * ROWS,
+                        .d_out = d_out + row * dim, .scaled = scratch, .prob = scratch + ROWS * dim,
+                        .d_score = scratch + ROWS * (dim + COLS), .values_t = scratch + ROWS * (dim + 2 * COLS),
+                        .d_q = d_q + row * dim};
+    const size_t size = (size_t)b.rows * dim;
+    memcpy(b.scaled, l->q + row * dim, size * sizeof(float));
+    a->kernels->scale(b.scaled, size, (float)l->scale);
+    memset(b.d_q, 0, size * sizeof(float));
+    add_tiles(&b);
+    a->kernels->scale(b.d_q, size, (float)l->scale);
+}
+
+void kvb_attn_grad_backward_all(kvb_attn_grad *a, const kvb_grad_layer *l, const float *out, const float *lse,
+                                const float *d_out, const kvb_grad_all *d)
+{
+    const uint32_t tiles = pieces(l->tokens, COLS), blocks = pieces(l->tokens, ROWS);
+#pragma omp parallel num_threads((int)a->threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (uint32_t h = 0; h < l->heads; h++)
+            prepare_queries(a, l, h, out, d_out);
+#pragma omp for schedule(dynamic, 1) nowait
+        for (uint32_t task = 0; task < tiles * l->kv_heads; task++)
+            all_keys_task(a, l, task % l->kv_heads, task / l->kv_heads, lse, d_out, d);
+#pragma omp for schedule(dynamic, 1)
+        for (uint32_t task = 0; task < blocks * l->heads; task++)
+            query_task(a, l, task % l->heads, blocks - 1 - task / l->heads, lse, d_out, d->q);
     }
 }

@@ -42,9 +42,24 @@ void kvb_attn_grad_forward(kvb_attn_grad *grad, const kvb_grad_layer *layer, flo
 void kvb_attn_grad_backward(kvb_attn_grad *grad, const kvb_grad_layer *layer, const float *out, const float *lse,
                             const float *d_out, float *d_k, float *d_v);
 
+/* Every gradient of the attention, for a loss that reaches what made q, k and v. */
+typedef struct kvb_grad_all {
+    float *q;                /* [H][T][D] */
+    float *exact_k, *exact_v; /* [G][T][D] of keys and values read exactly */
+    float *coded_k, *coded_v; /* [G][T][D] of the same read from codes, as kvb_attn_grad_backward() gives them */
+} kvb_grad_all;
+/* All of them, from d_out [H][T][D], after kvb_attn_grad_forward() of the same layer. */
+void kvb_attn_grad_backward_all(kvb_attn_grad *grad, const kvb_grad_layer *layer, const float *out, const float *lse,
+                                const float *d_out, const kvb_grad_all *d);
+
 /* The plain references: dense, in double, as the formulas read. lse may be NULL. KVB_E_MEMORY only. */
 kvb_status kvb_attn_grad_forward_reference(const kvb_grad_layer *layer, double *out, double *lse, kvb_error *err);
 kvb_status kvb_attn_grad_backward_reference(const kvb_grad_layer *layer, const double *d_out, double *d_k, double *d_v,
                                             kvb_error *err);
+typedef struct kvb_grad_all_reference {
+    double *q, *exact_k, *exact_v, *coded_k, *coded_v;
+} kvb_grad_all_reference;
+kvb_status kvb_attn_grad_all_reference(const kvb_grad_layer *layer, const double *d_out, const kvb_grad_all_reference *d,
+                                       kvb_error *err);
 
 #endif

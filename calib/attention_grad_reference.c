@@ -116,3 +116,48 @@ kvb_status kvb_attn_grad_backward_reference(const kvb_grad_layer *l, const doubl
     free(out);
     return status;
 }
+
+/* Where the gradient of row j goes as query i reads it. */
+static void add_query_everywhere(const kvb_grad_layer *l, uint32_t h, uint32_t i, const double *p, const double *out,
+                                 const double *d_out, const kvb_grad_all_reference *d)
+{
+    const uint32_t g = h / (l->heads / l->kv_heads), dim = l->head_dim;
+    const size_t mine = ((size_t)h * l->tokens + i) * dim;
+    double delta = 0.0;
+    for (uint32_t c = 0; c < dim; c++)
+        delta += d_out[c] * out[c];
+    for (uint32_t j = 0; j <= i; j++) {
+        const size_t row = (size_t)g * l->tokens + j;
+        const bool exact = i < l->until[row];
+        const float *k = row_read(l, g, i, j, l->exact_k, l->coded_k);
+        double *d_k = (exact ? d->exact_k : d->coded_k) + row * dim, *d_v = (exact ? d->exact_v : d->coded_v) + row * dim;
+        const double d_score = p[j] * (dot(d_out, row_read(l, g, i, j, l->exact_v, l->coded_v), dim) - delta);
+        for (uint32_t c = 0; c < dim; c++) {
+            d_v[c] += p[j] * d_out[c];
+            d_k[c] += l->scale * d_score * (double)l->q[mine + c];
+            d->q[mine + c] += l->scale * d_score * (double)k[c];
+        }
+    }
+}
+
+kvb_status kvb_attn_grad_all_reference(const kvb_grad_layer *l, const double *d_out, const kvb_grad_all_reference *d,
+                                       kvb_error *err)
+{
+    const size_t values = (size_t)l->kv_heads * l->tokens * l->head_dim, outputs = (size_t)l->heads * l->tokens * l->head_dim;
+    double *p = kvb_alloc_array(l->tokens, sizeof *p), *out = kvb_alloc_array(l->head_dim, sizeof *out);
+    double *rows[] = {d->exact_k, d->exact_v, d->coded_k, d->coded_v};
+    kvb_status status = p != NULL && out != NULL ? KVB_OK : kvb_fail_memory(err, "attention reference");
+    for (size_t k = 0; status == KVB_OK && k < sizeof rows / sizeof *rows; k++)
+        memset(rows[k], 0, values * sizeof **rows);
+    if (status == KVB_OK)
+        memset(d->q, 0, outputs * sizeof *d->q);
+    for (uint32_t h = 0; status == KVB_OK && h < l->heads; h++)
+        for (uint32_t i = 0; i < l->tokens; i++) {
+            probabilities(l, h, i, p);
+            output_row(l, h, i, p, out);
+            add_query_everywhere(l, h, i, p, out, d_out + ((size_t)h * l->tokens + i) * l->head_dim, d);
+        }
+    free(p);
+    free(out);
+    return status;
+}

@@ -296,6 +296,13 @@ static kvb_status check_geometry(const tuner *t, kvb_error *err)
     return KVB_OK;
 }
 
+kvb_status kvb_tune_check(const kvb_model *model, const kvb_book *book, const kvb_tune_options *options, kvb_error *err)
+{
+    const tuner t = {.model = model, .book = book, .o = options, .layers = kvb_book_layers(book)};
+    kvb_status status = check_options(&t, err);
+    return status == KVB_OK ? check_geometry(&t, err) : status;
+}
+
 static kvb_status count_chunks(tuner *t, kvb_error *err)
 {
     kvb_status status = kvb_text_chunks(t->text, t->o->ctx, t->o->skip, t->o->chunks, &t->chunks, err);
@@ -391,9 +398,7 @@ kvb_status kvb_tune_book(const kvb_model *model, const kvb_text *text, const kvb
                .layers = kvb_book_layers(book)};
     *image = NULL;
     *size = 0;
-    kvb_status status = check_options(&t, err);
-    if (status == KVB_OK)
-        status = check_geometry(&t, err);
+    kvb_status status = kvb_tune_check(model, book, options, err);
     if (status == KVB_OK)
         status = count_chunks(&t, err);
     if (status == KVB_OK)

@@ -45,10 +45,18 @@ typedef struct kvb_tune_layer_report {
     double train_before, train_after, heldout_before, heldout_after; /* "after" of the tuned centroids, accepted or not */
 } kvb_tune_layer_report;
 
+/* KL(exact model || model with the coded cache) in nats a token, where tuning was end to end (calib/distill.h). */
+typedef struct kvb_tune_kl {
+    bool used, accepted;
+    double heldout_before, heldout_after; /* "after" of the tuned centroids, accepted or not */
+    double train_first, train_last; /* means over the first and last epoch, each chunk as its step met it */
+} kvb_tune_kl;
+
 typedef struct kvb_tune_report {
     uint32_t layers;
     kvb_tune_layer_report *layer; /* [layers] */
     uint64_t chunks, heldout_chunks, measured_chunks, steps; /* measured: of those trained on */
+    kvb_tune_kl kl;
     double seconds, pass_seconds; /* all of it; of one chunk's training pass */
 } kvb_tune_report;
 void kvb_tune_report_free(kvb_tune_report *report);

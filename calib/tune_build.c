@@ -47,12 +47,23 @@ static void put_errors(kvb_json_writer *w, const kvb_tune_report *r)
     kvb_json_end_array(w);
 }
 
+static void put_kl(kvb_json_writer *w, const kvb_tune_kl *kl)
+{
+    kvb_json_put_number(w, "train_first", kl->train_first);
+    kvb_json_put_number(w, "train_last", kl->train_last);
+    kvb_json_put_number(w, "heldout_before", kl->heldout_before);
+    kvb_json_put_number(w, "heldout_after", kl->heldout_after);
+    kvb_json_put_bool(w, "accepted", kl->accepted);
+}
+
 static void put_tuning(kvb_json_writer *w, const kvb_text *text, const kvb_tune_options *o, const kvb_tune_report *r)
 {
     const kvb_capture_options cut = {.ctx = o->ctx, .skip = o->skip, .bos = o->bos};
     kvb_json_begin_object(w, "tuning");
-    kvb_json_put_string(w, "objective", "||(O' - O) W_O||^2 / ||O W_O||^2");
-    kvb_json_put_string(w, "stream", o->stream == KVB_TUNE_CODED ? "coded" : "exact");
+    kvb_json_put_string(w, "objective", r->kl.used ? "KL(exact model || model with the coded cache)"
+                                                   : "||(O' - O) W_O||^2 / ||O W_O||^2");
+    if (!r->kl.used)
+        kvb_json_put_string(w, "stream", o->stream == KVB_TUNE_CODED ? "coded" : "exact");
     kvb_json_put_u64(w, "epochs", o->epochs);
     kvb_json_put_u64(w, "batch", o->batch);
     kvb_json_put_u64(w, "steps", r->steps);
@@ -63,7 +74,7 @@ static void put_tuning(kvb_json_writer *w, const kvb_text *text, const kvb_tune_
     kvb_json_put_u64(w, "heldout_chunks", r->heldout_chunks);
     kvb_json_put_u64(w, "measured_chunks", r->measured_chunks);
     kvb_meta_put_text(w, text, &cut, r->chunks);
-    put_errors(w, r);
+    r->kl.used ? put_kl(w, &r->kl) : put_errors(w, r);
     kvb_json_end_object(w);
 }
 

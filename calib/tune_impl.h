@@ -10,4 +10,7 @@ kvb_status kvb_tune_build(const kvb_book *book, const kvb_tune_layer *layer, con
                           const kvb_tune_options *options, const kvb_tune_report *report, uint8_t **image, size_t *size,
                           kvb_error *err);
 
+/* KVB_E_USAGE for options that make no sense, KVB_E_MISMATCH where the book's geometry is not the model's. */
+kvb_status kvb_tune_check(const kvb_model *model, const kvb_book *book, const kvb_tune_options *options, kvb_error *err);
+
 #endif

@@ -319,8 +319,7 @@ double kvb_tune_norm(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb
     return square_of_rows(&j);
 }
 
-kvb_status kvb_tune_forward(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, double *error,
-                            kvb_error *err)
+kvb_status kvb_tune_attend(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, kvb_error *err)
 {
     const coding j = coding_of(work, layer, call);
     const bool coded = layer->table != NULL;
@@ -332,12 +331,20 @@ kvb_status kvb_tune_forward(kvb_tune_work *work, const kvb_tune_layer *layer, co
     fill_until(&j);
     const kvb_grad_layer attention = attention_of(&j);
     kvb_attn_grad_forward(work->grad, &attention, work->out, work->lse);
+    return KVB_OK;
+}
+
+kvb_status kvb_tune_forward(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, double *error,
+                            kvb_error *err)
+{
+    const coding j = coding_of(work, layer, call);
+    kvb_status status = kvb_tune_attend(work, layer, call, err);
     *error = 0.0;
-    if (coded) {
+    if (status == KVB_OK && layer->table != NULL) {
         merge_difference(&j, work->out, call->target);
         *error = square_of_rows(&j);
     }
-    return KVB_OK;
+    return status;
 }
 
 const float *kvb_tune_output(const kvb_tune_work *work)
@@ -374,24 +381,41 @@ static void leave_task(const coding *j, uint32_t task)
     kvb_tune_leave(&j->layer->table[task], j->w->kernels, dx, j->tokens, j->w->spare[kind] + g * j->head);
 }
 
-void kvb_tune_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, double factor)
+/* From the gradients of coded rows to those of the tables. */
+static void collect_gradients(const coding *j, kvb_tune_layer *layer)
 {
-    const coding j = coding_of(work, layer, call);
     const uint32_t tables = layer->geometry->kv_heads * 2, groups = count_groups(layer);
-    const kvb_grad_layer attention = attention_of(&j);
-    split_product(&j, (float)factor);
-    kvb_attn_grad_backward(work->grad, &attention, work->out, work->lse, work->d_out, work->d_coded[KVB_KEY],
-                           work->d_coded[KVB_VALUE]);
 #pragma omp parallel
     {
 #pragma omp for schedule(dynamic, 1)
         for (uint32_t task = 0; task < tables; task++)
-            leave_task(&j, task);
+            leave_task(j, task);
 #pragma omp for schedule(dynamic, 1)
         for (uint32_t number = 0; number < groups; number++) {
             uint32_t task, group = find_group(layer, number, &task);
-            kvb_tune_scatter(&layer->table[task], group, codes_of(&j, task) + (size_t)group * j.tokens,
-                             work->spare[task % 2] + (task / 2) * j.head, j.tokens);
+            kvb_tune_scatter(&layer->table[task], group, codes_of(j, task) + (size_t)group * j->tokens,
+                             j->w->spare[task % 2] + (task / 2) * j->head, j->tokens);
         }
     }
+}
+
+void kvb_tune_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, double factor)
+{
+    const coding j = coding_of(work, layer, call);
+    const kvb_grad_layer attention = attention_of(&j);
+    split_product(&j, (float)factor);
+    kvb_attn_grad_backward(work->grad, &attention, work->out, work->lse, work->d_out, work->d_coded[KVB_KEY],
+                           work->d_coded[KVB_VALUE]);
+    collect_gradients(&j, layer);
+}
+
+void kvb_tune_attend_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, const float *d_out,
+                              float *d_q, float *d_k, float *d_v)
+{
+    const coding j = coding_of(work, layer, call);
+    const kvb_grad_layer attention = attention_of(&j);
+    const kvb_grad_all all = {d_q, d_k, d_v, work->d_coded[KVB_KEY], work->d_coded[KVB_VALUE]};
+    kvb_attn_grad_backward_all(work->grad, &attention, work->out, work->lse, d_out, &all);
+    if (layer->table != NULL)
+        collect_gradients(&j, layer);
 }

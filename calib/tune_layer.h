@@ -40,9 +40,16 @@ double kvb_tune_norm(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb
 /* ||(O' - O) W_O||^2; 0 and exact attention where the layer has no codes. KVB_E_MEMORY only. */
 kvb_status kvb_tune_forward(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, double *error,
                             kvb_error *err);
-/* O' [H][T][D] of the last kvb_tune_forward(). */
+/* O' [H][T][D] of the last kvb_tune_forward() or kvb_tune_attend(). */
 const float *kvb_tune_output(const kvb_tune_work *work);
 /* Adds the gradient of factor * error to the tables', after kvb_tune_forward() of the same call. */
 void kvb_tune_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, double factor);
+
+/* O' alone, for whoever has another loss: call->target is not read. KVB_E_MEMORY only. */
+kvb_status kvb_tune_attend(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, kvb_error *err);
+/* From d_out [H][T][D] of such a loss, after kvb_tune_attend() of the same call: adds to the tables' gradients, and writes
+ * d_q [H][T][D] and the gradients d_k and d_v [G][T][D] of exact reads. */
+void kvb_tune_attend_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, const float *d_out,
+                              float *d_q, float *d_k, float *d_v);
 
 #endif

@@ -5,34 +5,8 @@
 #include "format/base/attention.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/base/rope.h"
+#include "model/forward_impl.h"
 #include "model/linear.h"
-#include "model/weights.h"
-
-/* Below so many rows, waking a team of threads costs more than the rows. */
-enum { SHARED_ROWS = 8 };
-
-/* Shapes: T tokens of the call, E channels, F hidden channels, H query heads, G KV heads, D channels of a head. */
-struct kvb_forward {
-    const kvb_model *model;
-    const kvb_kernels *kernels;
-    uint32_t max_tokens;
-    float *x;       /* [T][E] the residual stream */
-    float *norm;    /* [T][E] */
-    float *wide;    /* [T][max((H+2G)D, 2F)] */
-    float *mixed;   /* [T][HD] attention output, heads side by side */
-    float *q;       /* [H][T][D] */
-    float *k_pre;   /* [G][T][D] */
-    float *k;       /* [G][T][D] */
-    float *v;       /* [G][T][D] */
-    float *k_t;     /* [G][D][T padded] */
-    float *out;     /* [H][T][D] */
-    float *lse;     /* [H][T] */
-    float *weights; /* one matrix that is not resident */
-    float *scratch; /* [threads][attention scratch] */
-    int threads;
-    kvb_rope_table rope;
-};
 
 static float *floats(uint64_t count)
 {
@@ -90,8 +64,7 @@ void kvb_forward_destroy(kvb_forward *f)
     free(f);
 }
 
-/* Scratch per thread, and a RoPE table that covers the call's positions. */
-static kvb_status prepare(kvb_forward *f, uint32_t count, uint32_t position, kvb_error *err)
+kvb_status kvb_forward_prepare(kvb_forward *f, uint32_t count, uint32_t position, kvb_error *err)
 {
     const kvb_layer *g = &f->model->config.geometry;
     if (omp_get_max_threads() > f->threads) {
@@ -117,19 +90,19 @@ static void embed(kvb_forward *f, const uint32_t *tokens, uint32_t count)
 {
     const uint64_t width = f->model->config.embedding;
     const kvb_weight *e = &f->model->embedding;
-#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
+#pragma omp parallel for schedule(static) if (count >= KVB_SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++)
         kvb_dequantise(e->part[0], tokens[t] * width, width, f->x + t * width);
 }
 
 /* RMSNorm (arXiv 1910.07467) of each row. */
-static void rms_norm(const kvb_forward *f, uint32_t count, const float *weight, float *out)
+static void rms_norm(const kvb_forward *f, const float *rows, uint32_t count, const float *weight, float *out)
 {
     const uint32_t width = f->model->config.embedding;
     const double epsilon = f->model->config.norm_epsilon;
-#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
+#pragma omp parallel for schedule(static) if (count >= KVB_SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++) {
-        const float *x = f->x + (size_t)t * width;
+        const float *x = rows + (size_t)t * width;
         double square = (double)f->kernels->dot(x, x, width) / width;
         float factor = (float)(1.0 / sqrt(square + epsilon));
         for (uint32_t c = 0; c < width; c++)
@@ -143,14 +116,28 @@ static void linear(const kvb_forward *f, const float *x, uint64_t ldx, const kvb
     kvb_linear(x, ldx, kvb_weight_floats(w, f->weights), count, w->rows, w->cols, accumulate, y, ldy);
 }
 
+void kvb_forward_qkv(kvb_forward *f, const float *x, uint32_t count, const kvb_layer_weights *w, float *qkv)
+{
+    const uint32_t width = f->model->config.embedding;
+    rms_norm(f, x, count, w->attention_norm, f->norm);
+    linear(f, f->norm, width, &w->qkv, count, false, qkv, w->qkv.rows);
+}
+
+void kvb_forward_gate_up(kvb_forward *f, const float *x, uint32_t count, const kvb_layer_weights *w, float *gate_up)
+{
+    const uint32_t width = f->model->config.embedding;
+    rms_norm(f, x, count, w->ffn_norm, f->norm);
+    linear(f, f->norm, width, &w->gate_up, count, false, gate_up, w->gate_up.rows);
+}
+
 /* From rows of [q | k | v] to heads, with keys before and after RoPE. */
-static void split_heads(kvb_forward *f, uint32_t count, uint32_t position)
+void kvb_forward_split(kvb_forward *f, const float *qkv, uint32_t count, uint32_t position)
 {
     const kvb_layer *g = &f->model->config.geometry;
     const size_t dim = g->head_dim, row = (g->heads + 2 * (size_t)g->kv_heads) * dim;
-#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
+#pragma omp parallel for schedule(static) if (count >= KVB_SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++) {
-        const float *from = f->wide + t * row;
+        const float *from = qkv + t * row;
         for (uint32_t h = 0; h < g->heads; h++, from += dim)
             kvb_rope_rotate(&f->rope, position + t, g->head_dim, from, f->q + ((size_t)h * count + t) * dim);
         for (uint32_t h = 0; h < g->kv_heads; h++, from += dim) {
@@ -164,7 +151,7 @@ static void split_heads(kvb_forward *f, uint32_t count, uint32_t position)
 }
 
 /* Tasks are (query head, block of queries), the longest rows first so that threads end together. */
-static void attend_exactly(kvb_forward *f, uint32_t count)
+static void attend_exactly(kvb_forward *f, uint32_t count, float *out)
 {
     const kvb_layer *g = &f->model->config.geometry;
     const size_t dim = g->head_dim, ld = kvb_attn_padded(count);
@@ -182,66 +169,79 @@ static void attend_exactly(kvb_forward *f, uint32_t count)
             uint32_t rows = count - first < KVB_ATTN_ROWS ? count - first : KVB_ATTN_ROWS;
             size_t head = (size_t)h * count, kv = h / group;
             kvb_attn_exact(f->kernels, f->q + head * dim, f->k_t + kv * ld * dim, ld, f->v + kv * count * dim, first,
-                           rows, g->head_dim, (float)g->attention_scale, window, f->out + (head + first) * dim,
+                           rows, g->head_dim, (float)g->attention_scale, window, out + (head + first) * dim,
                            f->lse + head + first, scratch);
         }
     }
 }
 
-static void merge_heads(kvb_forward *f, uint32_t count)
+static void merge_heads(kvb_forward *f, uint32_t count, const float *out)
 {
     const kvb_layer *g = &f->model->config.geometry;
     const size_t dim = g->head_dim;
-#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
+#pragma omp parallel for schedule(static) if (count >= KVB_SHARED_ROWS)
     for (uint32_t t = 0; t < count; t++)
         for (uint32_t h = 0; h < g->heads; h++)
-            memcpy(f->mixed + ((size_t)t * g->heads + h) * dim, f->out + ((size_t)h * count + t) * dim,
-                   dim * sizeof *f->out);
+            memcpy(f->mixed + ((size_t)t * g->heads + h) * dim, out + ((size_t)h * count + t) * dim,
+                   dim * sizeof *out);
 }
 
 static kvb_status attend(kvb_forward *f, uint32_t layer, uint32_t count, uint32_t position,
-                         const kvb_forward_hooks *hooks, kvb_error *err)
+                         const kvb_forward_hooks *hooks, float *out, kvb_error *err)
 {
     const kvb_attention_call call = {layer, &f->model->geometry[layer], count, position, f->q, f->k_pre, f->k, f->v};
     if (hooks != NULL && hooks->attend != NULL)
-        return hooks->attend(hooks->attend_user, &call, f->out, err);
-    attend_exactly(f, count);
+        return hooks->attend(hooks->attend_user, &call, out, err);
+    attend_exactly(f, count, out);
     if (hooks != NULL && hooks->observe != NULL)
-        return hooks->observe(hooks->observe_user, &call, f->out, f->lse, err);
+        return hooks->observe(hooks->observe_user, &call, out, f->lse, err);
     return KVB_OK;
 }
 
-/* SwiGLU (arXiv 2002.05202): down(silu(gate) * up). */
-static void feed_forward(kvb_forward *f, uint32_t count, const kvb_layer_weights *w)
+/* SwiGLU (arXiv 2002.05202): down(silu(gate) * up). A tape keeps what comes before the activation. */
+static void feed_forward(kvb_forward *f, uint32_t count, const kvb_layer_weights *w, float *tape)
 {
     const kvb_model_config *c = &f->model->config;
     const size_t width = 2 * (size_t)c->ffn;
-    rms_norm(f, count, w->ffn_norm, f->norm);
-    linear(f, f->norm, c->embedding, &w->gate_up, count, false, f->wide, width);
-#pragma omp parallel for schedule(static) if (count >= SHARED_ROWS)
-    for (uint32_t t = 0; t < count; t++)
-        f->kernels->silu_product(f->wide + t * width, f->wide + t * width + c->ffn, c->ffn);
+    float *gate_up = tape != NULL ? tape : f->wide;
+    kvb_forward_gate_up(f, f->x, count, w, gate_up);
+#pragma omp parallel for schedule(static) if (count >= KVB_SHARED_ROWS)
+    for (uint32_t t = 0; t < count; t++) {
+        float *gate = f->wide + t * width;
+        if (tape != NULL)
+            memcpy(gate, tape + t * width, c->ffn * sizeof *gate);
+        f->kernels->silu_product(gate, gate_up + t * width + c->ffn, c->ffn);
+    }
     linear(f, f->wide, width, &w->down, count, true, f->x, c->embedding);
+}
+
+static void keep(float *tape, const float *x, size_t floats_kept)
+{
+    if (tape != NULL)
+        memcpy(tape, x, floats_kept * sizeof *tape);
 }
 
 static kvb_status run_layer(kvb_forward *f, uint32_t layer, uint32_t count, uint32_t position,
                             const kvb_forward_hooks *hooks, kvb_error *err)
 {
-    const kvb_model_config *c = &f->model->config;
+    const uint32_t width = f->model->config.embedding;
     const kvb_layer_weights *w = &f->model->layer[layer];
-    rms_norm(f, count, w->attention_norm, f->norm);
-    linear(f, f->norm, c->embedding, &w->qkv, count, false, f->wide, w->qkv.rows);
-    split_heads(f, count, position);
-    kvb_status status = attend(f, layer, count, position, hooks, err);
+    const kvb_tape_layer tape = f->tape != NULL ? f->tape[layer] : (kvb_tape_layer){0};
+    float *qkv = tape.qkv != NULL ? tape.qkv : f->wide, *out = tape.out != NULL ? tape.out : f->out;
+    keep(tape.x, f->x, (size_t)count * width);
+    kvb_forward_qkv(f, f->x, count, w, qkv);
+    kvb_forward_split(f, qkv, count, position);
+    kvb_status status = attend(f, layer, count, position, hooks, out, err);
     if (status != KVB_OK)
         return status;
-    merge_heads(f, count);
-    linear(f, f->mixed, w->out.cols, &w->out, count, true, f->x, c->embedding);
-    feed_forward(f, count, w);
+    merge_heads(f, count, out);
+    linear(f, f->mixed, w->out.cols, &w->out, count, true, f->x, width);
+    keep(tape.mid, f->x, (size_t)count * width);
+    feed_forward(f, count, w, tape.gate_up);
     return KVB_OK;
 }
 
-static kvb_status check_call(const kvb_forward *f, const uint32_t *tokens, uint32_t count, kvb_error *err)
+kvb_status kvb_forward_check(const kvb_forward *f, const uint32_t *tokens, uint32_t count, kvb_error *err)
 {
     if (count == 0 || count > f->max_tokens)
         return kvb_fail(err, KVB_E_USAGE, "forward pass", "%u tokens, expected 1 to %u", count, f->max_tokens);
@@ -255,9 +255,9 @@ static kvb_status check_call(const kvb_forward *f, const uint32_t *tokens, uint3
 kvb_status kvb_forward_run(kvb_forward *f, const uint32_t *tokens, uint32_t count, uint32_t position,
                            const kvb_forward_hooks *hooks, const float **hidden, kvb_error *err)
 {
-    kvb_status status = check_call(f, tokens, count, err);
+    kvb_status status = kvb_forward_check(f, tokens, count, err);
     if (status == KVB_OK)
-        status = prepare(f, count, position, err);
+        status = kvb_forward_prepare(f, count, position, err);
     if (status != KVB_OK)
         return status;
     embed(f, tokens, count);
@@ -265,7 +265,7 @@ kvb_status kvb_forward_run(kvb_forward *f, const uint32_t *tokens, uint32_t coun
         status = run_layer(f, l, count, position, hooks, err);
     if (status != KVB_OK)
         return status;
-    rms_norm(f, count, f->model->final_norm, f->norm);
+    rms_norm(f, f->x, count, f->model->final_norm, f->norm);
     *hidden = f->norm;
     return KVB_OK;
 }

@@ -3,7 +3,7 @@
 #include <cblas.h>
 
 /* Measured on two cores (bench/): larger tiles amortise packing, smaller ones balance short sequences. */
-enum { TILE_ROWS = 256, TILE_COLS = 1024 };
+enum { TILE_ROWS = 256, TILE_COLS = 1024, BACK_ROWS = 128, BACK_COLS = 288 };
 
 static uint64_t pieces(uint64_t count, uint64_t tile)
 {
@@ -32,5 +32,22 @@ void kvb_linear(const float *x, uint64_t ldx, const float *w, uint64_t m, uint64
         uint64_t i = (uint64_t)t % down * TILE_ROWS, j = (uint64_t)t / down * width;
         uint64_t rows = m - i < TILE_ROWS ? m - i : TILE_ROWS, cols = n - j < width ? n - j : width;
         tile(x + i * ldx, ldx, w + j * k, rows, cols, k, accumulate ? 1.0f : 0.0f, y + i * ldy + j, ldy);
+    }
+}
+
+/* Few rows of a wide product (the vocabulary's) have only their columns to share out. */
+void kvb_linear_backward(const float *dy, uint64_t lddy, const float *w, uint64_t m, uint64_t n, uint64_t k,
+                         bool accumulate, float *dx, uint64_t lddx)
+{
+    uint64_t height = m > TILE_ROWS ? TILE_ROWS : BACK_ROWS, down = pieces(m, height);
+    uint64_t width = m > TILE_ROWS ? TILE_COLS : BACK_COLS;
+    int64_t tiles = (int64_t)(down * pieces(k, width));
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t t = 0; t < tiles; t++) {
+        uint64_t i = (uint64_t)t % down * height, j = (uint64_t)t / down * width;
+        uint64_t rows = m - i < height ? m - i : height, cols = k - j < width ? k - j : width;
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)rows, (blasint)cols, (blasint)n, 1.0f,
+                    dy + i * lddy, (blasint)lddy, w + j, (blasint)k, accumulate ? 1.0f : 0.0f, dx + i * lddx + j,
+                    (blasint)lddx);
     }
 }

@@ -5,6 +5,7 @@
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const tune_streams[] = {"exact", "coded", NULL};
+static const char *const tune_objectives[] = {"attention", "kl", NULL};
 static const char *const tune_exact[] = {"policy", "none", NULL};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
 
@@ -86,7 +87,7 @@ const kvb_flag kvb_capture_flags[2] = {
      .offset = offsetof(kvb_capture_args, allow_nan)},
 };
 
-const kvb_flag kvb_tune_flags[5] = {
+const kvb_flag kvb_tune_flags[6] = {
     {"--tune", KVB_FLAG_COUNT, "N", "tune the centroids on the attention output, N passes over the text (0: do not)",
      .offset = offsetof(kvb_tune_args, epochs), .most = 1000},
     {"--tune-batch", KVB_FLAG_COUNT, "N", "chunks of a step (default 2)", .offset = offsetof(kvb_tune_args, batch),
@@ -98,6 +99,9 @@ const kvb_flag kvb_tune_flags[5] = {
     {"--tune-stream", KVB_FLAG_CHOICE, "NAME", "whose queries, keys and values a layer is tuned on: the exact model's, or those "
      "behind earlier layers that read codes, which takes longer", .offset = offsetof(kvb_tune_args, stream),
      .choices = tune_streams},
+    {"--tune-objective", KVB_FLAG_CHOICE, "NAME", "what comes closer to the exact model: each layer's attention output, or (kl) "
+     "the model's predictions, which takes longer and is better", .offset = offsetof(kvb_tune_args, objective),
+     .choices = tune_objectives},
 };
 
 const kvb_flag kvb_override_flags[2] = {

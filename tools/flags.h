@@ -42,10 +42,11 @@ typedef struct kvb_capture_args {
 
 /* What tuning lets queries read exactly. */
 enum { KVB_TUNE_EXACT_POLICY = 0, KVB_TUNE_EXACT_NONE = 1 };
+enum { KVB_TUNE_ATTENTION = 0, KVB_TUNE_PREDICTIONS = 1 };
 
 /* Tuning of centroids on the attention output. */
 typedef struct kvb_tune_args {
-    kvb_arg_u64 epochs, batch, exact, stream;
+    kvb_arg_u64 epochs, batch, exact, stream, objective;
     kvb_arg_real rate;
 } kvb_tune_args;
 
@@ -55,7 +56,7 @@ typedef struct kvb_override_args {
 } kvb_override_args;
 
 extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6], kvb_recipe_flags[5],
-    kvb_policy_flags[5], kvb_capture_flags[2], kvb_tune_flags[5],
+    kvb_policy_flags[5], kvb_capture_flags[2], kvb_tune_flags[6],
     kvb_override_flags[2];
 
 /* A group of a command whose options are `type`, with the group's struct as `member`. */

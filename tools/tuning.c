@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "calib/distill.h"
 #include "runtime/prefill.h"
 #include "tools/evaluate.h"
 
@@ -32,6 +33,13 @@ static void say_layers(kvb_progress *p, const kvb_tune_report *r)
     }
 }
 
+static void say_kl(kvb_progress *p, const kvb_tune_report *r)
+{
+    kvb_say(p, "tuned in %llu steps, %.2f s a chunk: KL %.4f in the first epoch, %.4f in the last, held out %.4f -> %.4f%s",
+            (unsigned long long)r->steps, r->pass_seconds, r->kl.train_first, r->kl.train_last, r->kl.heldout_before,
+            r->kl.heldout_after, r->kl.accepted ? "" : ": the book stays as it was");
+}
+
 static void say_result(kvb_progress *p, const kvb_tune_report *r)
 {
     double before = 0, after = 0, heldout_before = 0, heldout_after = 0;
@@ -59,7 +67,8 @@ kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kv
     kvb_tune_options options;
     kvb_tune_report report;
     keeper k = {.book = book, .policy = kvb_book_policy(book), .seed = seed};
-    kvb_tune_options_init(&options);
+    const bool to_end = args->objective.value == KVB_TUNE_PREDICTIONS;
+    (to_end ? kvb_distill_options_init : kvb_tune_options_init)(&options);
     options.ctx = input->ctx;
     options.skip = input->skip;
     options.chunks = input->chunks;
@@ -78,10 +87,11 @@ kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kv
     }
     options.progress = kvb_progress_report;
     options.progress_user = p;
-    kvb_status status = kvb_tune_book(input->model, &input->text, book, &options, image, size, &report, err);
+    kvb_status status = (to_end ? kvb_distill_book : kvb_tune_book)(input->model, &input->text, book, &options, image, size,
+                                                                    &report, err);
     if (status != KVB_OK)
         return status;
-    say_result(p, &report);
+    (to_end ? say_kl : say_result)(p, &report);
     kvb_tune_report_free(&report);
     return KVB_OK;
 }

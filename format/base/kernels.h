@@ -40,6 +40,9 @@ typedef struct kvb_kernels {
 
     /* gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i], the SwiGLU activation */
     void (*silu_product)(float *gate, const float *up, size_t n);
+
+    /* Its gradient: from d of the product to d_gate and d_up, neither of which is an argument. */
+    void (*silu_gradient)(const float *gate, const float *up, const float *d, size_t n, float *d_gate, float *d_up);
 } kvb_kernels;
 
 /* The best build this machine can run. KVB_ISA=plain|avx2|avx512 in the environment asks for a lesser one. */

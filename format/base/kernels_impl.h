@@ -282,6 +282,27 @@ static void silu_product(float *gate, const float *up, size_t n)
     }
 }
 
+static inline vec silu_slope(vec g, vec sigmoid)
+{
+    return sigmoid * (1.0f + g * (1.0f - sigmoid));
+}
+
+static void silu_gradient(const float *gate, const float *up, const float *d, size_t n, float *d_gate, float *d_up)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec g = load(gate + i), by = load(d + i), sigmoid = 1.0f / (1.0f + vexp(-g));
+        store(d_up + i, by * (g * sigmoid));
+        store(d_gate + i, by * load(up + i) * silu_slope(g, sigmoid));
+    }
+    if (i < n) {
+        vec g = load_tail(gate + i, n - i, 0.0f), by = load_tail(d + i, n - i, 0.0f);
+        vec sigmoid = 1.0f / (1.0f + vexp(-g));
+        store_tail(d_up + i, n - i, by * (g * sigmoid));
+        store_tail(d_gate + i, n - i, by * load_tail(up + i, n - i, 0.0f) * silu_slope(g, sigmoid));
+    }
+}
+
 static const kvb_kernels table = {
     .name = KERNEL_NAME,
     .gemm = gemm,
@@ -293,4 +314,5 @@ static const kvb_kernels table = {
     .axpy_product = axpy_product,
     .dot = dot,
     .silu_product = silu_product,
+    .silu_gradient = silu_gradient,
 };

@@ -62,9 +62,9 @@ static double loss(const problem *p)
     return sum;
 }
 
-static void check_differences(const problem *p, float *coded, const double *gradient)
+static void check_differences(const problem *p, float *coded, const double *gradient, size_t n)
 {
-    for (size_t i = 0; i < p->values; i++) {
+    for (size_t i = 0; i < n; i++) {
         const float saved = coded[i], step = 1e-3f;
         coded[i] = saved + step;
         const double above = loss(p), up = (double)coded[i];
@@ -91,8 +91,8 @@ static void test_finite_differences(void **state)
         for (size_t i = 0; i < p.outputs; i++)
             d_out[i] = (double)p.d_out[i];
         assert_int_equal(kvb_attn_grad_backward_reference(&p.layer, d_out, d_k, d_v, NULL), KVB_OK);
-        check_differences(&p, p.coded_k, d_k);
-        check_differences(&p, p.coded_v, d_v);
+        check_differences(&p, p.coded_k, d_k, p.values);
+        check_differences(&p, p.coded_v, d_v, p.values);
         free(d_out);
         free(d_k);
         free(d_v);
@@ -204,10 +204,95 @@ static void test_exact_tokens_get_nothing(void **state)
     drop(&p);
 }
 
+/* ---- all gradients */
+
+/* The loss's change with each number against the reference's gradient; q, exact and coded rows alike. */
+static void test_all_finite_differences(void **state)
+{
+    (void)state;
+    for (size_t s = 0; s < sizeof small_shapes / sizeof *small_shapes; s++) {
+        problem p = make(&small_shapes[s], 450 + 10 * s);
+        double *d_out = kvb_alloc_array(p.outputs, sizeof *d_out), *d_q = kvb_alloc_array(p.outputs, sizeof *d_q), *d[4];
+        float *rows[] = {p.exact_k, p.exact_v, p.coded_k, p.coded_v};
+        for (int i = 0; i < 4; i++)
+            d[i] = kvb_alloc_array(p.values, sizeof **d);
+        for (size_t i = 0; i < p.outputs; i++)
+            d_out[i] = (double)p.d_out[i];
+        const kvb_grad_all_reference all = {d_q, d[0], d[1], d[2], d[3]};
+        assert_int_equal(kvb_attn_grad_all_reference(&p.layer, d_out, &all, NULL), KVB_OK);
+        for (int i = 0; i < 4; i++)
+            check_differences(&p, rows[i], d[i], p.values);
+        check_differences(&p, p.q, d_q, p.outputs);
+        for (int i = 0; i < 4; i++)
+            free(d[i]);
+        free(d_q);
+        free(d_out);
+        drop(&p);
+    }
+}
+
+static void expect_close(const float *got, const double *want, size_t n, const char *name, size_t shape_number)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs((double)got[i] - want[i]) <= 2e-4 * (1.0 + fabs(want[i]))))
+            fail_msg("shape %zu, %s[%zu]: %g, the reference %g", shape_number, name, i, (double)got[i], want[i]);
+}
+
+static const shape all_shapes[] = {
+    {1, 1, 4, 9, 0, 0, 0},      {4, 2, 6, 11, 0, 3, 4},     {3, 1, 8, 200, 0, 32, 50}, {6, 3, 20, 131, 0, 32, 1},
+    {4, 2, 16, 300, 90, 32, 40}, {2, 1, 12, 257, 0, 500, 0}, {3, 3, 10, 140, 0, 1, 7},  {2, 2, 2, 1, 0, 0, 0},
+};
+
+static void test_all_equals_reference(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"exact_k", "exact_v", "coded_k", "coded_v", "q"};
+    for (size_t s = 0; s < sizeof all_shapes / sizeof *all_shapes; s++) {
+        problem p = make(&all_shapes[s], 650 + 10 * s);
+        double *want[5], *d_out = kvb_alloc_array(p.outputs, sizeof *d_out);
+        float *got[5], *again[5], *out = kvb_alloc_array(p.outputs, sizeof *out), *lse = kvb_alloc_array(p.outputs, sizeof *lse);
+        for (int i = 0; i < 5; i++) {
+            const size_t n = i == 4 ? p.outputs : p.values;
+            want[i] = kvb_alloc_array(n, sizeof(double));
+            got[i] = kvb_alloc_array(n, sizeof(float));
+            again[i] = kvb_alloc_array(n, sizeof(float));
+        }
+        for (size_t i = 0; i < p.outputs; i++)
+            d_out[i] = (double)p.d_out[i];
+        const kvb_grad_all_reference all = {want[4], want[0], want[1], want[2], want[3]};
+        assert_int_equal(kvb_attn_grad_all_reference(&p.layer, d_out, &all, NULL), KVB_OK);
+        for (uint32_t threads = 1; threads <= 3; threads += 2) {
+            float **to = threads == 1 ? got : again;
+            kvb_attn_grad *grad;
+            const kvb_grad_layer *l = &p.layer;
+            assert_int_equal(kvb_attn_grad_create(l->heads, l->kv_heads, l->head_dim, l->tokens, threads, &grad, NULL),
+                             KVB_OK);
+            kvb_attn_grad_forward(grad, l, out, lse);
+            const kvb_grad_all fast = {to[4], to[0], to[1], to[2], to[3]};
+            kvb_attn_grad_backward_all(grad, l, out, lse, p.d_out, &fast);
+            kvb_attn_grad_destroy(grad);
+        }
+        for (int i = 0; i < 5; i++) {
+            const size_t n = i == 4 ? p.outputs : p.values;
+            expect_close(got[i], want[i], n, names[i], s);
+            assert_memory_equal(got[i], again[i], n * sizeof(float));
+            free(want[i]);
+            free(got[i]);
+            free(again[i]);
+        }
+        free(d_out);
+        free(out);
+        free(lse);
+        drop(&p);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_finite_differences),
+        cmocka_unit_test(test_all_finite_differences),
+        cmocka_unit_test(test_all_equals_reference),
         cmocka_unit_test(test_fast_is_reference),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_exact_tokens_get_nothing),

@@ -86,6 +86,26 @@ static void check_exp(const kvb_kernels *k, size_t n)
     free(got);
 }
 
+static void check_silu_gradient(const kvb_kernels *k, size_t n)
+{
+    float *gate = random_floats(n, 21), *up = random_floats(n, 22), *d = random_floats(n, 23);
+    float *d_gate = kvb_alloc_array(n, sizeof *d_gate), *d_up = kvb_alloc_array(n, sizeof *d_up);
+    for (size_t i = 0; i < n; i++)
+        gate[i] *= i % 3 == 0 ? 100.0f : 4.0f;
+    k->silu_gradient(gate, up, d, n, d_gate, d_up);
+    for (size_t i = 0; i < n; i++) {
+        double g = (double)gate[i], sigmoid = 1.0 / (1.0 + exp(-g));
+        double slope = sigmoid * (1.0 + g * (1.0 - sigmoid));
+        assert_true(fabs((double)d_up[i] - (double)d[i] * g * sigmoid) < 2e-6 * (1.0 + fabs(g)));
+        assert_true(fabs((double)d_gate[i] - (double)d[i] * (double)up[i] * slope) < 2e-6);
+    }
+    free(gate);
+    free(up);
+    free(d);
+    free(d_gate);
+    free(d_up);
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -116,6 +136,7 @@ static void test_rows(void **state)
             free(y);
             free(z);
             check_exp(k, n);
+            check_silu_gradient(k, n);
         }
     }
 }
