@@ -239,6 +239,7 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
                 kvb_size_text(memory, budget));
     kvb_capture_options options =
         kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
+    options.sensitivity_chunks = recipe->ladder_count > 0 ? KVB_USUAL_SENSITIVITY : 0;
     status = kvb_capture_run(input->model, &input->text, &options, &store, err);
     if (status == KVB_OK)
         kvb_warn_of_capture(kvb_capture_view(store), p);

@@ -40,5 +40,6 @@ kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe
 /* Default of --max-memory and of --seed. */
 #define KVB_USUAL_MEMORY ((uint64_t)4 << 30)
 #define KVB_USUAL_SEED 1u
+#define KVB_USUAL_SENSITIVITY 8u /* chunks */
 
 #endif

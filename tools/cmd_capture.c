@@ -7,7 +7,7 @@ typedef struct capture_args {
     kvb_model_args model;
     kvb_text_args text;
     const char *output;
-    kvb_arg_u64 max_rows, seed;
+    kvb_arg_u64 max_rows, seed, sensitivity;
     bool allow_nan, dry_run;
 } capture_args;
 
@@ -18,6 +18,8 @@ static const kvb_flag flags[] = {
      .offset = offsetof(capture_args, max_rows), .least = 1},
     {"--seed", KVB_FLAG_COUNT, "N", "of the tokens and key positions that are drawn (default 1)",
      .offset = offsetof(capture_args, seed)},
+    {"--sensitivity", KVB_FLAG_COUNT, "N", "chunks on which to measure what errors do to the model's predictions, for recipes "
+     "that deal out bits by it (default 8; 0: none)", .offset = offsetof(capture_args, sensitivity)},
     {"--allow-nan", KVB_FLAG_BOOL, NULL, "leave out rows that hold a NaN or infinity, and count them; without it the "
      "first one ends the run", .offset = offsetof(capture_args, allow_nan)},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print how large the capture would be",
@@ -53,6 +55,7 @@ static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progre
     kvb_capture_store *store = NULL;
     kvb_capture_options options = kvb_capture_options_for(in, &(kvb_capture_args){.allow_nan = a->allow_nan},
                                                           a->seed.value, a->max_rows.value, p);
+    options.sensitivity_chunks = a->sensitivity.value;
     kvb_status status = kvb_capture_run_to_file(in->model, &in->text, &options, a->output, err);
     if (status == KVB_OK)
         status = kvb_capture_open(a->output, &store, err);
@@ -84,5 +87,5 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     return status;
 }
 
-static const capture_args defaults = {.seed.value = KVB_USUAL_SEED};
+static const capture_args defaults = {.seed.value = KVB_USUAL_SEED, .sensitivity.value = KVB_USUAL_SENSITIVITY};
 const kvb_command kvb_capture_command = {&spec, &defaults, run};
