@@ -15,7 +15,7 @@
 /* Says which tokens a layer keeps exact for ever: kept [G][T] comes zeroed. Called once for each chunk and layer. */
 typedef kvb_status (*kvb_tune_keep_fn)(void *user, const kvb_attention_call *call, uint8_t *kept, kvb_error *err);
 
-typedef enum kvb_tune_stream { KVB_TUNE_EXACT = 0, KVB_TUNE_CODED = 1 } kvb_tune_stream;
+typedef enum kvb_tune_stream { KVB_TUNE_CODED = 0, KVB_TUNE_EXACT = 1 } kvb_tune_stream;
 
 typedef struct kvb_tune_options {
     uint32_t struct_size;
@@ -35,7 +35,7 @@ typedef struct kvb_tune_options {
     void *progress_user;
 } kvb_tune_options;
 
-/* One chunk in 8 held out, steps of 2 chunks, rate 0.02, no window, nothing kept. */
+/* The coded stream, 3 epochs, one chunk in 8 held out, steps of 2 chunks, rate 0.02, no window, nothing kept. */
 void kvb_tune_options_init(kvb_tune_options *options);
 
 /* ||(O' - O) W_O||^2 / ||O W_O||^2 of a layer over held-out chunks and over as many of the others. */
