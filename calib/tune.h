@@ -4,7 +4,9 @@
  * The target is always the exact model's output. With KVB_TUNE_EXACT queries, keys and values are the exact model's too, so
  * one forward pass of a chunk serves all layers and none depends on another. With KVB_TUNE_CODED they come from a stream
  * whose earlier layers read codes, as in use: a layer also learns to make good what earlier ones did. That takes a second
- * forward pass and L*H*T*D floats for the targets. Every so many chunks one is held out: it never moves a centroid, and a
+ * forward pass and L*H*T*D floats for the targets, and errors are then measured with all layers as they were, and with all
+ * of them tuned. Memory beyond the model's: four times the tables in float32, L*(H*D)^2 floats, and a byte for each chunk,
+ * layer, KV head and token where tokens are kept. Every so many chunks one is held out: it never moves a centroid, and a
  * layer whose held-out error did not fall keeps the centroids it came with. */
 #ifndef KVB_CALIB_TUNE_H
 #define KVB_CALIB_TUNE_H
