@@ -156,7 +156,8 @@ static void fold_tile(query_block *b, uint32_t tile, tile_pass pass, bool exact)
     const float *values = (exact ? l->exact_v : b->a->settled_v) + ((size_t)b->g * l->tokens + first) * dim;
     const kvb_kernels *k = b->a->kernels;
     k->gemm(b->rows, COLS, dim, b->scaled, dim, keys, COLS, b->scores, COLS, false);
-    if (pass != PASS_ALL || first + cols > b->first + 1 || (l->sliding_window != 0 && end - 1 - first >= l->sliding_window))
+    const bool slides = l->sliding_window != 0 && end - 1 - first >= l->sliding_window;
+    if (pass != PASS_ALL || first + cols > b->first + 1 || slides)
         for (uint32_t i = 0; i < b->rows; i++)
             for (uint32_t j = 0; j < cols; j++)
                 if (!reads(l, b->g, b->first + i, first + j, pass))

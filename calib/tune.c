@@ -167,11 +167,6 @@ static kvb_status run_chunk(tuner *t, uint64_t chunk, double factor, kvb_error *
 
 /* ---- measuring */
 
-static kvb_status measure_chunk(tuner *t, uint64_t chunk, kvb_error *err)
-{
-    return run_chunk(t, chunk, 0.0, err);
-}
-
 /* As many of the chunks trained on as are held out, spread evenly. */
 static kvb_status measure(tuner *t, bool heldout, bool after, kvb_error *err)
 {
@@ -184,12 +179,14 @@ static kvb_status measure(tuner *t, bool heldout, bool after, kvb_error *err)
         const bool wanted = heldout || seen * measured / t->trained != (seen + 1) * measured / t->trained;
         seen++;
         if (wanted)
-            status = measure_chunk(t, c, err);
+            status = run_chunk(t, c, 0.0, err);
     }
     for (uint32_t l = 0; l < t->layers && status == KVB_OK; l++) {
         kvb_tune_layer_report *r = &t->report->layer[l];
         const double ratio = t->sum[l].norm > 0.0 ? t->sum[l].error / t->sum[l].norm : 0.0;
-        *(heldout ? (after ? &r->heldout_after : &r->heldout_before) : (after ? &r->train_after : &r->train_before)) = ratio;
+        double *before = heldout ? &r->heldout_before : &r->train_before;
+        double *then = heldout ? &r->heldout_after : &r->train_after;
+        *(after ? then : before) = ratio;
         r->coded = t->layer[l].table != NULL;
     }
     return status;
@@ -343,7 +340,9 @@ static kvb_status create(tuner *t, kvb_error *err)
         const size_t size = (size_t)g->heads * g->head_dim * t->o->ctx;
         t->target_size = size > t->target_size ? size : t->target_size;
     }
-    if (t->o->stream == KVB_TUNE_CODED && (t->target = kvb_alloc_array(t->layers, t->target_size * sizeof(float))) == NULL)
+    if (t->o->stream == KVB_TUNE_CODED)
+        t->target = kvb_alloc_array(t->layers, t->target_size * sizeof(float));
+    if (t->o->stream == KVB_TUNE_CODED && t->target == NULL)
         return kvb_fail(err, KVB_E_MEMORY, "tuning", "out of memory for the outputs of %u layers over %u tokens; use a "
                         "smaller --ctx, or the exact stream", t->layers, t->o->ctx);
     memset(t->sum, 0, t->layers * sizeof *t->sum);

@@ -4,7 +4,9 @@
  * The target is always the exact model's output. With KVB_TUNE_EXACT queries, keys and values are the exact model's too, so
  * one forward pass of a chunk serves all layers and none depends on another. With KVB_TUNE_CODED they come from a stream
  * whose earlier layers read codes, as in use: a layer also learns to make good what earlier ones did. That takes a second
- * forward pass and L*H*T*D floats for the targets. Every so many chunks one is held out: it never moves a centroid, and a
+ * forward pass and L*H*T*D floats for the targets, and errors are then measured with all layers as they were, and with all
+ * of them tuned. Memory beyond the model's: four times the tables in float32, L*(H*D)^2 floats, and a byte for each chunk,
+ * layer, KV head and token where tokens are kept. Every so many chunks one is held out: it never moves a centroid, and a
  * layer whose held-out error did not fall keeps the centroids it came with. */
 #ifndef KVB_CALIB_TUNE_H
 #define KVB_CALIB_TUNE_H
@@ -15,7 +17,7 @@
 /* Says which tokens a layer keeps exact for ever: kept [G][T] comes zeroed. Called once for each chunk and layer. */
 typedef kvb_status (*kvb_tune_keep_fn)(void *user, const kvb_attention_call *call, uint8_t *kept, kvb_error *err);
 
-typedef enum kvb_tune_stream { KVB_TUNE_EXACT = 0, KVB_TUNE_CODED = 1 } kvb_tune_stream;
+typedef enum kvb_tune_stream { KVB_TUNE_CODED = 0, KVB_TUNE_EXACT = 1 } kvb_tune_stream;
 
 typedef struct kvb_tune_options {
     uint32_t struct_size;
@@ -35,7 +37,7 @@ typedef struct kvb_tune_options {
     void *progress_user;
 } kvb_tune_options;
 
-/* One chunk in 8 held out, steps of 2 chunks, rate 0.02, no window, nothing kept. */
+/* The coded stream, 3 epochs, one chunk in 8 held out, steps of 2 chunks, rate 0.02, no window, nothing kept. */
 void kvb_tune_options_init(kvb_tune_options *options);
 
 /* ||(O' - O) W_O||^2 / ||O W_O||^2 of a layer over held-out chunks and over as many of the others. */

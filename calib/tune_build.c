@@ -107,7 +107,7 @@ static kvb_status write_meta(const kvb_book *book, const kvb_text *text, const k
 static kvb_book_part part_of(const kvb_book *book, const kvb_tune_table *t, uint32_t layer, uint32_t head, kvb_kind kind)
 {
     return (kvb_book_part){
-        .channels = t->channels, .centroids = t->centroids, .table = t->table, .mean = t->codebook->mean,
+        .channels = t->channels, .centroids = t->rows, .stages = t->stages, .table = t->table, .mean = t->codebook->mean,
         .forward = t->codebook->forward, .inverse = t->codebook->inverse,
         .quality = kvb_book_quality(book, layer, head, kind),
     };

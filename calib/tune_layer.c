@@ -33,17 +33,18 @@ static kvb_status make_gram(const kvb_model *model, uint32_t index, kvb_tune_lay
 {
     const uint32_t embedding = kvb_model_get_info(model)->embedding;
     const uint32_t width = layer->geometry->heads * layer->geometry->head_dim;
-    float *w = kvb_alloc_array((size_t)embedding * width, sizeof *w), *w_t = kvb_alloc_array((size_t)embedding * width, sizeof *w_t);
+    const size_t size = (size_t)embedding * width;
+    float *w = kvb_alloc_array(size, sizeof *w), *w_t = kvb_alloc_array(size, sizeof *w_t);
     layer->gram = kvb_alloc_array((size_t)width * width, sizeof *layer->gram);
-    kvb_status status = w != NULL && w_t != NULL && layer->gram != NULL ? KVB_OK : kvb_fail_memory(err, "output projection");
-    if (status == KVB_OK) {
+    const bool good = w != NULL && w_t != NULL && layer->gram != NULL;
+    if (good) {
         kvb_model_output_weights(model, index, w);
         kvb_transpose(w, width, embedding, width, w_t, embedding);
         kvb_linear(w_t, embedding, w_t, width, width, embedding, false, layer->gram, width);
     }
     free(w);
     free(w_t);
-    return status;
+    return good ? KVB_OK : kvb_fail_memory(err, "output projection");
 }
 
 kvb_status kvb_tune_layer_create(const kvb_model *model, const kvb_book *book, uint32_t index, kvb_tune_layer *layer,
@@ -79,7 +80,7 @@ void kvb_tune_layer_free(kvb_tune_layer *layer)
 
 static bool allocate(kvb_tune_work *w, const kvb_layer *most)
 {
-    const size_t t = w->max_tokens, kv = (size_t)most->kv_heads * most->head_dim, q = (size_t)most->heads * most->head_dim;
+    const size_t t = w->max_tokens, dim = most->head_dim, kv = most->kv_heads * dim, q = most->heads * dim;
     bool good = true;
     for (int kind = 0; kind < 2; kind++) {
         w->moved[kind] = kvb_alloc_array(kv * t, sizeof(float));
@@ -207,7 +208,8 @@ static void decode_task(const coding *j, uint32_t task)
 {
     const uint32_t g = task / 2, kind = task % 2, dim = j->layer->geometry->head_dim;
     float *x = j->w->coded[kind] + g * j->head;
-    kvb_tune_decode(&j->layer->table[task], j->w->kernels, codes_of(j, task), j->tokens, j->w->moved[kind] + g * j->head, x);
+    kvb_tune_decode(&j->layer->table[task], j->w->kernels, codes_of(j, task), j->tokens,
+                    j->w->moved[kind] + g * j->head, x);
     for (uint32_t i = 0; kind == KVB_KEY && i < j->tokens; i++, x += dim)
         kvb_rope_rotate(&j->w->rope, i - turned_by(j->layer->geometry, i), dim, x, x);
 }

@@ -51,7 +51,7 @@ kvb_status kvb_tune_table_create(const kvb_codebook *codebook, uint32_t head_dim
 {
     *t = (kvb_tune_table){
         .codebook = codebook, .head_dim = head_dim, .channels = codebook->channels, .groups = codebook->groups,
-        .centroids = codebook->centroids, .stages = 1, .rows = codebook->centroids,
+        .centroids = codebook->centroids, .stages = codebook->stages, .rows = codebook->stage_centroids,
     };
     t->floats = (size_t)t->groups * t->stages * t->rows * t->channels;
     t->table = kvb_alloc_array(t->floats, sizeof *t->table);

@@ -4,7 +4,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-static const char *const tune_streams[] = {"exact", "coded", NULL};
+static const char *const tune_streams[] = {"coded", "exact", NULL};
 static const char *const tune_objectives[] = {"attention", "kl", NULL};
 static const char *const tune_exact[] = {"policy", "none", NULL};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
@@ -96,8 +96,8 @@ const kvb_flag kvb_tune_flags[6] = {
      .offset = offsetof(kvb_tune_args, rate), .least = 1e-6, .most = 1e6},
     {"--tune-exact", KVB_FLAG_CHOICE, "NAME", "which tokens are read exactly meanwhile: those that the book's policy keeps, "
      "or none", .offset = offsetof(kvb_tune_args, exact), .choices = tune_exact},
-    {"--tune-stream", KVB_FLAG_CHOICE, "NAME", "whose queries, keys and values a layer is tuned on: the exact model's, or those "
-     "behind earlier layers that read codes, which takes longer", .offset = offsetof(kvb_tune_args, stream),
+    {"--tune-stream", KVB_FLAG_CHOICE, "NAME", "whose queries, keys and values a layer is tuned on: those behind earlier layers that "
+     "read codes, or the exact model's, which is quicker", .offset = offsetof(kvb_tune_args, stream),
      .choices = tune_streams},
     {"--tune-objective", KVB_FLAG_CHOICE, "NAME", "what comes closer to the exact model: each layer's attention output, or (kl) "
      "the model's predictions, which takes longer and is better", .offset = offsetof(kvb_tune_args, objective),

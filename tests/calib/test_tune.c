@@ -93,6 +93,7 @@ static kvb_tune_options usual(void)
     kvb_tune_options o;
     kvb_tune_options_init(&o);
     o.ctx = CTX;
+    o.stream = KVB_TUNE_EXACT;
     o.epochs = 2;
     return o;
 }

@@ -255,6 +255,24 @@ static kvb_status refuse(void *user, const kvb_attention_call *call, float *out,
     return KVB_E_CANCELLED;
 }
 
+static void test_output_weights(void **state)
+{
+    (void)state;
+    const tiny_llama2c t = tiny_llama2c_default();
+    const size_t count = (size_t)t.embedding * t.embedding;
+    float *w = kvb_alloc_array(count, sizeof *w);
+    for (uint64_t budget = 0; budget <= 1; budget++) {
+        kvb_model *m = open_tiny(&t, budget); /* 0: resident, 1: expanded when used */
+        for (uint32_t l = 0; l < t.layers; l++) {
+            memset(w, 0, count * sizeof *w);
+            kvb_model_output_weights(m, l, w);
+            assert_memory_equal(w, tensor(m, "blk.%u.attn_output.weight", l), count * sizeof *w);
+        }
+        kvb_model_close(m);
+    }
+    free(w);
+}
+
 static void test_hooks(void **state)
 {
     (void)state;
@@ -384,6 +402,7 @@ int main(void)
         cmocka_unit_test(test_weights_expanded_when_used),
         cmocka_unit_test(test_threads_do_not_matter),
         cmocka_unit_test(test_hooks),
+        cmocka_unit_test(test_output_weights),
         cmocka_unit_test(test_damaged_checkpoints),
         cmocka_unit_test(test_tensors_nobody_reads),
         cmocka_unit_test(test_nan_anywhere),

@@ -410,6 +410,36 @@ static void bad_arguments(void **state)
     teardown(&f);
 }
 
+/* Tokens kept for ever are those that read exactly in the chunk protocol with no window. */
+static void kept_tokens_are_the_anchors_and_sinks(void **state)
+{
+    (void)state;
+    enum { TOKENS = 150 };
+    fixture f;
+    uint8_t kept[2 * TOKENS];
+    setup(&f, &base, &(kvb_policy){.anchor_fraction = 0.1, .score = KVB_SCORE_FIRST_N, .window = 40, .sinks = 3}, TOKENS);
+    assert_int_equal(kvb_prefill_kept(&f.p, NULL, kept, NULL), KVB_OK);
+    for (uint32_t j = 0; j < TOKENS; j++)
+        assert_true(kept[j] == (j < 15) && kept[TOKENS + j] == (j < 15));
+    f.policy.score = KVB_SCORE_EXACT_V;
+    assert_int_equal(kvb_prefill_kept(&f.p, NULL, kept, NULL), KVB_OK);
+    uint32_t count = 0, late = 0;
+    for (uint32_t j = 0; j < TOKENS; j++) {
+        count += kept[j];
+        late += j >= 15 && kept[j];
+    }
+    assert_true(kept[0] && kept[1] && kept[2] && count >= 15 && count <= 18 && late > 0);
+    f.policy = (kvb_policy){.window = 40};
+    assert_int_equal(kvb_prefill_kept(&f.p, NULL, kept, NULL), KVB_OK);
+    assert_null(memchr(kept, 1, sizeof kept));
+    f.policy.sinks = UINT32_MAX;
+    assert_int_equal(kvb_prefill_kept(&f.p, NULL, kept, NULL), KVB_OK);
+    assert_null(memchr(kept, 0, sizeof kept));
+    f.p.q = NULL;
+    assert_int_equal(kvb_prefill_kept(&f.p, NULL, kept, NULL), KVB_E_USAGE);
+    teardown(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -419,6 +449,7 @@ int main(void)
         cmocka_unit_test(chunk_equals_the_formula_with_fine_codes),
         cmocka_unit_test(the_order_of_tasks_changes_nothing),
         cmocka_unit_test(anchors_by_score_beat_random_ones),
+        cmocka_unit_test(kept_tokens_are_the_anchors_and_sinks),
         cmocka_unit_test(bad_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
