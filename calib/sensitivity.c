@@ -156,7 +156,7 @@ static kvb_status turn_back(const kvb_attention_call *call, const float *from, f
         return status;
 #pragma omp parallel for schedule(static)
     for (uint32_t j = 0; j < g->kv_heads * call->tokens; j++)
-        kvb_rope_rotate(&rope, -(int64_t)(j % call->tokens), g->head_dim, from + (size_t)j * g->head_dim,
+        kvb_rope_unrotate(&rope, j % call->tokens, g->head_dim, from + (size_t)j * g->head_dim,
                         to + (size_t)j * g->head_dim);
     kvb_rope_table_free(&rope);
     return KVB_OK;
