@@ -14,7 +14,7 @@
 #include "format/base/fail.h"
 #include "format/base/rng.h"
 
-enum { PROBE_ROWS = 16384, PROBE_ROUNDS = 6 };
+enum { PROBE_ROWS = 8192, PROBE_ROUNDS = 6 };
 
 /* One layer and kind while its shapes are tried. */
 typedef struct probe {

@@ -9,6 +9,9 @@
 #include "format/base/fail.h"
 #include "format/base/rng.h"
 
+/* Points a centroid, or row of a stage, beyond which more of them change nothing worth the time; and the least sample. */
+enum { SAMPLE_PER_ROW = 1024, SAMPLE_LEAST = 16384, SAMPLE_STEPS = 24 };
+
 /* One layer at work: problems in the order head, kind, group; first of the codebooks, then of the fine ones. */
 typedef struct layer_job {
     kvb_trainer *t;
@@ -18,6 +21,7 @@ typedef struct layer_job {
     kvb_kmeans_problem *problem;
     uint32_t *stages; /* of each problem: 1 for a plain codebook */
     kvb_kmeans_result *result;
+    float *sampled[2][SAMPLE_STEPS]; /* [G][rows / step] weights of every 2^i-th row, where used */
     size_t count;
 } layer_job;
 
@@ -67,6 +71,41 @@ kvb_kmeans_problem kvb_train_problem(const kvb_trainer *t, const kvb_train_point
     };
 }
 
+/* log2 of the step between the rows that a shape is trained on. */
+static uint32_t sample_step(const kvb_trainer *t, const kvb_shape *shape)
+{
+    uint64_t wanted = (uint64_t)SAMPLE_PER_ROW * shape->stages * shape->centroids;
+    uint32_t step = 0;
+    wanted = wanted > SAMPLE_LEAST ? wanted : SAMPLE_LEAST;
+    while (step + 1 < SAMPLE_STEPS && t->capture->rows >> (step + 1) >= wanted)
+        step++;
+    return step;
+}
+
+/* Makes sure that the weights of an even sample are there. */
+static kvb_status sample_weights(layer_job *job, int kind, uint32_t step, kvb_error *err)
+{
+    const size_t n = job->t->capture->rows, rows = n >> step, heads = job->t->capture->geometry[job->layer].kv_heads;
+    const float *weight = job->points[kind].weight;
+    if (step == 0 || weight == NULL || job->sampled[kind][step] != NULL)
+        return KVB_OK;
+    float *to = kvb_alloc_array(heads * rows, sizeof *to);
+    if ((job->sampled[kind][step] = to) == NULL)
+        return kvb_fail_memory(err, "training weights");
+    for (size_t head = 0; head < heads; head++)
+        for (size_t i = 0; i < rows; i++)
+            to[head * rows + i] = weight[head * n + (i << step)];
+    return KVB_OK;
+}
+
+static void thin_out(const layer_job *job, uint32_t head, int kind, uint32_t step, kvb_kmeans_problem *problem)
+{
+    problem->count >>= step;
+    problem->stride <<= step;
+    if (step > 0 && problem->weights != NULL)
+        problem->weights = job->sampled[kind][step] + head * problem->count;
+}
+
 /* Where the codebook of a head and kind goes in the book. */
 static kvb_book_part *part_of(const layer_job *job, uint32_t head, int kind)
 {
@@ -96,23 +135,29 @@ static void describe_part(const layer_job *job, uint32_t head, int kind, float *
     part->quality = r->quality + job->count;
 }
 
-static void fill_problems(layer_job *job, float *table)
+static kvb_status fill_problems(layer_job *job, float *table, kvb_error *err)
 {
     const kvb_trainer *t = job->t;
     job->count = 0;
     for (uint32_t head = 0; head < t->capture->geometry[job->layer].kv_heads; head++)
         for (int kind = 0; kind < 2; kind++) {
             const kvb_shape shape = kvb_train_shape(t, job->layer, head, kind, job->fine);
+            const uint32_t step = sample_step(t, &shape);
+            kvb_status status = sample_weights(job, kind, step, err);
+            if (status != KVB_OK)
+                return status;
             describe_part(job, head, kind, table);
             for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, head, kind, job->fine); group++) {
                 kvb_kmeans_problem *problem = &job->problem[job->count];
                 *problem = kvb_train_problem(t, &job->points[kind], head, &shape, group);
+                thin_out(job, head, kind, step, problem);
                 problem->seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind + (job->fine ? 2 : 0), group);
                 problem->table = table;
                 job->stages[job->count++] = shape.stages;
                 table += table_rows(&shape) * shape.channels;
             }
         }
+    return KVB_OK;
 }
 
 static int forward_progress(void *user, const char *step, uint64_t done, uint64_t total)
@@ -237,8 +282,9 @@ static kvb_status make_points(layer_job *job, kvb_error *err)
 
 static kvb_status train_tables(layer_job *job, float *table, kvb_error *err)
 {
-    fill_problems(job, table);
-    kvb_status status = solve(job, err);
+    kvb_status status = fill_problems(job, table, err);
+    if (status == KVB_OK)
+        status = solve(job, err);
     return status == KVB_OK ? judge(job, err) : status;
 }
 
@@ -280,6 +326,8 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
 out:
     kvb_train_points_free(&job.points[0]);
     kvb_train_points_free(&job.points[1]);
+    for (int i = 0; i < 2 * SAMPLE_STEPS; i++)
+        free(job.sampled[i / SAMPLE_STEPS][i % SAMPLE_STEPS]);
     free(job.problem);
     free(job.stages);
     free(job.result);

@@ -18,8 +18,9 @@ static void add_fine(kvb_book_summary *s, const kvb_codebook *fine, int kind)
 
 kvb_book_summary kvb_summarise_book(const kvb_book *book)
 {
-    kvb_book_summary s = {.uniform = {true, true}, .fine_uniform = {true, true}};
-    double bits = 0, elements = 0;
+    kvb_book_summary s = {.uniform = {true, true}, .fine_uniform = {true, true},
+                          .rate = {{NAN, NAN, NAN}, {NAN, NAN, NAN}}};
+    double bits[2] = {0}, elements[2] = {0};
     for (uint32_t l = 0; l < kvb_book_layers(book); l++) {
         const kvb_layer *layer = kvb_book_layer(book, l);
         s.layers_exact += layer->kind == KVB_LAYER_UNSUPPORTED;
@@ -34,11 +35,16 @@ kvb_book_summary kvb_summarise_book(const kvb_book *book)
                 s.first[kind] = first;
                 s.codebooks++;
                 add_fine(&s, kvb_book_fine(book, l, h, (kvb_kind)kind), kind);
-                bits += (double)c->groups * c->code_bits;
-                elements += layer->head_dim;
+                bits[kind] += (double)c->groups * c->code_bits;
+                elements[kind] += layer->head_dim;
+                const double rate = (double)c->code_bits / c->channels;
+                s.rate[kind].least = fmin(s.rate[kind].least, rate);
+                s.rate[kind].most = fmax(s.rate[kind].most, rate);
+                s.rate[kind].mean = bits[kind] / elements[kind];
             }
     }
-    s.bits_nominal = elements > 0 ? bits / elements : NAN;
+    const double all = elements[KVB_KEY] + elements[KVB_VALUE];
+    s.bits_nominal = all > 0 ? (bits[KVB_KEY] + bits[KVB_VALUE]) / all : NAN;
     return s;
 }
 

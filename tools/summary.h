@@ -6,7 +6,13 @@
 #include "format/book_write.h"
 #include "kvbook/cache.h"
 
+/* Bits per element over the heads of one kind. */
+typedef struct kvb_rate_range {
+    double least, most, mean;
+} kvb_rate_range;
+
 typedef struct kvb_book_summary {
+    kvb_rate_range rate[2];           /* by kvb_kind; NaN where there are no codebooks */
     double bits_nominal; /* log2(K)/d, averaged over the elements of layers with codebooks */
     uint32_t codebooks, layers_exact; /* layers_exact: without codebooks */
     const kvb_codebook *first[2];     /* by kvb_kind: the first of each; NULL where there is none */
