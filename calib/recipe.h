@@ -44,6 +44,7 @@ typedef struct kvb_recipe {
     kvb_recipe_kind kind[2]; /* by kvb_kind */
     uint32_t iterations;
     kvb_kmeans_seeding seeding;
+    kvb_kmeans_backend backend; /* not of the method: the command line's choice */
     kvb_policy policy;
     kvb_json_doc *doc; /* the text as given, for META */
 } kvb_recipe;

@@ -222,6 +222,7 @@ static kvb_status solve(layer_job *job, kvb_error *err)
     kvb_kmeans_options_init(&options);
     options.iterations = t->recipe->iterations;
     options.seeding = t->recipe->seeding;
+    options.backend = t->recipe->backend;
     options.holdout_every = t->holdout_every;
     options.holdout_block = KVB_HOLDOUT_BLOCK;
     options.threads = t->options->threads;

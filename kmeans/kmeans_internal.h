@@ -108,6 +108,9 @@ kvb_status kvb_kmeans_swap(kvb_kmeans_job *job, uint32_t round, uint32_t rounds,
 /* Weight times squared distance of point i to a centroid of the frame. */
 double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *centroid);
 
+/* kmeans_backend.c: in place of kvb_kmeans_lloyd(). */
+kvb_status kvb_kmeans_faiss(kvb_kmeans_job *job, bool weighted, kvb_kmeans_result *result, kvb_error *err);
+
 /* kmeans_stats.c: errors, usage and entropy of job->table. */
 kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
 

@@ -5,6 +5,7 @@
 #ifndef KVBOOK_KMEANS_H
 #define KVBOOK_KMEANS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "kvbook/status.h"
@@ -45,6 +46,13 @@ typedef enum kvb_kmeans_seeding {
     KVB_SEED_RANDOM = 1,   /* points drawn by weight, without replacement */
 } kvb_kmeans_seeding;
 
+typedef enum kvb_kmeans_backend {
+    KVB_KMEANS_OWN = 0,
+    KVB_KMEANS_FAISS = 1, /* faiss::Clustering from the same start, in builds with `make FAISS=1`. Its empty clusters are
+                           * its own affair; tolerance and swap_rounds mean nothing, cancelling waits for the problems
+                           * at work, and bytes may depend on the number of threads */
+} kvb_kmeans_backend;
+
 typedef struct kvb_kmeans_options {
     uint32_t struct_size;    /* sizeof(kvb_kmeans_options), set by the init function */
     uint32_t iterations;     /* Lloyd iterations at most; default 15 */
@@ -58,9 +66,13 @@ typedef struct kvb_kmeans_options {
     uint32_t swap_rounds;    /* every second iteration, so many times at most, centroids whose removal costs little move
                               * to clusters whose split saves more; default 6; 0: plain Lloyd iterations, whose error
                               * never rises. Needs iterations >= 5; a swap may raise the error for an iteration or two */
+    kvb_kmeans_backend backend; /* default KVB_KMEANS_OWN */
 } kvb_kmeans_options;
 
 KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);
+
+/* Whether this build can train with it. */
+KVB_API bool kvb_kmeans_has_backend(kvb_kmeans_backend backend);
 
 /* Solves `count` problems; results[count] may be NULL. Checks every problem before it starts: KVB_E_USAGE for sizes
  * out of range or n < K (numbers named), KVB_E_CHECK for NaN, infinity or a negative weight (problem and row named). */
