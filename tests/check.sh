@@ -25,7 +25,7 @@ if [ -e /usr/include/faiss/Clustering.h ]; then
     echo "== k-means by FAISS"
     make -j"$jobs" WERROR=-Werror FAISS=1 BUILD=build/faiss build/faiss/kvbook build/faiss/tests/kmeans/test_kmeans_faiss \
         build/faiss/tests/make_tiny_gguf >/dev/null
-    BUILD=build/faiss SCRIPTS='tests/cli/test_faiss.sh' tests/run.sh || status=1
+    BUILD=build/faiss SCRIPTS='tests/cli/test_faiss.sh tests/cli/test_bench.sh' tests/run.sh || status=1
     add build/faiss
 else
     echo "SKIP k-means by FAISS: libfaiss-dev is not installed and could not be; its tests did not run"
