@@ -46,7 +46,8 @@ class Options(ctypes.Structure):
 class Result(ctypes.Structure):
     _fields_ = [("train_error", ctypes.c_double), ("heldout_error", ctypes.c_double), ("variance", ctypes.c_double),
                 ("heldout_variance", ctypes.c_double), ("iterations", ctypes.c_uint32), ("repairs", ctypes.c_uint32),
-                ("used", ctypes.c_uint32), ("entropy", ctypes.c_double), ("swaps", ctypes.c_uint32)]
+                ("used", ctypes.c_uint32), ("entropy", ctypes.c_double), ("swaps", ctypes.c_uint32),
+                ("points_per_centroid", ctypes.c_double)]
 
 
 def build_ours(folder):

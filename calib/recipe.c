@@ -15,7 +15,7 @@ enum { RECIPE_MOST_BYTES = 1 << 20, MOST_CHANNELS = 64, MOST_CENTROIDS = 65536, 
 
 static const char *const weightings[] = {"none", "exact-k", "exact-v"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
-static const char *const seedings[] = {"kmeans++", "random"};
+static const char *const seedings[] = {"kmeans++", "random", "split"};
 
 /* What a failing check needs to name its place. */
 typedef struct recipe_reader {
@@ -176,6 +176,11 @@ static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_jso
     const char *problem = parse_shape(kvb_json_string(shape, ""), &k->channels, &k->centroids);
     snprintf(place, sizeof place, "%s.shape", name);
     return problem == NULL ? KVB_OK : refuse(r, place, "%s", problem);
+}
+
+const char *kvb_seeding_name(kvb_kmeans_seeding seeding)
+{
+    return (size_t)seeding < COUNT(seedings) ? seedings[seeding] : "?";
 }
 
 static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)

@@ -60,6 +60,8 @@ void kvb_recipe_free(kvb_recipe *recipe);
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 /* "8x256": d x K for one kind. */
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
+/* As recipes spell it. */
+const char *kvb_seeding_name(kvb_kmeans_seeding seeding);
 /* Mean of log2(K)/d over keys and values. */
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe);
 

@@ -28,7 +28,7 @@ static kvb_status read_options(kvb_kmeans_options *own, const kvb_kmeans_options
         return kvb_fail(err, KVB_E_USAGE, "k-means options", "struct_size is %u: call kvb_kmeans_options_init() first",
                         given->struct_size);
     memcpy(own, given, given->struct_size < sizeof *own ? given->struct_size : sizeof *own);
-    if (own->seeding != KVB_SEED_PLUSPLUS && own->seeding != KVB_SEED_RANDOM)
+    if (own->seeding != KVB_SEED_PLUSPLUS && own->seeding != KVB_SEED_RANDOM && own->seeding != KVB_SEED_SPLIT)
         return kvb_fail(err, KVB_E_USAGE, "k-means options", "unknown seeding %d", (int)own->seeding);
     if (!kvb_kmeans_has_backend(own->backend))
         return kvb_fail(err, KVB_E_USAGE, "k-means options",

@@ -29,6 +29,9 @@ typedef struct kvb_kmeans_problem {
     float *table;             /* out: [K][d] */
 } kvb_kmeans_problem;
 
+/* With fewer points a centroid, a table fits its sample and not what the sample stands for. */
+#define KVB_KMEANS_FEW_POINTS 64
+
 typedef struct kvb_kmeans_result {
     double train_error;   /* sum_i w_i ||x_i - c||^2 / (d * sum_i w_i) over the training points, after the last update */
     double heldout_error; /* the same over held-out points; NaN without a hold-out */
@@ -39,11 +42,13 @@ typedef struct kvb_kmeans_result {
     uint32_t used;        /* centroids with at least one training point */
     double entropy;       /* bits: of the training points' codes, unweighted */
     uint32_t swaps;       /* centroids moved from where they did little good to where the error was */
+    double points_per_centroid; /* training points over K; warn under KVB_KMEANS_FEW_POINTS */
 } kvb_kmeans_result;
 
 typedef enum kvb_kmeans_seeding {
     KVB_SEED_PLUSPLUS = 0, /* weighted greedy k-means++ (Arthur and Vassilvitskii 2007), on a sample where n is large */
     KVB_SEED_RANDOM = 1,   /* points drawn by weight, without replacement */
+    KVB_SEED_SPLIT = 2,    /* from one centroid up, splitting the clusters with the largest errors */
 } kvb_kmeans_seeding;
 
 typedef enum kvb_kmeans_backend {

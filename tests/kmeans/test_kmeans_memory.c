@@ -101,6 +101,7 @@ static void every_allocation_fails_once(void **state)
         {"greedy seeding, swaps", 16, KVB_SEED_PLUSPLUS, false, 0.0, 0},
         {"batches, hold-out", 300, KVB_SEED_PLUSPLUS, false, 0.0, 4},
         {"random, tolerance", 16, KVB_SEED_RANDOM, false, 1e-6, 0},
+        {"splits", 40, KVB_SEED_SPLIT, false, 0.0, 0},
         {"repair", 16, KVB_SEED_PLUSPLUS, true, 0.0, 0},
     };
     float *x = test_mixture(N, D, 1), *w = test_weights(N, 1), start[16 * D];
