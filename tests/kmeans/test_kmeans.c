@@ -152,12 +152,12 @@ static void enough_centroids_leave_no_error(void **state)
     float *base = test_mixture(DISTINCT, D, 3), *x = malloc(N * D * sizeof *x), table[K * D];
     for (size_t i = 0; i < N; i++)
         memcpy(x + i * D, base + i * i % DISTINCT * D, D * sizeof *x);
-    for (int seeding = 0; seeding < 2; seeding++) {
+    for (int seeding = 0; seeding < 3; seeding++) {
         kvb_kmeans_problem p = problem_of(x, N, D, K, table);
         kvb_kmeans_options options;
         kvb_kmeans_result r;
         kvb_kmeans_options_init(&options);
-        options.seeding = seedings[seeding];
+        options.seeding = (kvb_kmeans_seeding)seeding;
         assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
         assert_true(r.train_error <= 1e-12 * r.variance);
         for (int i = 0; i < K * D; i++)
@@ -383,7 +383,7 @@ static void seeding_beats_random(void **state)
         kvb_kmeans_result r;
         kvb_kmeans_options_init(&options);
         options.iterations = 3;
-        options.seeding = seeding ? KVB_SEED_RANDOM : KVB_SEED_PLUSPLUS;
+        options.seeding = seedings[seeding];
         assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
         errors[seeding] = r.train_error;
     }
