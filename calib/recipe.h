@@ -6,8 +6,9 @@
  *    "kmeans": {"iterations": 15, "seeding": "kmeans++"},
  *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0}}
  *
- * "seeding" is "kmeans++", "random" or "split". Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
- * "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of the command line overrides. */
+ * "seeding" is "kmeans++", "random" or "split". Every key is optional but schema and name; an unknown key or value is
+ * refused with the nearest known one. "keys" and "values" may hold "shape": "8x256" (d x K), which a --bits or a shape of
+ * the command line overrides. */
 #ifndef KVB_CALIB_RECIPE_H
 #define KVB_CALIB_RECIPE_H
 
