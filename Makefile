@@ -14,6 +14,15 @@ LDFLAGS += -Wl,-z,relro,-z,now
 LIBS_RUNTIME = -lz -lm
 LIBS = -lopenblas -lpcre2-8 $(LIBS_RUNTIME)
 
+# An alternative backend of k-means, in C++; nothing else needs it.
+ifeq ($(FAISS),1)
+CPPFLAGS += -DKVB_FAISS
+FAISS_OBJ = $(BUILD)/obj/kmeans/kmeans_faiss.o
+# Debian has the archive only: it takes its BLAS and LAPACK from OpenBLAS.
+FAISS_LIBS = -lfaiss -lopenblas -lstdc++
+LIBS += $(FAISS_LIBS)
+endif
+
 # A sanitizer build is the same tree in a folder of its own: make SAN=address,undefined BUILD=build/asan
 ifneq ($(SAN),)
 CFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
@@ -52,10 +61,10 @@ help:
 	@echo 'make golden     write the golden books of the tests again'
 	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
-	@echo 'Variables: CC OPT BUILD SAN PREFIX DESTDIR; V=1 shows the commands.'
+	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 PREFIX DESTDIR; V=1 shows the commands.'
 
 print-config:
-	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA off, FAISS off, MPI off -> $(BUILD)/'
+	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA off, FAISS $(if $(FAISS_OBJ),on,off), MPI off -> $(BUILD)/'
 
 deps:
 	$(Q)tools/deps.sh
@@ -78,6 +87,11 @@ $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@[ $(V) = 1 ] || echo '  CC $<'
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
+$(BUILD)/obj/%.o: %.cc $(BUILD)/flags
+	@mkdir -p $(@D)
+	@[ $(V) = 1 ] || echo '  CXX $<'
+	$(Q)$(CXX) $(CPPFLAGS) -std=c++17 $(OPT) -g -Wall -Wextra $(WERROR) $(HARDEN) -fopenmp -fPIC -fvisibility=hidden $(if $(SAN),-fsanitize=$(SAN)) -MMD -MP -c -o $@ $<
+
 $(BUILD)/gen/recipes_data.c: $(RECIPES) tools/embed.sh
 	@mkdir -p $(@D)
 	$(Q)tools/embed.sh $(RECIPES) > $@.tmp && mv $@.tmp $@
@@ -86,13 +100,13 @@ $(BUILD)/obj/gen/recipes_data.o: $(BUILD)/gen/recipes_data.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
-$(BUILD)/libkvb-all.a: $(call obj,$(FULL_SRC)) $(if $(RECIPES),$(BUILD)/obj/gen/recipes_data.o)
+$(BUILD)/libkvb-all.a: $(call obj,$(FULL_SRC)) $(FAISS_OBJ) $(if $(RECIPES),$(BUILD)/obj/gen/recipes_data.o)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/libkvbook.a: $(call obj,$(RUNTIME_SRC))
 	$(Q)rm -f $@ && ar rcs $@ $^
 
-$(BUILD)/libkvb-kmeans.a: $(call obj,$(wildcard kmeans/*.c format/base/*.c))
+$(BUILD)/libkvb-kmeans.a: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
@@ -124,18 +138,18 @@ $(FUZZERS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/test
 # The atomic writer is tested with each system call it makes failing in turn.
 $(BUILD)/tests/format/test_outfile: LDFLAGS += -Wl,--wrap=pwrite,--wrap=fsync,--wrap=close,--wrap=rename
 # So are the allocations of these.
-MEMORY_TESTS = format/test_format_memory runtime/test_cache_memory
+MEMORY_TESTS = format/test_format_memory runtime/test_cache_memory kmeans/test_kmeans_memory
 $(MEMORY_TESTS:%=$(BUILD)/tests/%): LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
 # Examples link as a user's program would: public headers, the runtime library, libm and zlib.
 $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a
 	@mkdir -p $(@D)
-	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(LIBS_RUNTIME)
+	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(FAISS_LIBS) $(LIBS_RUNTIME)
 
 tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf
 
 check:
-	$(Q)tools/deps.sh
+	$(Q)tools/deps.sh --optional
 	$(Q)tests/check.sh
 
 check-quick: all tests

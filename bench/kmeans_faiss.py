@@ -39,13 +39,15 @@ class Options(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_uint32), ("iterations", ctypes.c_uint32), ("seeding", ctypes.c_int),
                 ("tolerance", ctypes.c_double), ("holdout_every", ctypes.c_uint32),
                 ("holdout_block", ctypes.c_uint32), ("threads", ctypes.c_uint32), ("progress", ctypes.c_void_p),
-                ("progress_user", ctypes.c_void_p), ("swap_rounds", ctypes.c_uint32)]
+                ("progress_user", ctypes.c_void_p), ("swap_rounds", ctypes.c_uint32),
+                ("backend", ctypes.c_int)]
 
 
 class Result(ctypes.Structure):
     _fields_ = [("train_error", ctypes.c_double), ("heldout_error", ctypes.c_double), ("variance", ctypes.c_double),
                 ("heldout_variance", ctypes.c_double), ("iterations", ctypes.c_uint32), ("repairs", ctypes.c_uint32),
-                ("used", ctypes.c_uint32), ("entropy", ctypes.c_double), ("swaps", ctypes.c_uint32)]
+                ("used", ctypes.c_uint32), ("entropy", ctypes.c_double), ("swaps", ctypes.c_uint32),
+                ("points_per_centroid", ctypes.c_double)]
 
 
 def build_ours(folder):

@@ -17,7 +17,7 @@ enum { RECIPE_MOST_BYTES = 1 << 20, MOST_ITERATIONS = 1000 };
 static const char *const weightings[] = {"none", "exact-k", "exact-v"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
 static const char *const forms[] = {"half", "fine"}; /* by kvb_exact_form */
-static const char *const seedings[] = {"kmeans++", "random"};
+static const char *const seedings[] = {"kmeans++", "random", "split"};
 static const char *const rotations[] = {"none", "pca", "balanced-pca", "random"};
 static const char *const moments[] = {"relative", "post"}; /* from KVB_METRIC_RELATIVE on */
 
@@ -211,6 +211,11 @@ static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_jso
         status = read_shape(r, place, kvb_json_get(object, "shape"), &k->shape);
     snprintf(place, sizeof place, "%s.fine", name);
     return status == KVB_OK ? read_shape(r, place, kvb_json_get(object, "fine"), &k->fine) : status;
+}
+
+const char *kvb_seeding_name(kvb_kmeans_seeding seeding)
+{
+    return (size_t)seeding < COUNT(seedings) ? seedings[seeding] : "?";
 }
 
 static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)

@@ -6,7 +6,7 @@
  *    "kmeans": {"iterations": 15, "seeding": "kmeans++"},
  *    "cache":  {"anchors": 0.01, "score": "exact-k", "window": 32, "sinks": 0, "exact": "half"}}
  *
- * Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
+ * "seeding" is "kmeans++", "random" or "split". Every key is optional but schema and name; an unknown key or value is refused with the nearest known one. "keys" and
  * "values" may hold "shape": "8x256" (d x K) or "add:8x16+16" (additive: d x the centroids of each stage), which a --bits
  * or a shape of the command line overrides, and, both or neither, "fine": "2x256": a second codebook, for the tokens that
  * "exact": "fine" keeps.
@@ -75,6 +75,7 @@ typedef struct kvb_recipe {
     double budget;                       /* bits per element to deal out */
     uint32_t iterations;
     kvb_kmeans_seeding seeding;
+    kvb_kmeans_backend backend; /* not of the method: the command line's choice */
     kvb_policy policy;
     kvb_json_doc *doc; /* the text as given, for META */
 } kvb_recipe;
@@ -94,6 +95,8 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
 /* Whether the book gets fine codebooks. */
 bool kvb_recipe_has_fine(const kvb_recipe *recipe);
+/* As recipes spell it. */
+const char *kvb_seeding_name(kvb_kmeans_seeding seeding);
 /* Mean of (bits of a code)/d over keys and values. */
 double kvb_recipe_nominal_bits(const kvb_recipe *recipe);
 /* Whether the recipe puts a linear map before the groups of a kind. */

@@ -94,7 +94,9 @@ static void put_training(kvb_json_writer *w, const kvb_capture *capture, const k
     kvb_json_put_u64(w, "seed", options->seed);
     kvb_json_begin_object(w, "kmeans");
     kvb_json_put_u64(w, "iterations", recipe->iterations);
-    kvb_json_put_string(w, "seeding", recipe->seeding == KVB_SEED_PLUSPLUS ? "kmeans++" : "random");
+    kvb_json_put_string(w, "seeding", kvb_seeding_name(recipe->seeding));
+    if (recipe->backend == KVB_KMEANS_FAISS)
+        kvb_json_put_string(w, "backend", "faiss");
     kvb_json_put_u64(w, "holdout_every", holdout_every);
     kvb_json_put_u64(w, "holdout_block", KVB_HOLDOUT_BLOCK);
     kvb_json_end_object(w);

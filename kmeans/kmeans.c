@@ -28,8 +28,13 @@ static kvb_status read_options(kvb_kmeans_options *own, const kvb_kmeans_options
         return kvb_fail(err, KVB_E_USAGE, "k-means options", "struct_size is %u: call kvb_kmeans_options_init() first",
                         given->struct_size);
     memcpy(own, given, given->struct_size < sizeof *own ? given->struct_size : sizeof *own);
-    if (own->seeding != KVB_SEED_PLUSPLUS && own->seeding != KVB_SEED_RANDOM)
+    if (own->seeding != KVB_SEED_PLUSPLUS && own->seeding != KVB_SEED_RANDOM && own->seeding != KVB_SEED_SPLIT)
         return kvb_fail(err, KVB_E_USAGE, "k-means options", "unknown seeding %d", (int)own->seeding);
+    if (!kvb_kmeans_has_backend(own->backend))
+        return kvb_fail(err, KVB_E_USAGE, "k-means options",
+                        own->backend == KVB_KMEANS_FAISS
+                            ? "this build has no FAISS: install libfaiss-dev and build with `make FAISS=1`"
+                            : "unknown backend");
     if (!(own->tolerance >= 0.0 && own->tolerance < 1.0))
         return kvb_fail(err, KVB_E_USAGE, "k-means options", "tolerance %g is outside 0 .. 1", own->tolerance);
     if (own->holdout_every == 1)
@@ -97,7 +102,8 @@ static kvb_status job_run(kvb_kmeans_job *job, const kvb_kmeans_range *range, kv
     else if (status == KVB_OK)
         status = kvb_kmeans_seed(job, err);
     if (status == KVB_OK)
-        status = kvb_kmeans_lloyd(job, &own, err);
+        status = options->backend == KVB_KMEANS_FAISS ? kvb_kmeans_faiss(job, range->weighted, &own, err)
+                                                      : kvb_kmeans_lloyd(job, &own, err);
     if (status == KVB_OK && result != NULL)
         status = kvb_kmeans_measure(job, &own, err);
     if (status == KVB_OK)

@@ -86,6 +86,9 @@ static inline float kvb_kmeans_weight(const kvb_kmeans_points *points, size_t i)
 kvb_status kvb_kmeans_plus_plus(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_point_read(const float *tiles, size_t i, uint32_t d, float *y);
 
+/* kmeans_split.c: fills job->table. */
+kvb_status kvb_kmeans_split(kvb_kmeans_job *job, kvb_error *err);
+
 /* kmeans_seed.c: fills job->table as the options say. */
 kvb_status kvb_kmeans_seed(kvb_kmeans_job *job, kvb_error *err);
 
@@ -94,6 +97,8 @@ kvb_status kvb_kmeans_job_open(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_job_close(kvb_kmeans_job *job);
 /* Codes of all training points for job->table, with the sums of every segment where asked. */
 void kvb_kmeans_assign(kvb_kmeans_job *job, bool with_sums);
+/* One plain iteration: codes, sums, means. */
+void kvb_kmeans_step(kvb_kmeans_job *job);
 /* Iterates from job->table. */
 kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
 /* Calls the progress callback and notes its answer; on the calling thread only. */
@@ -107,6 +112,9 @@ kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *move
 kvb_status kvb_kmeans_swap(kvb_kmeans_job *job, uint32_t round, uint32_t rounds, uint32_t *moved, kvb_error *err);
 /* Weight times squared distance of point i to a centroid of the frame. */
 double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *centroid);
+
+/* kmeans_backend.c: in place of kvb_kmeans_lloyd(). */
+kvb_status kvb_kmeans_faiss(kvb_kmeans_job *job, bool weighted, kvb_kmeans_result *result, kvb_error *err);
 
 /* kmeans_stats.c: errors, usage and entropy of job->table. */
 kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);

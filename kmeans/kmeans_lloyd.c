@@ -151,6 +151,15 @@ static uint32_t update(kvb_kmeans_job *job)
     return empty;
 }
 
+void kvb_kmeans_step(kvb_kmeans_job *job)
+{
+    kvb_kmeans_assign(job, true);
+    if (atomic_load(&job->run->cancelled)) /* some codes may never have been written */
+        return;
+    merge(job);
+    update(job);
+}
+
 /* Swaps come after every second iteration and leave at least three to settle. */
 static uint32_t swap_rounds(const kvb_kmeans_options *options)
 {

@@ -1,4 +1,4 @@
-/* Where Lloyd's iterations start from: by weight alone, or k-means++ (kmeans_plusplus.c). */
+/* Where Lloyd's iterations start from: by weight alone, k-means++ (kmeans_plusplus.c) or splitting (kmeans_split.c). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,5 +73,9 @@ static kvb_status seed_random(kvb_kmeans_job *job, kvb_error *err)
 
 kvb_status kvb_kmeans_seed(kvb_kmeans_job *job, kvb_error *err)
 {
-    return job->run->options->seeding == KVB_SEED_RANDOM ? seed_random(job, err) : kvb_kmeans_plus_plus(job, err);
+    switch (job->run->options->seeding) {
+    case KVB_SEED_RANDOM: return seed_random(job, err);
+    case KVB_SEED_SPLIT: return kvb_kmeans_split(job, err);
+    default: return kvb_kmeans_plus_plus(job, err);
+    }
 }

@@ -14,12 +14,21 @@ add() { # add BUILD
 KVB_TEST_MODEL=${KVB_TEST_MODEL:-$(tools/fetch_model.sh || true)}
 export KVB_TEST_MODEL
 status=0
-rm -f build/test-counts build/asan/test-counts
+rm -f build/test-counts build/asan/test-counts build/faiss/test-counts
 BUILD=build tests/run.sh || status=1
 add build
 echo "== the same unit tests and corpora under AddressSanitizer and UndefinedBehaviorSanitizer"
 make -j"$jobs" WERROR=-Werror SAN=address,undefined BUILD=build/asan OPT=-O1 tests >/dev/null
 BUILD=build/asan QUICK_SCRIPTS=1 tests/run.sh || status=1
 add build/asan
+if [ -e /usr/include/faiss/Clustering.h ]; then
+    echo "== k-means by FAISS"
+    make -j"$jobs" WERROR=-Werror FAISS=1 BUILD=build/faiss build/faiss/kvbook build/faiss/tests/kmeans/test_kmeans_faiss \
+        build/faiss/tests/make_tiny_gguf >/dev/null
+    BUILD=build/faiss SCRIPTS='tests/cli/test_faiss.sh tests/cli/test_bench.sh' tests/run.sh || status=1
+    add build/faiss
+else
+    echo "SKIP k-means by FAISS: libfaiss-dev is not installed and could not be; its tests did not run"
+fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$status" -eq 0 ]

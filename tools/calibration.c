@@ -177,7 +177,7 @@ static void say_result(kvb_progress *p, const kvb_train_report *r)
         snprintf(heldout, sizeof heldout, "; held out: keys %.4f, values %.4f", r->key_heldout_error,
                  r->value_heldout_error);
     kvb_say(p, "relative error: keys %.4f, values %.4f%s", r->key_error, r->value_error, heldout);
-    if (r->points_per_centroid < 64)
+    if (r->points_per_centroid < KVB_KMEANS_FEW_POINTS)
         kvb_warn(p, "%.0f points per centroid: under 64 the codebooks fit the sample, not the model; give more text",
                  r->points_per_centroid);
 }

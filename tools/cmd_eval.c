@@ -121,6 +121,8 @@ static kvb_status check_args(const eval_args *a, kvb_error *err)
                         a->recipe.recipe);
     if (a->recipe.recipe == NULL && (a->recipe.bits.set || a->recipe.shape_k || a->recipe.shape_v))
         return kvb_fail(err, KVB_E_USAGE, "--bits", "means nothing without --recipe: a book has its own");
+    if (a->recipe.recipe == NULL && a->recipe.kmeans.set)
+        return kvb_fail(err, KVB_E_USAGE, "--kmeans", "means nothing without --recipe: nothing is trained here");
     if (a->no_exact && a->books.count == 0 && a->recipe.recipe == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--no-exact", "leaves nothing to score: give --book, or drop the flag");
     if (a->also_bare && a->books.count == 0 && a->recipe.recipe == NULL)

@@ -11,13 +11,23 @@ for pair in gcc:gcc g++:g++ make:make python3:python3 pip:python3-pip; do
     command -v "${pair%%:*}" >/dev/null 2>&1 && missing=$(echo " $missing " | sed "s/ ${pair##*:} / /")
 done
 missing=$(echo $missing)
+# FAISS is for `make FAISS=1`, which `make check` tests where it can be had; 10 MB that nothing else needs.
+optional=""
+[ "${1:-}" != --optional ] || [ -e /usr/include/faiss/Clustering.h ] || optional=libfaiss-dev
+install() {
+    sudo=""
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+if [ -n "$optional" ]; then
+    echo "deps: installing $optional" >&2
+    install $optional >&2 || echo "deps: $optional could not be installed; going on without" >&2
+fi
 [ -n "$missing" ] || exit 0
 echo "deps: installing $missing" >&2
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "deps: no apt-get here; install by hand: $missing" >&2
     exit 1
 fi
-sudo=""
-[ "$(id -u)" = 0 ] || sudo=sudo
-$sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq
-$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+install $missing

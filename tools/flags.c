@@ -8,6 +8,7 @@ static const char *const tune_streams[] = {"coded", "exact", NULL};
 static const char *const tune_objectives[] = {"attention", "kl", NULL};
 static const char *const tune_exact[] = {"policy", "none", NULL};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
+static const char *const backends[] = {"own", "faiss", NULL}; /* by kvb_kmeans_backend */
 
 static const char *const forms[] = {"half", "fine", NULL}; /* by kvb_exact_form */
 
@@ -50,7 +51,7 @@ const kvb_flag kvb_text_flags[6] = {
      .offset = offsetof(kvb_text_args, no_bos)},
 };
 
-const kvb_flag kvb_recipe_flags[5] = {
+const kvb_flag kvb_recipe_flags[6] = {
     {"--recipe", KVB_FLAG_STRING, "NAME", "a built-in recipe (`kvbook recipes`) or a recipe file (.json)",
      .offset = offsetof(kvb_recipe_args, recipe)},
     {"--bits", KVB_FLAG_REAL, "B", "bits per element: 0.375, 0.5, 0.75, 1, 2, 3 or 4; picks the usual shape",
@@ -61,6 +62,8 @@ const kvb_flag kvb_recipe_flags[5] = {
     {"--v", KVB_FLAG_STRING, "DxK", "shape of the values' codebooks", .offset = offsetof(kvb_recipe_args, shape_v)},
     {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)",
      .offset = offsetof(kvb_recipe_args, seed)},
+    {"--kmeans", KVB_FLAG_CHOICE, "NAME", "who trains (default own; faiss in a build with `make FAISS=1`)",
+     .offset = offsetof(kvb_recipe_args, kmeans), .choices = backends},
 };
 
 const kvb_flag kvb_policy_flags[5] = {
@@ -115,9 +118,14 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
 {
     if (a->recipe == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--recipe", "missing: name one, such as antkv; `kvbook recipes` lists them");
+    if (!kvb_kmeans_has_backend((kvb_kmeans_backend)a->kmeans.value))
+        return kvb_fail(err, KVB_E_USAGE, "--kmeans",
+                        "%s is not in this build: install libfaiss-dev and build with `make FAISS=1`, or use own",
+                        backends[a->kmeans.value]);
     kvb_status status = kvb_recipe_load(a->recipe, recipe, err);
     if (status != KVB_OK)
         return status;
+    recipe->backend = (kvb_kmeans_backend)a->kmeans.value;
     if (a->shape_k != NULL || a->shape_v != NULL)
         kvb_recipe_fix_shapes(recipe);
     if (a->bits.set)

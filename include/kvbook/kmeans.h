@@ -5,6 +5,7 @@
 #ifndef KVBOOK_KMEANS_H
 #define KVBOOK_KMEANS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "kvbook/status.h"
@@ -28,6 +29,9 @@ typedef struct kvb_kmeans_problem {
     float *table;             /* out: [K][d] */
 } kvb_kmeans_problem;
 
+/* With fewer points a centroid, a table fits its sample and not what the sample stands for. */
+#define KVB_KMEANS_FEW_POINTS 64
+
 typedef struct kvb_kmeans_result {
     double train_error;   /* sum_i w_i ||x_i - c||^2 / (d * sum_i w_i) over the training points, after the last update */
     double heldout_error; /* the same over held-out points; NaN without a hold-out */
@@ -38,12 +42,21 @@ typedef struct kvb_kmeans_result {
     uint32_t used;        /* centroids with at least one training point */
     double entropy;       /* bits: of the training points' codes, unweighted */
     uint32_t swaps;       /* centroids moved from where they did little good to where the error was */
+    double points_per_centroid; /* training points over K; warn under KVB_KMEANS_FEW_POINTS */
 } kvb_kmeans_result;
 
 typedef enum kvb_kmeans_seeding {
     KVB_SEED_PLUSPLUS = 0, /* weighted greedy k-means++ (Arthur and Vassilvitskii 2007), on a sample where n is large */
     KVB_SEED_RANDOM = 1,   /* points drawn by weight, without replacement */
+    KVB_SEED_SPLIT = 2,    /* from one centroid up, splitting the clusters with the largest errors */
 } kvb_kmeans_seeding;
+
+typedef enum kvb_kmeans_backend {
+    KVB_KMEANS_OWN = 0,
+    KVB_KMEANS_FAISS = 1, /* faiss::Clustering from the same start, in builds with `make FAISS=1`. Its empty clusters are
+                           * its own affair; tolerance and swap_rounds mean nothing, cancelling waits for the problems
+                           * at work, and bytes may depend on the number of threads */
+} kvb_kmeans_backend;
 
 typedef struct kvb_kmeans_options {
     uint32_t struct_size;    /* sizeof(kvb_kmeans_options), set by the init function */
@@ -58,9 +71,13 @@ typedef struct kvb_kmeans_options {
     uint32_t swap_rounds;    /* every second iteration, so many times at most, centroids whose removal costs little move
                               * to clusters whose split saves more; default 6; 0: plain Lloyd iterations, whose error
                               * never rises. Needs iterations >= 5; a swap may raise the error for an iteration or two */
+    kvb_kmeans_backend backend; /* default KVB_KMEANS_OWN */
 } kvb_kmeans_options;
 
 KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);
+
+/* Whether this build can train with it. */
+KVB_API bool kvb_kmeans_has_backend(kvb_kmeans_backend backend);
 
 /* Solves `count` problems; results[count] may be NULL. Checks every problem before it starts: KVB_E_USAGE for sizes
  * out of range or n < K (numbers named), KVB_E_CHECK for NaN, infinity or a negative weight (problem and row named). */

@@ -152,12 +152,12 @@ static void enough_centroids_leave_no_error(void **state)
     float *base = test_mixture(DISTINCT, D, 3), *x = malloc(N * D * sizeof *x), table[K * D];
     for (size_t i = 0; i < N; i++)
         memcpy(x + i * D, base + i * i % DISTINCT * D, D * sizeof *x);
-    for (int seeding = 0; seeding < 2; seeding++) {
+    for (int seeding = 0; seeding < 3; seeding++) {
         kvb_kmeans_problem p = problem_of(x, N, D, K, table);
         kvb_kmeans_options options;
         kvb_kmeans_result r;
         kvb_kmeans_options_init(&options);
-        options.seeding = seeding ? KVB_SEED_RANDOM : KVB_SEED_PLUSPLUS;
+        options.seeding = (kvb_kmeans_seeding)seeding;
         assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
         assert_true(r.train_error <= 1e-12 * r.variance);
         for (int i = 0; i < K * D; i++)
@@ -374,20 +374,47 @@ static void seeding_beats_random(void **state)
     (void)state;
     enum { N = 6000, D = 2, K = 128 };
     float *x = test_mixture(N, D, 3), *w = test_weights(N, 4), table[K * D];
-    double errors[2];
-    for (int seeding = 0; seeding < 2; seeding++) {
+    static const kvb_kmeans_seeding seedings[] = {KVB_SEED_PLUSPLUS, KVB_SEED_SPLIT, KVB_SEED_RANDOM};
+    double errors[3];
+    for (int seeding = 0; seeding < 3; seeding++) {
         kvb_kmeans_problem p = problem_of(x, N, D, K, table);
         p.weights = w;
         kvb_kmeans_options options;
         kvb_kmeans_result r;
         kvb_kmeans_options_init(&options);
         options.iterations = 3;
-        options.seeding = seeding ? KVB_SEED_RANDOM : KVB_SEED_PLUSPLUS;
+        options.seeding = seedings[seeding];
         assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
         errors[seeding] = r.train_error;
     }
-    assert_true(errors[0] < 0.9 * errors[1]);
+    assert_true(errors[0] < 0.9 * errors[2]);
+    assert_true(errors[1] < 0.9 * errors[2]);
     free(x), free(w);
+}
+
+/* Any number of centroids, all points equal, and the same bytes for any number of threads. */
+static void splits_of_any_number(void **state)
+{
+    (void)state;
+    enum { N = 20000, D = 4 };
+    float *x = test_mixture(N, D, 3), *same = calloc(N, D * sizeof *same), one[300 * D], two[300 * D];
+    for (uint32_t k = 1; k <= 300; k = 3 * k + 1) {
+        kvb_kmeans_options options;
+        kvb_kmeans_result r;
+        kvb_kmeans_options_init(&options);
+        options.seeding = KVB_SEED_SPLIT;
+        for (int i = 0; i < 2; i++) {
+            kvb_kmeans_problem p = problem_of(x, N, D, k, i ? two : one);
+            options.threads = i ? 3 : 1;
+            assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
+            assert_int_equal(r.used, k);
+        }
+        assert_memory_equal(one, two, k * D * sizeof *one);
+        kvb_kmeans_problem p = problem_of(same, N, D, k, one);
+        assert_int_equal(kvb_kmeans_train(&p, 1, &options, &r, NULL), KVB_OK);
+        assert_true(r.train_error < 1e-12 && r.used == 1);
+    }
+    free(x), free(same);
 }
 
 static void swaps_lower_the_error(void **state)
@@ -470,6 +497,7 @@ static void statistics(void **state)
     kvb_kmeans_result r = train(&p, 2, 1);
     assert_true(r.train_error < 1e-12);
     assert_int_equal(r.used, 4);
+    assert_true(fabs(r.points_per_centroid - 1.5) < 1e-12);
     assert_true(fabs(r.entropy - (2.0 * (1.0 / 3) * log2(3.0) + 2.0 * (1.0 / 6) * log2(6.0))) < 1e-12);
     double mean = (1 + 15 + 18) / 8.0;
     double variance = (2 * mean * mean + (1 - mean) * (1 - mean) + 3 * (5 - mean) * (5 - mean) +
@@ -513,6 +541,7 @@ int main(void)
         cmocka_unit_test(builds_agree),
         cmocka_unit_test(empty_clusters_are_repaired),
         cmocka_unit_test(seeding_beats_random),
+        cmocka_unit_test(splits_of_any_number),
         cmocka_unit_test(swaps_lower_the_error),
         cmocka_unit_test(holdout_is_held_out),
         cmocka_unit_test(statistics),
