@@ -56,7 +56,8 @@ help:
 	@echo 'make demo       deps, build, fetch a small model and text, calibrate a 1-bit book, evaluate it'
 	@echo 'make check      deps, build with -Werror, all tests, sanitizers; ends with "N passed, N failed"'
 	@echo 'make check-quick  the unit tests of the plain build only'
-	@echo 'make asan tsan  the unit tests under AddressSanitizer+UBSan, ThreadSanitizer'
+	@echo 'make asan       the unit tests under AddressSanitizer and UBSan'
+	@echo 'make tsan       k-means under ThreadSanitizer (clang and libomp)'
 	@echo 'make fuzz       libFuzzer targets (clang) for the file readers'
 	@echo 'make golden     write the golden books of the tests again'
 	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
@@ -160,8 +161,7 @@ asan:
 	$(Q)BUILD=build/asan tests/run.sh
 
 tsan:
-	$(Q)$(MAKE) SAN=thread BUILD=build/tsan OPT=-O1 tests
-	$(Q)BUILD=build/tsan tests/run.sh
+	$(Q)tests/tsan.sh
 
 fuzz:
 	$(Q)tests/fuzz/run.sh

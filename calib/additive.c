@@ -138,8 +138,13 @@ static void solve_all_additive(batch *b)
         report(b, atomic_load(&b->done));
 }
 
-static kvb_status check_options(const kvb_additive_options *o, kvb_error *err)
+static kvb_status check_options(const batch *b, kvb_error *err)
 {
+    const kvb_additive_options *o = b->options;
+    for (size_t i = 0; o->kmeans.backend != KVB_KMEANS_OWN && i < b->count; i++)
+        if (b->stages[i] > 1)
+            return kvb_fail(err, KVB_E_USAGE, "--kmeans faiss", "problem %zu is a sum of %u stages, which FAISS does not train; "
+                            "give plain shapes such as 8x256, or leave out --kmeans", i, b->stages[i]);
     if (!(o->tolerance >= 0.0 && o->tolerance < 1.0))
         return kvb_fail(err, KVB_E_USAGE, "additive options", "tolerance %g is outside 0 .. 1", o->tolerance);
     if (o->kmeans.holdout_every == 1 || (o->kmeans.holdout_every != 0 && o->kmeans.holdout_block == 0))
@@ -154,7 +159,7 @@ kvb_status kvb_additive_train(const kvb_kmeans_problem *problems, const uint32_t
     const uint32_t asked = options->kmeans.threads;
     batch b = {.problems = problems, .stages = stages, .count = count, .options = options, .results = results,
                .threads = asked != 0 && asked < 4096 ? (int)asked : omp_get_max_threads(), .failed = SIZE_MAX};
-    kvb_status status = check_options(options, err);
+    kvb_status status = check_options(&b, err);
     if (status == KVB_OK && count > 0)
         status = solve_plain(&b, err);
     if (status == KVB_OK && atomic_load(&b.done) < count)

@@ -30,5 +30,10 @@ if [ -e /usr/include/faiss/Clustering.h ]; then
 else
     echo "SKIP k-means by FAISS: libfaiss-dev is not installed and could not be; its tests did not run"
 fi
+echo "== k-means under ThreadSanitizer"
+races=$(tests/tsan.sh) || status=1
+echo "$races"
+passed=$((passed + $(echo "$races" | grep -c '^ok')))
+failed=$((failed + $(echo "$races" | grep -c '^FAIL')))
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$status" -eq 0 ]

@@ -11,9 +11,13 @@ for pair in gcc:gcc g++:g++ make:make python3:python3 pip:python3-pip; do
     command -v "${pair%%:*}" >/dev/null 2>&1 && missing=$(echo " $missing " | sed "s/ ${pair##*:} / /")
 done
 missing=$(echo $missing)
-# FAISS is for `make FAISS=1`, which `make check` tests where it can be had; 10 MB that nothing else needs.
+# FAISS is for `make FAISS=1`, clang with libomp for `make tsan`: `make check` runs both where they can be had.
 optional=""
-[ "${1:-}" != --optional ] || [ -e /usr/include/faiss/Clustering.h ] || optional=libfaiss-dev
+if [ "${1:-}" = --optional ]; then
+    [ -e /usr/include/faiss/Clustering.h ] || optional=libfaiss-dev
+    echo 'int main(void){return 0;}' | clang -fopenmp -fsanitize=thread -x c - -o /dev/null 2>/dev/null ||
+        optional="$optional clang libomp-dev"
+fi
 install() {
     sudo=""
     [ "$(id -u)" = 0 ] || sudo=sudo

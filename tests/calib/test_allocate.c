@@ -1,6 +1,7 @@
 /* Dealing out bits: against all choices of small problems, and at its edges. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "calib/allocate.h"
 #include "format/base/rng.h"
