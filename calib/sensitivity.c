@@ -2,7 +2,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,8 +93,8 @@ static int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* sum of g g^T [D][D] over the head's tokens but for those with the largest |g|; false where a gradient is not finite. */
-static bool add_head(const measurer *m, const float *gradient, uint32_t head, uint32_t tokens, uint32_t dim, double *sum)
+/* sum of g g^T [D][D] over the head's tokens but for those with the largest |g|, and those whose gradient is not finite. */
+static void add_head(const measurer *m, const float *gradient, uint32_t head, uint32_t tokens, uint32_t dim, double *sum)
 {
     double *norm = m->norm + (size_t)head * tokens, *sorted = m->sorted + (size_t)head * tokens;
     for (uint32_t j = 0; j < tokens; j++) {
@@ -103,39 +102,31 @@ static bool add_head(const measurer *m, const float *gradient, uint32_t head, ui
         for (uint32_t c = 0; c < dim; c++)
             norm[j] += (double)gradient[(size_t)j * dim + c] * (double)gradient[(size_t)j * dim + c];
         if (!isfinite(norm[j]))
-            return false;
+            norm[j] = INFINITY;
     }
     memcpy(sorted, norm, tokens * sizeof *norm);
     qsort(sorted, tokens, sizeof *sorted, compare_doubles);
     const double most = sorted[tokens - 1 - tokens / LEFT_OUT];
     for (uint32_t j = 0; j < tokens; j++) {
         const float *g = gradient + (size_t)j * dim;
-        if (norm[j] > most)
+        if (norm[j] > most || !isfinite(norm[j]))
             continue;
         for (uint32_t a = 0; a < dim; a++)
             for (uint32_t b = 0; b <= a; b++)
                 sum[(size_t)a * dim + b] += (double)g[a] * (double)g[b];
     }
-    return true;
 }
 
 /* Adds one kind of the layer's gradients [G][T][D] to its moments. */
-static kvb_status add_layer(measurer *m, const kvb_attention_call *call, kvb_kind kind, const float *gradient,
-                            kvb_error *err)
+static void add_layer(measurer *m, const kvb_attention_call *call, kvb_kind kind, const float *gradient)
 {
     const uint32_t heads = call->geometry->kv_heads, dim = call->geometry->head_dim, tokens = call->tokens;
     const size_t square = (size_t)dim * dim;
     const double share = 1.0 / ((double)tokens * (double)m->chunks);
-    bool good = true;
     memset(m->sum, 0, heads * square * sizeof *m->sum);
-#pragma omp parallel for schedule(dynamic, 1) reduction(&& : good)
+#pragma omp parallel for schedule(dynamic, 1)
     for (uint32_t g = 0; g < heads; g++)
-        good = add_head(m, gradient + (size_t)g * tokens * dim, g, tokens, dim, m->sum + g * square) && good;
-    char where[96];
-    snprintf(where, sizeof where, "chunk %" PRIu64 ", layer %u, %s", m->options->skip + m->chunk, call->layer,
-             kind == KVB_KEY ? "keys" : "values");
-    if (!good)
-        return kvb_fail(err, KVB_E_CHECK, where, "the gradient of the model's predictions is a NaN or infinity");
+        add_head(m, gradient + (size_t)g * tokens * dim, g, tokens, dim, m->sum + g * square);
     float *moment = m->s->moment[kind][call->layer];
     for (uint32_t g = 0; g < heads; g++)
         for (uint32_t a = 0; a < dim; a++)
@@ -143,7 +134,6 @@ static kvb_status add_layer(measurer *m, const kvb_attention_call *call, kvb_kin
                 const size_t at = a > b ? (size_t)a * dim + b : (size_t)b * dim + a;
                 moment[g * square + (size_t)a * dim + b] += (float)(share * m->sum[g * square + at]);
             }
-    return KVB_OK;
 }
 
 /* Gradients with respect to keys after RoPE become those with respect to keys before it. */
@@ -195,9 +185,11 @@ static kvb_status attend_backward(void *user, const kvb_attention_call *call, co
         g->d_v[i] += m->d_v[i];
     }
     kvb_status status = turn_back(call, m->d_k, m->before, err);
-    if (status == KVB_OK)
-        status = add_layer(m, call, KVB_KEY, m->before, err);
-    return status == KVB_OK ? add_layer(m, call, KVB_VALUE, m->d_v, err) : status;
+    if (status != KVB_OK)
+        return status;
+    add_layer(m, call, KVB_KEY, m->before);
+    add_layer(m, call, KVB_VALUE, m->d_v);
+    return KVB_OK;
 }
 
 static kvb_status run_chunk(measurer *m, const kvb_text *text, kvb_error *err)

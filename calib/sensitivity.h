@@ -16,7 +16,8 @@ enum { KVB_SENSITIVITY_WINDOW = 64 };
 typedef struct kvb_sensitivity kvb_sensitivity;
 
 /* Over the first `chunks` chunks of the capture's text. Progress is reported as "sensitivity" in chunks. KVB_E_CANCELLED,
- * KVB_E_CHECK where a gradient comes out as NaN, and what a forward pass may return. The same for any number of threads. */
+ * KVB_E_MEMORY, and what a forward pass may return. Tokens whose gradient is not finite are left out. The same for any
+ * number of threads. */
 kvb_status kvb_sensitivity_measure(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
                                    uint64_t chunks, kvb_sensitivity **sensitivity, kvb_error *err);
 void kvb_sensitivity_free(kvb_sensitivity *s); /* NULL is allowed */

@@ -134,6 +134,9 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
         status = kvb_recipe_set_shape(recipe, KVB_KEY, a->shape_k, err);
     if (status == KVB_OK && a->shape_v != NULL)
         status = kvb_recipe_set_shape(recipe, KVB_VALUE, a->shape_v, err);
+    if (status == KVB_OK && recipe->ladder_count > 0 && !(recipe->budget > 0.0))
+        status = kvb_fail(err, KVB_E_USAGE, "--bits", "missing: recipe %s deals out bits over heads; say how many on average, "
+                          "such as --bits 1", recipe->name);
     if (status == KVB_OK && (recipe->kind[KVB_KEY].shape.channels == 0 || recipe->kind[KVB_VALUE].shape.channels == 0))
         status = kvb_fail(err, KVB_E_USAGE, "--bits",
                           "missing: recipe %s names no shape; give --bits 1, or --k and --v",

@@ -102,13 +102,24 @@ for n in 1 2 3; do
 done
 for n in 2 3; do same "best: the same bytes with $n threads" "$work/best1.kvb" "$work/best$n.kvb"; done
 expect "best verifies" 0 ' 0 failed' "$kvbook" verify "$work/best1.kvb" $model
-expect "calibrate --recipe best-fast brings its shape" 0 '1 bits, recipe best-fast' \
-    "$kvbook" calibrate $input --recipe best-fast -o "$work/fast.kvb"
+refuse "a recipe that deals out bits wants to know how many" 2 '--bits' \
+    "$kvbook" calibrate $input --recipe best-fast -o "$work/none.kvb"
+refuse "more bits than its shapes have" 2 '0\.25 to 4 bits' \
+    "$kvbook" calibrate $input --recipe best-fast --bits 5 -o "$work/none.kvb"
+expect "calibrate --recipe best-fast --bits 1.1" 0 '1\.1 bits, recipe best-fast' \
+    "$kvbook" calibrate $input --recipe best-fast --bits 1.1 -o "$work/fast.kvb"
+expect "info says how bits are dealt out" 0 'dealt out over heads: keys 0\.' "$kvbook" info "$work/fast.kvb"
+expect "the same bytes from a capture" 0 . "$kvbook" capture $input -o "$work/s.kvc"
+expect "train --recipe best-fast" 0 . "$kvbook" train "$work/s.kvc" --recipe best-fast --bits 1.1 -o "$work/fast2.kvb"
+same "capture and train deal out the same bits" "$work/fast.kvb" "$work/fast2.kvb"
+expect "capture --sensitivity 0" 0 . "$kvbook" capture $input --sensitivity 0 -o "$work/s0.kvc"
+refuse "bits cannot be dealt out without sensitivities" 6 'sensitivity_k' \
+    "$kvbook" train "$work/s0.kvc" --recipe best --bits 1 -o "$work/none.kvb"
 "$kvbook" eval $evaluate --json --book "$work/best1.kvb" "$work/fast.kvb" >"$tmp/best.jsonl" 2>"$err"
 sed 's/$/,/; 1s/^/[/; $s/,$/]/' "$tmp/best.jsonl" >"$tmp/best.json"
 json "eval of transformed books" "$tmp/best.json" 'len(d) == 2 and all(r["kl"] > 0 and r["ppl"] > 1 and
     r["bits_nominal"] == 1 for r in d)'
-"$kvbook" eval $evaluate --json --book "$work/best1.kvb" --window 128 >"$tmp/w.json" 2>"$err"
+"$kvbook" eval $evaluate --json --book "$work/best1.kvb" --window 128 --exact half >"$tmp/w.json" 2>"$err"
 json "a window over the whole chunk is exact for a transformed book" "$tmp/w.json" 'abs(d["nll_delta"]) < 1e-4'
 
 printf '{"text": "%s"}\n{"text": "%s"}\n' "$(tr '\n' ' ' <"$tmp/test.txt")" "more words" >"$tmp/test.jsonl"
@@ -123,7 +134,7 @@ printf 'abc def' >"$tmp/prompt"
 same "generate --prompt-file" "$tmp/g1" "$tmp/g2"
 "$kvbook" generate $model --prompt "abc def" -n 20 --book "$work/a.kvb" --window 64 >"$tmp/g2" 2>"$err"
 same "generate with everything in the window equals the exact cache" "$tmp/g1" "$tmp/g2"
-"$kvbook" generate $model --prompt "abc def" -n 20 --book "$work/best1.kvb" --window 64 >"$tmp/g2" 2>"$err"
+"$kvbook" generate $model --prompt "abc def" -n 20 --book "$work/best1.kvb" --window 64 --exact half >"$tmp/g2" 2>"$err"
 same "generate with a transformed book and a wide window" "$tmp/g1" "$tmp/g2"
 expect "generate with a block frame and a transform" 0 'new ones in .* bits an element' \
     "$kvbook" generate $model --prompt "abc def" -n 60 --ignore-eos --book "$work/fast.kvb"
