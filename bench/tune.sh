@@ -16,7 +16,7 @@ nproc
 for stream in exact coded; do
     echo "== $stream stream, $chunks chunks, $epochs epochs, batch 1"
     build/kvbook tune "$book" --model "$model" --text "$text" --chunks "$chunks" --tune "$epochs" --tune-batch 1 \
-        --tune-stream $stream -v -o "$folder/$stream.kvb" 2>&1
+        --tune-objective attention --tune-stream $stream -v -o "$folder/$stream.kvb" 2>&1
 done
 build/kvbook eval --model "$model" --text "$test" --chunks "$test_chunks" --book "$book" "$folder/exact.kvb" "$folder/coded.kvb" \
     --anchor-protocol chunk --also-bare

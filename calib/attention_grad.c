@@ -466,6 +466,9 @@ void kvb_attn_grad_backward_all(kvb_attn_grad *a, const kvb_grad_layer *l, const
 #pragma omp parallel num_threads((int)a->threads)
     {
 #pragma omp for schedule(dynamic, 1)
+        for (uint32_t g = 0; g < l->kv_heads; g++)
+            settle_head(a, l, g);
+#pragma omp for schedule(dynamic, 1)
         for (uint32_t h = 0; h < l->heads; h++)
             prepare_queries(a, l, h, out, d_out);
 #pragma omp for schedule(dynamic, 1) nowait

@@ -48,7 +48,7 @@ typedef struct kvb_grad_all {
     float *exact_k, *exact_v; /* [G][T][D] of keys and values read exactly */
     float *coded_k, *coded_v; /* [G][T][D] of the same read from codes, as kvb_attn_grad_backward() gives them */
 } kvb_grad_all;
-/* All of them, from d_out [H][T][D], after kvb_attn_grad_forward() of the same layer. */
+/* All of them, from d_out [H][T][D] and what kvb_attn_grad_forward() made of the same layer, which may lie far back. */
 void kvb_attn_grad_backward_all(kvb_attn_grad *grad, const kvb_grad_layer *layer, const float *out, const float *lse,
                                 const float *d_out, const kvb_grad_all *d);
 

@@ -3,16 +3,18 @@
  *
  * A step runs each of its chunks through the exact model (the teacher), through the model whose attention reads codes (the
  * student), and back. Codes are assigned anew every time; no gradient flows through the choice of a code. It does flow
- * through queries, and through keys and values while they are read exactly. Held-out chunks never move a centroid; where
- * their KL did not fall, the book keeps the centroids it came with, all of them.
+ * through queries, and through keys and values while they are read exactly, as if those were not rounded. Held-out chunks
+ * never move a centroid: after each epoch they say whether its centroids are the best so far, and where no epoch made their
+ * KL fall the book keeps the centroids it came with, all of them.
  *
- * Memory: kvb_backward's tape (model/backward.h), one layer's codes and attention, 512 * vocab floats of logits. */
+ * Memory: kvb_backward's tape (model/backward.h), one layer's keys, values and attention, 4 bytes for each code of a chunk in
+ * all layers, 512 * vocab floats of logits, and up to `teacher_bytes` of chunks*T*E floats, the teacher's hidden states. */
 #ifndef KVB_CALIB_DISTILL_H
 #define KVB_CALIB_DISTILL_H
 
 #include "calib/tune.h"
 
-/* As kvb_tune_options_init(), but one epoch and one chunk in 16 held out. */
+/* As kvb_tune_options_init(), but one epoch, rate 0.05, one chunk in 16 held out and 512 MiB for the teacher. */
 void kvb_distill_options_init(kvb_tune_options *options);
 
 /* As kvb_tune_book(), which see for errors; `stream` is not read, for the stream is always the coded one. Of the report,

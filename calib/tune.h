@@ -5,7 +5,7 @@
  * one forward pass of a chunk serves all layers and none depends on another. With KVB_TUNE_CODED they come from a stream
  * whose earlier layers read codes, as in use: a layer also learns to make good what earlier ones did. That takes a second
  * forward pass and L*H*T*D floats for the targets, and errors are then measured with all layers as they were, and with all
- * of them tuned. Memory beyond the model's: four times the tables in float32, L*(H*D)^2 floats, and a byte for each chunk,
+ * of them tuned. Memory beyond the model's: five times the tables in float32, L*(H*D)^2 floats, and a byte for each chunk,
  * layer, KV head and token where tokens are kept. Every so many chunks one is held out: it never moves a centroid, and a
  * layer whose held-out error did not fall keeps the centroids it came with. */
 #ifndef KVB_CALIB_TUNE_H
@@ -33,6 +33,9 @@ typedef struct kvb_tune_options {
     uint32_t window;         /* queries read so many latest tokens exactly, their own included */
     kvb_tune_keep_fn keep;   /* NULL: no token stays exact for ever */
     void *keep_user;
+    kvb_exact_form exact;    /* KVB_EXACT_FINE: what is read exactly went through the book's fine codes */
+    uint32_t sinks;          /* first tokens that are half floats all the same */
+    uint64_t teacher_bytes;  /* end to end: at most so many bytes of the exact model's predictions are kept for later epochs */
     kvb_progress_fn progress; /* total in passes over a chunk */
     void *progress_user;
 } kvb_tune_options;
@@ -50,7 +53,9 @@ typedef struct kvb_tune_layer_report {
 /* KL(exact model || model with the coded cache) in nats a token, where tuning was end to end (calib/distill.h). */
 typedef struct kvb_tune_kl {
     bool used, accepted;
-    double heldout_before, heldout_after; /* "after" of the tuned centroids, accepted or not */
+    uint32_t best_epoch; /* the one whose centroids the book has, from 1; 0: none */
+    double heldout_before, heldout_after; /* "after" of that epoch, or of the last where none was accepted */
+    double teacher_seconds, student_seconds, loss_seconds, backward_seconds; /* of processor time, of one training pass */
     double train_first, train_last; /* means over the first and last epoch, each chunk as its step met it */
 } kvb_tune_kl;
 

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "calib/capture_meta.h"
-#include "calib/tune_impl.h"
+#include "calib/tune_run.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/half.h"
@@ -54,6 +54,7 @@ static void put_kl(kvb_json_writer *w, const kvb_tune_kl *kl)
     kvb_json_put_number(w, "heldout_before", kl->heldout_before);
     kvb_json_put_number(w, "heldout_after", kl->heldout_after);
     kvb_json_put_bool(w, "accepted", kl->accepted);
+    kvb_json_put_u64(w, "best_epoch", kl->best_epoch);
 }
 
 static void put_tuning(kvb_json_writer *w, const kvb_text *text, const kvb_tune_options *o, const kvb_tune_report *r)
@@ -71,6 +72,7 @@ static void put_tuning(kvb_json_writer *w, const kvb_text *text, const kvb_tune_
     kvb_json_put_u64(w, "seed", o->seed);
     kvb_json_put_u64(w, "window", o->window);
     kvb_json_put_bool(w, "anchors", o->keep != NULL);
+    kvb_json_put_string(w, "exact", o->exact == KVB_EXACT_FINE ? "fine" : "half");
     kvb_json_put_u64(w, "heldout_chunks", r->heldout_chunks);
     kvb_json_put_u64(w, "measured_chunks", r->measured_chunks);
     kvb_meta_put_text(w, text, &cut, r->chunks);
@@ -113,31 +115,76 @@ static kvb_book_part part_of(const kvb_book *book, const kvb_tune_table *t, uint
     };
 }
 
+/* The parts of a book as they are put together. */
+typedef struct parts {
+    kvb_layer *geometry;  /* [layers] */
+    uint32_t layers, heads; /* heads: the most of any layer */
+    kvb_book_part *part, *fine; /* [layers][heads][2] */
+} parts;
+
+static kvb_status make_parts(const kvb_book *book, parts *p, kvb_error *err)
+{
+    p->layers = kvb_book_layers(book);
+    for (uint32_t l = 0; l < p->layers; l++)
+        p->heads = kvb_book_layer(book, l)->kv_heads > p->heads ? kvb_book_layer(book, l)->kv_heads : p->heads;
+    p->geometry = kvb_alloc_array(p->layers, sizeof *p->geometry);
+    p->part = kvb_alloc_zeroed((size_t)p->layers * p->heads * 2, sizeof *p->part);
+    p->fine = kvb_alloc_zeroed((size_t)p->layers * p->heads * 2, sizeof *p->fine);
+    return p->geometry != NULL && p->part != NULL && p->fine != NULL ? KVB_OK : kvb_fail_memory(err, "tuned book");
+}
+
+static void free_parts(parts *p)
+{
+    for (size_t i = 0; p->fine != NULL && i < (size_t)p->layers * p->heads * 2; i++)
+        free((float *)(uintptr_t)p->fine[i].table);
+    free(p->geometry);
+    free(p->part);
+    free(p->fine);
+}
+
+/* Fine codebooks stay what they are, but the writer wants floats. */
+static kvb_status copy_fine(const kvb_codebook *b, kvb_book_part *fine, kvb_error *err)
+{
+    const size_t floats = (size_t)b->groups * b->stages * b->stage_centroids * b->channels;
+    float *table = kvb_alloc_array(floats, sizeof *table);
+    if (table == NULL)
+        return kvb_fail_memory(err, "fine codebooks of the tuned book");
+    kvb_half_to_floats(table, b->table, floats);
+    *fine = (kvb_book_part){.channels = b->channels, .centroids = b->stage_centroids, .stages = b->stages, .table = table};
+    return KVB_OK;
+}
+
+static kvb_status fill_part(const kvb_book *book, const kvb_tune_layer *layer, uint32_t l, uint32_t task, parts *p,
+                            kvb_error *err)
+{
+    const size_t at = (size_t)l * p->heads * 2 + task;
+    const kvb_codebook *fine = kvb_book_fine(book, l, task / 2, (kvb_kind)(task % 2));
+    p->part[at] = part_of(book, &layer->table[task], l, task / 2, (kvb_kind)(task % 2));
+    if (fine == NULL)
+        return KVB_OK;
+    p->part[at].fine = &p->fine[at];
+    return copy_fine(fine, &p->fine[at], err);
+}
+
 kvb_status kvb_tune_build(const kvb_book *book, const kvb_tune_layer *layer, const kvb_text *text,
                           const kvb_tune_options *options, const kvb_tune_report *report, uint8_t **image, size_t *size,
                           kvb_error *err)
 {
-    const uint32_t layers = kvb_book_layers(book);
-    uint32_t heads = 0;
+    parts p = {0};
     char *meta = NULL;
-    for (uint32_t l = 0; l < layers; l++)
-        heads = kvb_book_layer(book, l)->kv_heads > heads ? kvb_book_layer(book, l)->kv_heads : heads;
-    kvb_layer *geometry = kvb_alloc_array(layers, sizeof *geometry);
-    kvb_book_part *part = kvb_alloc_zeroed((size_t)layers * heads * 2, sizeof *part);
-    kvb_status status = geometry != NULL && part != NULL ? KVB_OK : kvb_fail_memory(err, "tuned book");
-    for (uint32_t l = 0; l < layers && status == KVB_OK; l++) {
-        geometry[l] = *kvb_book_layer(book, l);
-        for (uint32_t i = 0; layer[l].table != NULL && i < geometry[l].kv_heads * 2; i++)
-            part[(size_t)l * heads * 2 + i] = part_of(book, &layer[l].table[i], l, i / 2, (kvb_kind)(i % 2));
+    kvb_status status = make_parts(book, &p, err);
+    for (uint32_t l = 0; status == KVB_OK && l < p.layers; l++) {
+        p.geometry[l] = *kvb_book_layer(book, l);
+        for (uint32_t i = 0; status == KVB_OK && layer[l].table != NULL && i < p.geometry[l].kv_heads * 2; i++)
+            status = fill_part(book, &layer[l], l, i, &p, err);
     }
     if (status == KVB_OK)
         status = write_meta(book, text, options, report, &meta, err);
     if (status == KVB_OK)
-        status = kvb_book_build(&(kvb_book_spec){.layers = layers, .layer = geometry, .part = part, .part_heads = heads,
-                                                 .policy = kvb_book_policy(book), .meta_json = meta, .compress = true},
-                                image, size, err);
+        status = kvb_book_build(&(kvb_book_spec){.layers = p.layers, .layer = p.geometry, .part = p.part,
+                                                 .part_heads = p.heads, .policy = kvb_book_policy(book), .meta_json = meta,
+                                                 .compress = true}, image, size, err);
     free(meta);
-    free(geometry);
-    free(part);
+    free_parts(&p);
     return status;
 }

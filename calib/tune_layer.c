@@ -8,6 +8,7 @@
 #include "format/base/attention.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
+#include "format/base/half.h"
 #include "format/base/rope.h"
 #include "model/linear.h"
 
@@ -18,11 +19,11 @@ struct kvb_tune_work {
     const kvb_layer *rope_of; /* the layer that `rope` was made for */
     kvb_rope_table rope;
     uint32_t max_tokens;
-    float *moved[2], *spare[2], *coded[2], *d_coded[2]; /* [G][T][D] */
-    uint32_t *codes[2];   /* [G][S][T] */
+    float *exact[2], *coded[2]; /* [G][T][D] what queries read */
+    float *moved[2], *spare[2], *d_coded[2]; /* [G][T][D] */
+    kvb_tune_memo memo;   /* of callers who bring none */
     uint32_t *until;      /* [G][T] */
     float *out, *d_out;   /* [H][T][D] */
-    float *lse;           /* [H][T] */
     float *rows, *product; /* [T][H*D] output rows with heads side by side, and the same times M */
 };
 
@@ -47,75 +48,153 @@ static kvb_status make_gram(const kvb_model *model, uint32_t index, kvb_tune_lay
     return good ? KVB_OK : kvb_fail_memory(err, "output projection");
 }
 
-kvb_status kvb_tune_layer_create(const kvb_model *model, const kvb_book *book, uint32_t index, kvb_tune_layer *layer,
-                                 kvb_error *err)
+/* The tables of one layer's heads and kinds; fixed ones for fine codes. */
+static kvb_status make_tables(const kvb_book *book, uint32_t index, bool fine, kvb_tune_table **tables, kvb_error *err)
+{
+    const kvb_layer *l = kvb_book_layer(book, index);
+    kvb_status status = KVB_OK;
+    if ((*tables = kvb_alloc_zeroed((size_t)l->kv_heads * 2, sizeof **tables)) == NULL)
+        return kvb_fail_memory(err, "tuning of a layer");
+    for (uint32_t i = 0; i < l->kv_heads * 2 && status == KVB_OK; i++)
+        status = fine ? kvb_tune_table_fix(kvb_book_fine(book, index, i / 2, (kvb_kind)(i % 2)), l->head_dim, *tables + i, err)
+                      : kvb_tune_table_create(kvb_book_codebook(book, index, i / 2, (kvb_kind)(i % 2)), l->head_dim,
+                                              *tables + i, err);
+    return status;
+}
+
+kvb_status kvb_tune_layer_create(const kvb_model *model, const kvb_book *book, uint32_t index, bool fine,
+                                 kvb_tune_layer *layer, kvb_error *err)
 {
     *layer = (kvb_tune_layer){.geometry = kvb_book_layer(book, index)};
-    const uint32_t heads = layer->geometry->kv_heads;
     if (kvb_book_codebook(book, index, 0, KVB_KEY) == NULL)
         return KVB_OK;
-    if ((layer->table = kvb_alloc_zeroed((size_t)heads * 2, sizeof *layer->table)) == NULL)
-        return kvb_fail_memory(err, "tuning of a layer");
-    kvb_status status = KVB_OK;
-    for (uint32_t i = 0; i < heads * 2 && status == KVB_OK; i++)
-        status = kvb_tune_table_create(kvb_book_codebook(book, index, i / 2, (kvb_kind)(i % 2)),
-                                       layer->geometry->head_dim, &layer->table[i], err);
-    if (status == KVB_OK)
+    kvb_status status = make_tables(book, index, false, &layer->table, err);
+    if (status == KVB_OK && fine && kvb_book_fine(book, index, 0, KVB_KEY) != NULL)
+        status = make_tables(book, index, true, &layer->fine, err);
+    if (status == KVB_OK && model != NULL)
         status = make_gram(model, index, layer, err);
     if (status != KVB_OK)
         kvb_tune_layer_free(layer);
     return status;
 }
 
+static void free_tables(kvb_tune_table *tables, uint32_t heads)
+{
+    for (uint32_t i = 0; tables != NULL && i < heads * 2; i++)
+        kvb_tune_table_free(&tables[i]);
+    free(tables);
+}
+
 void kvb_tune_layer_free(kvb_tune_layer *layer)
 {
-    for (uint32_t i = 0; layer->table != NULL && i < layer->geometry->kv_heads * 2; i++)
-        kvb_tune_table_free(&layer->table[i]);
-    free(layer->table);
+    if (layer->geometry != NULL) {
+        free_tables(layer->table, layer->geometry->kv_heads);
+        free_tables(layer->fine, layer->geometry->kv_heads);
+    }
     free(layer->gram);
     *layer = (kvb_tune_layer){0};
 }
 
+/* ---- what is kept of a call */
+
+/* Groups of all of a layer's tables. */
+static uint32_t count_groups(const kvb_tune_table *tables, uint32_t heads)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; tables != NULL && i < heads * 2; i++)
+        count += tables[i].groups;
+    return count;
+}
+
+static kvb_status memo_make(kvb_tune_memo *memo, size_t groups, size_t fine_groups, size_t heads, uint32_t tokens,
+                            kvb_error *err)
+{
+    *memo = (kvb_tune_memo){0};
+    memo->lse = kvb_alloc_array(heads * tokens, sizeof *memo->lse);
+    bool good = memo->lse != NULL;
+    if (groups != 0)
+        good = (memo->codes = kvb_alloc_array(groups * tokens, sizeof *memo->codes)) != NULL && good;
+    if (fine_groups != 0)
+        good = (memo->fine_codes = kvb_alloc_array(fine_groups * tokens, sizeof *memo->fine_codes)) != NULL && good;
+    if (good)
+        return KVB_OK;
+    kvb_tune_memo_free(memo);
+    return kvb_fail_memory(err, "codes of a layer");
+}
+
+kvb_status kvb_tune_memo_create(const kvb_tune_layer *layer, uint32_t max_tokens, kvb_tune_memo *memo, kvb_error *err)
+{
+    const uint32_t heads = layer->geometry->kv_heads;
+    return memo_make(memo, count_groups(layer->table, heads), count_groups(layer->fine, heads), layer->geometry->heads,
+                     max_tokens, err);
+}
+
+void kvb_tune_memo_free(kvb_tune_memo *memo)
+{
+    free(memo->codes);
+    free(memo->fine_codes);
+    free(memo->lse);
+    *memo = (kvb_tune_memo){0};
+}
+
 /* ---- scratch */
 
-static bool allocate(kvb_tune_work *w, const kvb_layer *most)
+/* The largest numbers of any layer. */
+typedef struct most {
+    size_t heads, kv_heads, head_dim, groups, fine_groups;
+} most;
+
+static size_t larger(size_t a, size_t b)
 {
-    const size_t t = w->max_tokens, dim = most->head_dim, kv = most->kv_heads * dim, q = most->heads * dim;
-    bool good = true;
-    for (int kind = 0; kind < 2; kind++) {
-        w->moved[kind] = kvb_alloc_array(kv * t, sizeof(float));
-        w->spare[kind] = kvb_alloc_array(kv * t, sizeof(float));
-        w->coded[kind] = kvb_alloc_array(kv * t, sizeof(float));
-        w->d_coded[kind] = kvb_alloc_array(kv * t, sizeof(float));
-        w->codes[kind] = kvb_alloc_array(kv * t, sizeof(uint32_t));
-        good = good && w->moved[kind] && w->spare[kind] && w->coded[kind] && w->d_coded[kind] && w->codes[kind];
+    return a > b ? a : b;
+}
+
+static most find_most(const kvb_book *book)
+{
+    most m = {0};
+    for (uint32_t i = 0; i < kvb_book_layers(book); i++) {
+        const kvb_layer *l = kvb_book_layer(book, i);
+        size_t groups = 0, fine = 0;
+        for (uint32_t t = 0; t < l->kv_heads * 2; t++) {
+            const kvb_codebook *b = kvb_book_codebook(book, i, t / 2, (kvb_kind)(t % 2));
+            const kvb_codebook *f = kvb_book_fine(book, i, t / 2, (kvb_kind)(t % 2));
+            groups += b != NULL ? b->groups : 0;
+            fine += f != NULL ? f->groups : 0;
+        }
+        m = (most){larger(m.heads, l->heads), larger(m.kv_heads, l->kv_heads), larger(m.head_dim, l->head_dim),
+                   larger(m.groups, groups), larger(m.fine_groups, fine)};
     }
-    w->until = kvb_alloc_array(most->kv_heads * t, sizeof *w->until);
-    w->out = kvb_alloc_array(q * t, sizeof(float));
-    w->d_out = kvb_alloc_array(q * t, sizeof(float));
-    w->rows = kvb_alloc_array(q * t, sizeof(float));
-    w->product = kvb_alloc_array(q * t, sizeof(float));
-    w->lse = kvb_alloc_array(most->heads * t, sizeof(float));
-    return good && w->until && w->out && w->d_out && w->rows && w->product && w->lse;
+    return m;
+}
+
+static bool allocate(kvb_tune_work *w, const most *m)
+{
+    const size_t t = w->max_tokens, kv = m->kv_heads * m->head_dim, q = m->heads * m->head_dim;
+    bool good = memo_make(&w->memo, m->groups, m->fine_groups, m->heads, w->max_tokens, NULL) == KVB_OK;
+    for (int kind = 0; kind < 2; kind++) {
+        float **all[] = {&w->exact[kind], &w->coded[kind], &w->moved[kind], &w->spare[kind], &w->d_coded[kind]};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            good = (*all[i] = kvb_alloc_array(kv * t, sizeof(float))) != NULL && good;
+    }
+    float **all[] = {&w->out, &w->d_out, &w->rows, &w->product};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        good = (*all[i] = kvb_alloc_array(q * t, sizeof(float))) != NULL && good;
+    w->until = kvb_alloc_array(m->kv_heads * t, sizeof *w->until);
+    return good && w->until != NULL;
 }
 
 kvb_status kvb_tune_work_create(const kvb_book *book, uint32_t max_tokens, kvb_tune_work **work, kvb_error *err)
 {
     kvb_tune_work *w = kvb_alloc_zeroed(1, sizeof *w);
-    kvb_layer most = {0};
+    const most m = find_most(book);
     *work = w;
     if (w == NULL)
         return kvb_fail_memory(err, "tuning");
-    for (uint32_t i = 0; i < kvb_book_layers(book); i++) {
-        const kvb_layer *l = kvb_book_layer(book, i);
-        most.heads = l->heads > most.heads ? l->heads : most.heads;
-        most.kv_heads = l->kv_heads > most.kv_heads ? l->kv_heads : most.kv_heads;
-        most.head_dim = l->head_dim > most.head_dim ? l->head_dim : most.head_dim;
-    }
     w->kernels = kvb_kernels_best();
     w->max_tokens = max_tokens;
-    kvb_status status = kvb_attn_grad_create(most.heads, most.kv_heads, most.head_dim, max_tokens, 0, &w->grad, err);
-    if (status == KVB_OK && !allocate(w, &most))
+    kvb_status status = kvb_attn_grad_create((uint32_t)m.heads, (uint32_t)m.kv_heads, (uint32_t)m.head_dim, max_tokens, 0,
+                                             &w->grad, err);
+    if (status == KVB_OK && !allocate(w, &m))
         status = kvb_fail(err, KVB_E_MEMORY, "tuning", "out of memory for chunks of %u tokens; use a smaller --ctx",
                           max_tokens);
     if (status != KVB_OK) {
@@ -130,37 +209,37 @@ void kvb_tune_work_destroy(kvb_tune_work *w)
     if (w == NULL)
         return;
     for (int kind = 0; kind < 2; kind++) {
-        free(w->moved[kind]);
-        free(w->spare[kind]);
-        free(w->coded[kind]);
-        free(w->d_coded[kind]);
-        free(w->codes[kind]);
+        float *all[] = {w->exact[kind], w->coded[kind], w->moved[kind], w->spare[kind], w->d_coded[kind]};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            free(all[i]);
     }
     free(w->until);
     free(w->out);
     free(w->d_out);
     free(w->rows);
     free(w->product);
-    free(w->lse);
+    kvb_tune_memo_free(&w->memo);
     kvb_rope_table_free(&w->rope);
     kvb_attn_grad_destroy(w->grad);
     free(w);
 }
 
-/* ---- keys and values through codes */
+/* ---- keys and values as a cache would read them */
 
 /* The pieces of one call that tasks share. Tasks over (KV head, kind) count head * 2 + kind. */
 typedef struct coding {
     kvb_tune_work *w;
     const kvb_tune_layer *layer;
     const kvb_tune_call *c;
+    const kvb_tune_memo *memo;
     uint32_t tokens;
     size_t head; /* T*D */
 } coding;
 
-static coding coding_of(kvb_tune_work *w, const kvb_tune_layer *layer, const kvb_tune_call *c)
+static coding coding_of(kvb_tune_work *w, const kvb_tune_layer *layer, const kvb_tune_call *c, const kvb_tune_memo *memo)
 {
-    return (coding){w, layer, c, c->call->tokens, (size_t)c->call->tokens * layer->geometry->head_dim};
+    return (coding){w, layer, c, memo != NULL ? memo : &w->memo, c->call->tokens,
+                    (size_t)c->call->tokens * layer->geometry->head_dim};
 }
 
 /* How far a key of the layer's frame is already rotated. */
@@ -169,84 +248,101 @@ static uint32_t turned_by(const kvb_layer *l, uint32_t position)
     return l->frame == KVB_FRAME_PRE ? 0 : l->frame == KVB_FRAME_POST ? position : position % l->rope_block;
 }
 
-static void enter_task(const coding *j, uint32_t task)
+/* exact = the rows in half floats, keys in the layer's frame. */
+static void round_task(const coding *j, uint32_t task)
 {
-    const uint32_t g = task / 2, kind = task % 2, dim = j->layer->geometry->head_dim;
-    const float *x = (kind == KVB_KEY ? j->c->call->k_pre : j->c->call->v) + g * j->head;
-    float *turned = j->w->coded[kind] + g * j->head;
-    if (kind == KVB_KEY && j->layer->geometry->frame != KVB_FRAME_PRE) {
-        for (uint32_t i = 0; i < j->tokens; i++)
-            kvb_rope_rotate(&j->w->rope, turned_by(j->layer->geometry, i), dim, x + (size_t)i * dim,
-                            turned + (size_t)i * dim);
-        x = turned;
-    }
-    kvb_tune_enter(&j->layer->table[task], j->w->kernels, x, j->tokens, j->w->spare[kind] + g * j->head,
-                   j->w->moved[kind] + g * j->head);
+    const kvb_layer *l = j->layer->geometry;
+    const uint32_t g = task / 2, kind = task % 2, dim = l->head_dim;
+    float *x = j->w->exact[kind] + g * j->head;
+    memcpy(x, (kind == KVB_KEY ? j->c->call->k_pre : j->c->call->v) + g * j->head, j->head * sizeof *x);
+    if (!j->c->unrounded)
+        kvb_round_to_half(x, j->head);
+    for (uint32_t i = 0; kind == KVB_KEY && l->frame != KVB_FRAME_PRE && i < j->tokens; i++)
+        kvb_rope_rotate(&j->w->rope, turned_by(l, i), dim, x + (size_t)i * dim, x + (size_t)i * dim);
 }
 
-static uint32_t *codes_of(const coding *j, uint32_t task)
+/* Keys from the layer's frame to after RoPE. */
+static void finish_task(const coding *j, uint32_t task)
 {
-    return j->w->codes[task % 2] + (task / 2) * j->head;
+    const uint32_t g = task / 2, dim = j->layer->geometry->head_dim;
+    for (uint32_t i = 0; task % 2 == KVB_KEY && i < j->tokens; i++) {
+        const size_t at = g * j->head + (size_t)i * dim;
+        const uint32_t left = i - turned_by(j->layer->geometry, i);
+        kvb_rope_rotate(&j->w->rope, left, dim, j->w->exact[KVB_KEY] + at, j->w->exact[KVB_KEY] + at);
+        if (j->layer->table != NULL)
+            kvb_rope_rotate(&j->w->rope, left, dim, j->w->coded[KVB_KEY] + at, j->w->coded[KVB_KEY] + at);
+    }
+}
+
+/* The rows first .. first+count-1 of `exact` through codes of `table` to `to`, which may be `exact`. */
+typedef struct trip {
+    const kvb_tune_table *table; /* [G][2] */
+    uint32_t first, count;
+    uint32_t *codes;             /* [all groups][count] */
+    float *const *to;            /* by kind */
+} trip;
+
+static size_t trip_at(const coding *j, const trip *r, uint32_t task)
+{
+    return (task / 2) * j->head + (size_t)r->first * j->layer->geometry->head_dim;
+}
+
+static void enter_task(const coding *j, const trip *r, uint32_t task)
+{
+    const size_t at = trip_at(j, r, task);
+    kvb_tune_enter(&r->table[task], j->w->kernels, j->w->exact[task % 2] + at, r->count, j->w->spare[task % 2] + at,
+                   j->w->moved[task % 2] + at);
+}
+
+/* Group number `number`, counted through all tables, of which it is *task's; returns its number there. */
+static uint32_t find_group(const kvb_tune_table *tables, uint32_t number, uint32_t *task)
+{
+    for (*task = 0; number >= tables[*task].groups; (*task)++)
+        number -= tables[*task].groups;
+    return number;
 }
 
 /* False if out of memory. */
-static bool encode_group(const coding *j, uint32_t task, uint32_t group)
+static bool encode_group(const coding *j, const trip *r, uint32_t number)
 {
-    const kvb_tune_table *t = &j->layer->table[task];
+    uint32_t task, group = find_group(r->table, number, &task);
+    const kvb_tune_table *t = &r->table[task];
     float *centroids = kvb_alloc_array((size_t)t->centroids * t->channels, sizeof *centroids);
     kvb_nearest *search = kvb_nearest_create(t->channels, t->centroids);
     const bool good = centroids != NULL && search != NULL;
     if (good)
-        kvb_tune_encode(t, group, j->w->moved[task % 2] + (task / 2) * j->head, j->tokens, search, centroids,
-                        codes_of(j, task) + (size_t)group * j->tokens);
+        kvb_tune_encode(t, group, j->w->moved[task % 2] + trip_at(j, r, task), r->count, search, centroids,
+                        r->codes + (size_t)number * r->count);
     kvb_nearest_destroy(search);
     free(centroids);
     return good;
 }
 
-static void decode_task(const coding *j, uint32_t task)
+static void decode_task(const coding *j, const trip *r, uint32_t task)
 {
-    const uint32_t g = task / 2, kind = task % 2, dim = j->layer->geometry->head_dim;
-    float *x = j->w->coded[kind] + g * j->head;
-    kvb_tune_decode(&j->layer->table[task], j->w->kernels, codes_of(j, task), j->tokens,
-                    j->w->moved[kind] + g * j->head, x);
-    for (uint32_t i = 0; kind == KVB_KEY && i < j->tokens; i++, x += dim)
-        kvb_rope_rotate(&j->w->rope, i - turned_by(j->layer->geometry, i), dim, x, x);
+    const size_t at = trip_at(j, r, task);
+    const uint32_t *codes = r->codes;
+    for (uint32_t i = 0; i < task; i++)
+        codes += (size_t)r->table[i].groups * r->count;
+    kvb_tune_decode(&r->table[task], j->w->kernels, codes, r->count, j->w->moved[task % 2] + at, r->to[task % 2] + at);
 }
 
-/* The groups of all tables of a layer, one after the other. */
-static uint32_t count_groups(const kvb_tune_layer *layer)
+/* With `search` the codes are found first, without they are there. */
+static kvb_status run_trip(const coding *j, const trip *r, bool search, kvb_error *err)
 {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < layer->geometry->kv_heads * 2; i++)
-        count += layer->table[i].groups;
-    return count;
-}
-
-static uint32_t find_group(const kvb_tune_layer *layer, uint32_t number, uint32_t *task)
-{
-    for (*task = 0; number >= layer->table[*task].groups; (*task)++)
-        number -= layer->table[*task].groups;
-    return number;
-}
-
-static kvb_status code_layer(const coding *j, kvb_error *err)
-{
-    const uint32_t tables = j->layer->geometry->kv_heads * 2, groups = count_groups(j->layer);
+    const uint32_t heads = j->layer->geometry->kv_heads, groups = search ? count_groups(r->table, heads) : 0;
     int starved = 0;
 #pragma omp parallel for schedule(dynamic, 1)
-    for (uint32_t task = 0; task < tables; task++)
-        enter_task(j, task);
+    for (uint32_t task = 0; task < (search ? heads * 2 : 0); task++)
+        enter_task(j, r, task);
 #pragma omp parallel for schedule(dynamic, 1) reduction(+ : starved)
-    for (uint32_t number = 0; number < groups; number++) {
-        uint32_t task, group = find_group(j->layer, number, &task);
-        starved += !encode_group(j, task, group);
-    }
+    for (uint32_t number = 0; number < groups; number++)
+        starved += !encode_group(j, r, number);
     if (starved != 0)
         return kvb_fail_memory(err, "codes of a layer");
 #pragma omp parallel for schedule(dynamic, 1)
-    for (uint32_t task = 0; task < tables; task++)
-        decode_task(j, task);
+    for (uint32_t task = 0; task < heads * 2; task++)
+        decode_task(j, r, task);
     return KVB_OK;
 }
 
@@ -260,6 +356,29 @@ static kvb_status prepare_rope(kvb_tune_work *w, const kvb_layer *l, kvb_error *
     kvb_status status = kvb_rope_table_create(&w->rope, l, 0, w->max_tokens, err);
     if (status == KVB_OK)
         w->rope_of = l;
+    return status;
+}
+
+/* What queries read, exactly and from codes, as runtime/prefill_mirror.c makes it: half floats, then fine codes, then codes
+ * of what those name. */
+static kvb_status read_rows(const coding *j, bool search, kvb_error *err)
+{
+    const uint32_t tasks = j->layer->geometry->kv_heads * 2, sinks = j->c->sinks < j->tokens ? j->c->sinks : j->tokens;
+    const trip fine = {j->layer->fine, sinks, j->tokens - sinks, j->memo->fine_codes, j->w->exact};
+    const trip base = {j->layer->table, 0, j->tokens, j->memo->codes, j->w->coded};
+    kvb_status status = prepare_rope(j->w, j->layer->geometry, err);
+    if (status != KVB_OK)
+        return status;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (uint32_t task = 0; task < tasks; task++)
+        round_task(j, task);
+    if (fine.table != NULL && fine.count > 0)
+        status = run_trip(j, &fine, search, err);
+    if (status == KVB_OK && base.table != NULL)
+        status = run_trip(j, &base, search, err);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (uint32_t task = 0; task < (status == KVB_OK ? tasks : 0); task++)
+        finish_task(j, task);
     return status;
 }
 
@@ -279,9 +398,9 @@ static kvb_grad_layer attention_of(const coding *j)
     return (kvb_grad_layer){
         .heads = l->heads, .kv_heads = l->kv_heads, .head_dim = l->head_dim, .tokens = j->tokens,
         .sliding_window = l->kind == KVB_LAYER_SLIDING ? l->sliding_window : 0, .scale = l->attention_scale,
-        .q = j->c->call->q, .exact_k = j->c->call->k, .exact_v = j->c->call->v, .until = j->w->until,
-        .coded_k = j->layer->table != NULL ? j->w->coded[KVB_KEY] : j->c->call->k,
-        .coded_v = j->layer->table != NULL ? j->w->coded[KVB_VALUE] : j->c->call->v,
+        .q = j->c->call->q, .exact_k = j->w->exact[KVB_KEY], .exact_v = j->w->exact[KVB_VALUE], .until = j->w->until,
+        .coded_k = j->layer->table != NULL ? j->w->coded[KVB_KEY] : j->w->exact[KVB_KEY],
+        .coded_v = j->layer->table != NULL ? j->w->coded[KVB_VALUE] : j->w->exact[KVB_VALUE],
     };
 }
 
@@ -316,31 +435,29 @@ static double square_of_rows(const coding *j)
 
 double kvb_tune_norm(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call)
 {
-    const coding j = coding_of(work, layer, call);
+    const coding j = coding_of(work, layer, call, NULL);
     merge_difference(&j, call->target, NULL);
     return square_of_rows(&j);
 }
 
-kvb_status kvb_tune_attend(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, kvb_error *err)
+kvb_status kvb_tune_attend(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call,
+                           kvb_tune_memo *memo, kvb_error *err)
 {
-    const coding j = coding_of(work, layer, call);
-    const bool coded = layer->table != NULL;
-    kvb_status status = coded ? prepare_rope(work, layer->geometry, err) : KVB_OK;
-    if (status == KVB_OK && coded)
-        status = code_layer(&j, err);
+    const coding j = coding_of(work, layer, call, memo);
+    kvb_status status = read_rows(&j, true, err);
     if (status != KVB_OK)
         return status;
     fill_until(&j);
     const kvb_grad_layer attention = attention_of(&j);
-    kvb_attn_grad_forward(work->grad, &attention, work->out, work->lse);
+    kvb_attn_grad_forward(work->grad, &attention, work->out, j.memo->lse);
     return KVB_OK;
 }
 
 kvb_status kvb_tune_forward(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, double *error,
                             kvb_error *err)
 {
-    const coding j = coding_of(work, layer, call);
-    kvb_status status = kvb_tune_attend(work, layer, call, err);
+    const coding j = coding_of(work, layer, call, NULL);
+    kvb_status status = kvb_tune_attend(work, layer, call, NULL, err);
     *error = 0.0;
     if (status == KVB_OK && layer->table != NULL) {
         merge_difference(&j, work->out, call->target);
@@ -386,16 +503,16 @@ static void leave_task(const coding *j, uint32_t task)
 /* From the gradients of coded rows to those of the tables. */
 static void collect_gradients(const coding *j, kvb_tune_layer *layer)
 {
-    const uint32_t tables = layer->geometry->kv_heads * 2, groups = count_groups(layer);
+    const uint32_t heads = layer->geometry->kv_heads, groups = count_groups(layer->table, heads);
 #pragma omp parallel
     {
 #pragma omp for schedule(dynamic, 1)
-        for (uint32_t task = 0; task < tables; task++)
+        for (uint32_t task = 0; task < heads * 2; task++)
             leave_task(j, task);
 #pragma omp for schedule(dynamic, 1)
         for (uint32_t number = 0; number < groups; number++) {
-            uint32_t task, group = find_group(layer, number, &task);
-            kvb_tune_scatter(&layer->table[task], group, codes_of(j, task) + (size_t)group * j->tokens,
+            uint32_t task, group = find_group(layer->table, number, &task);
+            kvb_tune_scatter(&layer->table[task], group, j->memo->codes + (size_t)number * j->tokens,
                              j->w->spare[task % 2] + (task / 2) * j->head, j->tokens);
         }
     }
@@ -403,21 +520,26 @@ static void collect_gradients(const coding *j, kvb_tune_layer *layer)
 
 void kvb_tune_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, double factor)
 {
-    const coding j = coding_of(work, layer, call);
+    const coding j = coding_of(work, layer, call, NULL);
     const kvb_grad_layer attention = attention_of(&j);
     split_product(&j, (float)factor);
-    kvb_attn_grad_backward(work->grad, &attention, work->out, work->lse, work->d_out, work->d_coded[KVB_KEY],
+    kvb_attn_grad_backward(work->grad, &attention, work->out, j.memo->lse, work->d_out, work->d_coded[KVB_KEY],
                            work->d_coded[KVB_VALUE]);
     collect_gradients(&j, layer);
 }
 
-void kvb_tune_attend_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, const float *d_out,
-                              float *d_q, float *d_k, float *d_v)
+kvb_status kvb_tune_attend_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call,
+                                    const kvb_tune_memo *memo, const kvb_attention_gradient *g, kvb_error *err)
 {
-    const coding j = coding_of(work, layer, call);
+    const coding j = coding_of(work, layer, call, memo);
+    kvb_status status = read_rows(&j, false, err);
+    if (status != KVB_OK)
+        return status;
+    fill_until(&j);
     const kvb_grad_layer attention = attention_of(&j);
-    const kvb_grad_all all = {d_q, d_k, d_v, work->d_coded[KVB_KEY], work->d_coded[KVB_VALUE]};
-    kvb_attn_grad_backward_all(work->grad, &attention, work->out, work->lse, d_out, &all);
+    const kvb_grad_all all = {g->d_q, g->d_k, g->d_v, work->d_coded[KVB_KEY], work->d_coded[KVB_VALUE]};
+    kvb_attn_grad_backward_all(work->grad, &attention, g->out, j.memo->lse, g->d_out, &all);
     if (layer->table != NULL)
         collect_gradients(&j, layer);
+    return KVB_OK;
 }

@@ -8,18 +8,21 @@
 #define KVB_CALIB_TUNE_LAYER_H
 
 #include "calib/tune_table.h"
+#include "model/backward.h"
 #include "model/model.h"
 
 /* What stays of a layer between chunks. */
 typedef struct kvb_tune_layer {
     const kvb_layer *geometry; /* the book's, with its frame */
     kvb_tune_table *table;     /* [G][2] by kvb_kind; NULL where the layer has no codes */
-    float *gram;               /* [H*D][H*D] M */
+    kvb_tune_table *fine;      /* [G][2] those that never move; NULL: what is read exactly is half floats */
+    float *gram;               /* [H*D][H*D] M, or NULL */
 } kvb_tune_layer;
 
-/* KVB_E_MEMORY only. A layer without codes leaves table NULL. */
-kvb_status kvb_tune_layer_create(const kvb_model *model, const kvb_book *book, uint32_t index, kvb_tune_layer *layer,
-                                 kvb_error *err);
+/* `model` may be NULL: then there is no gram, and kvb_tune_norm(), _forward() and _backward() are not to be called.
+ * `fine`: with the book's fine codebooks, where it has any. KVB_E_MEMORY only. A layer without codes leaves table NULL. */
+kvb_status kvb_tune_layer_create(const kvb_model *model, const kvb_book *book, uint32_t index, bool fine,
+                                 kvb_tune_layer *layer, kvb_error *err);
 void kvb_tune_layer_free(kvb_tune_layer *layer);
 
 /* One attention call with what the exact cache made of it. */
@@ -28,7 +31,17 @@ typedef struct kvb_tune_call {
     const float *target;            /* [H][T][D] exact output */
     const uint8_t *kept;            /* [G][T] tokens that stay exact for ever, or NULL */
     uint32_t window;                /* queries i < j + window read token j exactly */
+    uint32_t sinks;                 /* first tokens that stay half floats where others go through fine codes */
+    bool unrounded;                 /* keys and values are not rounded to half floats: the derivative is then exact */
 } kvb_tune_call;
+
+/* What the way back of a call needs of its way there: 4 bytes a code and a query. */
+typedef struct kvb_tune_memo {
+    uint32_t *codes, *fine_codes; /* [groups of all tables][T] */
+    float *lse;                   /* [H][T] */
+} kvb_tune_memo;
+kvb_status kvb_tune_memo_create(const kvb_tune_layer *layer, uint32_t max_tokens, kvb_tune_memo *memo, kvb_error *err);
+void kvb_tune_memo_free(kvb_tune_memo *memo); /* of a zeroed one is allowed */
 
 /* Scratch for calls of up to max_tokens in any layer of the book. */
 typedef struct kvb_tune_work kvb_tune_work;
@@ -45,11 +58,14 @@ const float *kvb_tune_output(const kvb_tune_work *work);
 /* Adds the gradient of factor * error to the tables', after kvb_tune_forward() of the same call. */
 void kvb_tune_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, double factor);
 
-/* O' alone, for whoever has another loss: call->target is not read. KVB_E_MEMORY only. */
-kvb_status kvb_tune_attend(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call, kvb_error *err);
-/* From d_out [H][T][D] of such a loss, after kvb_tune_attend() of the same call: adds to the tables' gradients, and writes
- * d_q [H][T][D] and the gradients d_k and d_v [G][T][D] of exact reads. */
-void kvb_tune_attend_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call, const float *d_out,
-                              float *d_q, float *d_k, float *d_v);
+/* O' alone, for whoever has another loss: call->target is not read. Fills `memo`, which may be NULL for one that lasts until
+ * the next call. What is read exactly, and what codes are made of, is what runtime/prefill.h makes of keys and values: half
+ * floats, then fine codes where the layer has them. KVB_E_MEMORY only. */
+kvb_status kvb_tune_attend(kvb_tune_work *work, const kvb_tune_layer *layer, const kvb_tune_call *call,
+                           kvb_tune_memo *memo, kvb_error *err);
+/* From such a loss, with kvb_tune_attend()'s memo of the same call: adds to the tables' gradients and writes d_q, and d_k and
+ * d_v of exact reads, for which half floats and fine codes count as if nothing were rounded. */
+kvb_status kvb_tune_attend_backward(kvb_tune_work *work, kvb_tune_layer *layer, const kvb_tune_call *call,
+                                    const kvb_tune_memo *memo, const kvb_attention_gradient *gradient, kvb_error *err);
 
 #endif

@@ -36,18 +36,17 @@ static float spread_of(const float *x, size_t n)
     return (float)sqrt(square / (double)n);
 }
 
-void kvb_tune_table_reset(kvb_tune_table *t)
+void kvb_tune_table_keep(kvb_tune_table *t)
 {
-    const size_t stage = (size_t)t->rows * t->channels;
-    kvb_half_to_floats(t->table, t->codebook->table, t->floats);
-    memset(t->gradient, 0, t->floats * sizeof(float));
-    memset(t->first, 0, t->floats * sizeof(float));
-    memset(t->second, 0, t->floats * sizeof(float));
-    for (size_t s = 0; s < (size_t)t->groups * t->stages; s++)
-        t->spread[s] = spread_of(t->table + s * stage, stage);
+    memcpy(t->best, t->table, t->floats * sizeof *t->best);
 }
 
-kvb_status kvb_tune_table_create(const kvb_codebook *codebook, uint32_t head_dim, kvb_tune_table *t, kvb_error *err)
+void kvb_tune_table_restore(kvb_tune_table *t)
+{
+    memcpy(t->table, t->best, t->floats * sizeof *t->best);
+}
+
+kvb_status kvb_tune_table_fix(const kvb_codebook *codebook, uint32_t head_dim, kvb_tune_table *t, kvb_error *err)
 {
     *t = (kvb_tune_table){
         .codebook = codebook, .head_dim = head_dim, .channels = codebook->channels, .groups = codebook->groups,
@@ -55,22 +54,38 @@ kvb_status kvb_tune_table_create(const kvb_codebook *codebook, uint32_t head_dim
     };
     t->floats = (size_t)t->groups * t->stages * t->rows * t->channels;
     t->table = kvb_alloc_array(t->floats, sizeof *t->table);
-    t->gradient = kvb_alloc_array(t->floats, sizeof *t->gradient);
-    t->first = kvb_alloc_array(t->floats, sizeof *t->first);
-    t->second = kvb_alloc_array(t->floats, sizeof *t->second);
+    if (t->table == NULL || !make_transforms(t)) {
+        kvb_tune_table_free(t);
+        return kvb_fail_memory(err, "a codebook for tuning");
+    }
+    kvb_half_to_floats(t->table, t->codebook->table, t->floats);
+    return KVB_OK;
+}
+
+kvb_status kvb_tune_table_create(const kvb_codebook *codebook, uint32_t head_dim, kvb_tune_table *t, kvb_error *err)
+{
+    kvb_status status = kvb_tune_table_fix(codebook, head_dim, t, err);
+    if (status != KVB_OK)
+        return status;
+    const size_t stage = (size_t)t->rows * t->channels;
+    t->gradient = kvb_alloc_zeroed(t->floats, sizeof *t->gradient);
+    t->first = kvb_alloc_zeroed(t->floats, sizeof *t->first);
+    t->second = kvb_alloc_zeroed(t->floats, sizeof *t->second);
+    t->best = kvb_alloc_array(t->floats, sizeof *t->best);
     t->spread = kvb_alloc_array((size_t)t->groups * t->stages, sizeof *t->spread);
-    if (t->table == NULL || t->gradient == NULL || t->first == NULL || t->second == NULL || t->spread == NULL ||
-        !make_transforms(t)) {
+    if (t->gradient == NULL || t->first == NULL || t->second == NULL || t->best == NULL || t->spread == NULL) {
         kvb_tune_table_free(t);
         return kvb_fail_memory(err, "tuning of a codebook");
     }
-    kvb_tune_table_reset(t);
+    for (size_t s = 0; s < (size_t)t->groups * t->stages; s++)
+        t->spread[s] = spread_of(t->table + s * stage, stage);
+    kvb_tune_table_keep(t);
     return KVB_OK;
 }
 
 void kvb_tune_table_free(kvb_tune_table *t)
 {
-    float *all[] = {t->table, t->gradient, t->first, t->second, t->spread, t->forward_t, t->inverse_t};
+    float *all[] = {t->table, t->gradient, t->first, t->second, t->best, t->spread, t->forward_t, t->inverse_t};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     *t = (kvb_tune_table){0};

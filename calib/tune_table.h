@@ -16,16 +16,20 @@ typedef struct kvb_tune_table {
     uint32_t stages, rows;        /* M, Km */
     size_t floats;                /* S*M*Km*d */
     float *table;                 /* [S][M][Km][d] */
-    float *gradient, *first, *second; /* the same shape */
+    float *gradient, *first, *second; /* the same shape; NULL in a table that never moves */
+    float *best;                      /* the same shape: what kvb_tune_table_restore() goes back to */
     float *spread;                /* [S][M] standard deviation of a stage's entries: the unit of a step */
     float *forward_t, *inverse_t; /* [D][D] transposes, or NULL */
 } kvb_tune_table;
 
 /* KVB_E_MEMORY only; on failure nothing is left to free. */
 kvb_status kvb_tune_table_create(const kvb_codebook *codebook, uint32_t head_dim, kvb_tune_table *t, kvb_error *err);
+/* One that never moves: the table and the transforms alone. */
+kvb_status kvb_tune_table_fix(const kvb_codebook *codebook, uint32_t head_dim, kvb_tune_table *t, kvb_error *err);
 void kvb_tune_table_free(kvb_tune_table *t);
-/* Table as the codebook has it, gradients and moments zero. */
-void kvb_tune_table_reset(kvb_tune_table *t);
+/* Takes the table for the best so far; until then it is the codebook's. */
+void kvb_tune_table_keep(kvb_tune_table *t);
+void kvb_tune_table_restore(kvb_tune_table *t);
 
 /* y [n][D] = forward * (x - mean) of x [n][D], with scratch [n][D]; none may be another. */
 void kvb_tune_enter(const kvb_tune_table *t, const kvb_kernels *k, const float *x, size_t n, float *scratch, float *y);

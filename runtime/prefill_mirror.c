@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "format/base/checked.h"
+#include "format/base/half.h"
 #include "runtime/prefill_work.h"
 #include "runtime/row_form.h"
 

@@ -36,16 +36,6 @@ uint64_t kvb_row_pair_bytes(kvb_exact_form exact, uint32_t head_dim, const kvb_c
            kvb_packed_bytes(fine_values->groups, fine_values->code_bits);
 }
 
-void kvb_round_to_half(float *x, size_t count)
-{
-    uint16_t half[256];
-    for (size_t i = 0, many; i < count; i += many) {
-        many = count - i < 256 ? count - i : 256;
-        kvb_half_from_floats(half, x + i, many);
-        kvb_half_to_floats(x + i, half, many);
-    }
-}
-
 void kvb_row_store(const kvb_row_form *form, kvb_kind kind, const kvb_layer *layer, const kvb_rope_table *rope,
                    uint32_t position, float *x, uint8_t *row)
 {

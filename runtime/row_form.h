@@ -40,7 +40,4 @@ void kvb_row_key_to_frame(const kvb_row_form *form, const kvb_layer *layer, cons
 void kvb_row_key_to_start(const kvb_row_form *form, const kvb_layer *layer, const kvb_rope_table *rope,
                           uint32_t position, float *key);
 
-/* x rounded to half floats, in place. */
-void kvb_round_to_half(float *x, size_t count);
-
 #endif

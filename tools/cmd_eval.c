@@ -100,7 +100,7 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
         {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"},
         {a->capture.allow_nan, "--allow-nan"}, {a->tune.epochs.set, "--tune"}, {a->tune.batch.set, "--tune-batch"},
         {a->tune.rate.set, "--tune-rate"}, {a->tune.exact.set, "--tune-exact"},
-        {a->tune.stream.set, "--tune-stream"},
+        {a->tune.stream.set, "--tune-stream"}, {a->tune.objective.set, "--tune-objective"},
     };
     for (size_t i = 0; !coded && i < sizeof policy / sizeof *policy; i++)
         if (policy[i].given)

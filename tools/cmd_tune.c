@@ -26,14 +26,14 @@ static const kvb_flag flags[] = {
 static const kvb_command_spec spec = {
     .name = "tune",
     .operands = "BOOK.kvb",
-    .summary = "Tune a book's centroids on its model's attention output",
+    .summary = "Tune a book's centroids so that its model predicts what it did without codes",
     .about = "  kvbook tune M.kvb --model M.gguf --text train.txt --chunks 64 -o tuned.kvb\n\n"
-             "One chunk in 8 is held out; a layer that does not get better on those keeps its centroids. -v prints the\n"
-             "errors of every layer, META keeps them.",
+             "One chunk in 16 is held out (of --tune-objective attention one in 8, for each layer); where those do not get\n"
+             "better the book keeps its centroids. -v prints more, META keeps the errors.",
     .args_size = sizeof(tune_args),
     .operands_offset = offsetof(tune_args, books),
     .group = {KVB_GROUP(model, "Model", tune_args, model), KVB_GROUP(text, "Text", tune_args, text),
-              KVB_GROUP(tune, "Tuning (default: 3 epochs)", tune_args, tune),
+              KVB_GROUP(tune, "Tuning (default: one pass for kl, 3 for attention)", tune_args, tune),
               KVB_GROUP(override, "Overrides", tune_args, allow), {"Output", flags, sizeof flags / sizeof *flags, 0},
               KVB_GROUP(common, "Common flags", tune_args, common)},
     .groups = 6,
@@ -63,7 +63,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     kvb_book *book = NULL;
     if (a->books.count != 1)
         return kvb_fail(err, KVB_E_USAGE, "tune", "found %zu books, expected one", a->books.count);
-    if (a->tune.epochs.value == 0)
+    if (a->tune.epochs.set && a->tune.epochs.value == 0)
         return kvb_fail(err, KVB_E_USAGE, "--tune", "found 0 epochs, expected at least 1");
     kvb_status status = kvb_check_output(a->output, inputs, 2, err);
     if (status == KVB_OK)
@@ -81,5 +81,5 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     return status;
 }
 
-static const tune_args defaults = {.tune.epochs.value = 3, .seed.value = KVB_USUAL_SEED};
+static const tune_args defaults = {.seed.value = KVB_USUAL_SEED};
 const kvb_command kvb_tune_command = {&spec, &defaults, run};

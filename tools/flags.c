@@ -5,7 +5,7 @@
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const tune_streams[] = {"coded", "exact", NULL};
-static const char *const tune_objectives[] = {"attention", "kl", NULL};
+static const char *const tune_objectives[] = {"kl", "attention", NULL};
 static const char *const tune_exact[] = {"policy", "none", NULL};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random", NULL};
 static const char *const backends[] = {"own", "faiss", NULL}; /* by kvb_kmeans_backend */
@@ -91,19 +91,20 @@ const kvb_flag kvb_capture_flags[2] = {
 };
 
 const kvb_flag kvb_tune_flags[6] = {
-    {"--tune", KVB_FLAG_COUNT, "N", "tune the centroids on the attention output, N passes over the text (0: do not)",
+    {"--tune", KVB_FLAG_COUNT, "N", "tune the centroids, N passes over the text (0: do not)",
      .offset = offsetof(kvb_tune_args, epochs), .most = 1000},
     {"--tune-batch", KVB_FLAG_COUNT, "N", "chunks of a step (default 2)", .offset = offsetof(kvb_tune_args, batch),
      .least = 1, .most = 1 << 20},
-    {"--tune-rate", KVB_FLAG_REAL, "R", "length of the first step, in standard deviations of the centroids (default 0.02)",
+    {"--tune-rate", KVB_FLAG_REAL, "R", "length of the first step, in standard deviations of the centroids (default 0.05, "
+     "of --tune-objective attention 0.02)",
      .offset = offsetof(kvb_tune_args, rate), .least = 1e-6, .most = 1e6},
     {"--tune-exact", KVB_FLAG_CHOICE, "NAME", "which tokens are read exactly meanwhile: those that the book's policy keeps, "
      "or none", .offset = offsetof(kvb_tune_args, exact), .choices = tune_exact},
-    {"--tune-stream", KVB_FLAG_CHOICE, "NAME", "whose queries, keys and values a layer is tuned on: those behind earlier layers that "
-     "read codes, or the exact model's, which is quicker", .offset = offsetof(kvb_tune_args, stream),
+    {"--tune-stream", KVB_FLAG_CHOICE, "NAME", "with --tune-objective attention: whose queries, keys and values a layer is tuned "
+     "on, those behind earlier layers that read codes, or the exact model's, which is quicker", .offset = offsetof(kvb_tune_args, stream),
      .choices = tune_streams},
-    {"--tune-objective", KVB_FLAG_CHOICE, "NAME", "what comes closer to the exact model: each layer's attention output, or (kl) "
-     "the model's predictions, which takes longer and is better", .offset = offsetof(kvb_tune_args, objective),
+    {"--tune-objective", KVB_FLAG_CHOICE, "NAME", "what comes closer to the exact model: its predictions, or each layer's "
+     "attention output, which is quicker and worse", .offset = offsetof(kvb_tune_args, objective),
      .choices = tune_objectives},
 };
 

@@ -42,9 +42,9 @@ typedef struct kvb_capture_args {
 
 /* What tuning lets queries read exactly. */
 enum { KVB_TUNE_EXACT_POLICY = 0, KVB_TUNE_EXACT_NONE = 1 };
-enum { KVB_TUNE_ATTENTION = 0, KVB_TUNE_PREDICTIONS = 1 };
+enum { KVB_TUNE_PREDICTIONS = 0, KVB_TUNE_ATTENTION = 1 };
 
-/* Tuning of centroids on the attention output. */
+/* Tuning of centroids. */
 typedef struct kvb_tune_args {
     kvb_arg_u64 epochs, batch, exact, stream, objective;
     kvb_arg_real rate;

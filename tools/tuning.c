@@ -38,6 +38,8 @@ static void say_kl(kvb_progress *p, const kvb_tune_report *r)
     kvb_say(p, "tuned in %llu steps, %.2f s a chunk: KL %.4f in the first epoch, %.4f in the last, held out %.4f -> %.4f%s",
             (unsigned long long)r->steps, r->pass_seconds, r->kl.train_first, r->kl.train_last, r->kl.heldout_before,
             r->kl.heldout_after, r->kl.accepted ? "" : ": the book stays as it was");
+    kvb_say_more(p, "processor seconds of a chunk: teacher %.2f, student %.2f, loss %.2f, backward %.2f", r->kl.teacher_seconds,
+                 r->kl.student_seconds, r->kl.loss_seconds, r->kl.backward_seconds);
 }
 
 static void say_result(kvb_progress *p, const kvb_tune_report *r)
@@ -74,7 +76,8 @@ kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kv
     options.chunks = input->chunks;
     options.bos = input->bos;
     options.seed = seed;
-    options.epochs = (uint32_t)args->epochs.value;
+    if (args->epochs.set)
+        options.epochs = (uint32_t)args->epochs.value;
     options.stream = (kvb_tune_stream)args->stream.value;
     if (args->batch.set)
         options.batch = (uint32_t)args->batch.value;
@@ -84,6 +87,8 @@ kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kv
         options.window = k.policy.window;
         options.keep = k.policy.anchor_fraction > 0.0 || k.policy.sinks > 0 ? keep : NULL;
         options.keep_user = &k;
+        options.exact = k.policy.exact;
+        options.sinks = k.policy.sinks;
     }
     options.progress = kvb_progress_report;
     options.progress_user = p;

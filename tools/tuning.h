@@ -1,16 +1,16 @@
-/* Tuning of a book's centroids on a model's attention output: what `tune` does, and --tune elsewhere. */
+/* Tuning of a book's centroids: what `tune` does, and --tune elsewhere. */
 #ifndef KVB_TOOLS_TUNING_H
 #define KVB_TOOLS_TUNING_H
 
 #include "calib/tune.h"
 #include "tools/input.h"
 
-/* Tunes `book` on the input's text and says what came of it; free the image with free(). args->epochs must not be 0. */
+/* Tunes `book` on the input's text and says what came of it; free the image with free(). Epochs that were not set are the
+ * objective's own number. */
 kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kvb_tune_args *args, uint64_t seed,
                           kvb_progress *p, uint8_t **image, size_t *size, kvb_error *err);
 /* The same in place, for the image of a book; with 0 epochs it stays as it is. On failure the image is freed. */
 kvb_status kvb_tune_image(const kvb_input *input, const kvb_tune_args *args, uint64_t seed, kvb_progress *p,
                           uint8_t **image, size_t *size, kvb_error *err);
-
 
 #endif

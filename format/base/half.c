@@ -77,3 +77,13 @@ void kvb_half_to_floats(float *values, const uint16_t *half, size_t count)
     for (size_t i = done; i < count; i++)
         values[i] = kvb_half_to_float(half[i]);
 }
+
+void kvb_round_to_half(float *x, size_t count)
+{
+    uint16_t half[256];
+    for (size_t i = 0, many; i < count; i += many) {
+        many = count - i < 256 ? count - i : 256;
+        kvb_half_from_floats(half, x + i, many);
+        kvb_half_to_floats(x + i, half, many);
+    }
+}

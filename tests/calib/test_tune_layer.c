@@ -9,6 +9,7 @@
 #include "format/base/checked.h"
 #include "format/base/half.h"
 #include "runtime/codec.h"
+#include "runtime/prefill.h"
 #include "tests/support/cm.h"
 #include "tests/support/rt_book.h"
 #include "tests/support/synth.h"
@@ -44,6 +45,19 @@ static void fill_gram(kvb_tune_layer *layer, uint32_t width)
     free(w);
 }
 
+/* Keys and values that are half floats already, so that what is read exactly is what they are. */
+static void to_half(rt_rows *rows, const kvb_layer *l)
+{
+    double turned[64];
+    kvb_round_to_half(rows->k_pre, (size_t)l->kv_heads * rows->tokens * l->head_dim);
+    kvb_round_to_half(rows->v, (size_t)l->kv_heads * rows->tokens * l->head_dim);
+    for (uint32_t i = 0; i < l->kv_heads * rows->tokens; i++) {
+        rt_rotate(l, i % rows->tokens, rows->k_pre + (size_t)i * l->head_dim, turned);
+        for (uint32_t c = 0; c < l->head_dim; c++)
+            rows->k[(size_t)i * l->head_dim + c] = (float)turned[c];
+    }
+}
+
 static fixture set_up(const rt_shape *shape, uint32_t window, bool anchors)
 {
     fixture f = {.book = rt_book_make(shape, &(kvb_policy){0})};
@@ -57,6 +71,7 @@ static fixture set_up(const rt_shape *shape, uint32_t window, bool anchors)
     fill_gram(&f.layer, l->heads * l->head_dim);
     assert_int_equal(kvb_tune_work_create(f.book, TOKENS, &f.work, NULL), KVB_OK);
     assert_true(rt_rows_make(&f.rows, l, TOKENS, 17));
+    to_half(&f.rows, l);
     f.target = synth_normals((size_t)l->heads * TOKENS * l->head_dim, 23, 1.0);
     f.kept = kvb_alloc_zeroed(l->kv_heads * TOKENS, 1);
     for (uint32_t j = 0; anchors && j < l->kv_heads * TOKENS; j += 7)
@@ -246,6 +261,176 @@ static void test_norm(void **state)
     drop(&f);
 }
 
+/* ---- what queries read, against the runtime */
+
+/* The attention of one layer of random rows, codes and anchors against what a prefill makes of the same policy. */
+static void check_prefill(const rt_shape *shape, uint32_t index, const kvb_policy *policy)
+{
+    kvb_book *book = rt_book_make(shape, policy);
+    assert_non_null(book);
+    const kvb_layer *l = kvb_book_layer(book, index);
+    const size_t outputs = (size_t)l->heads * TOKENS * l->head_dim;
+    kvb_tune_layer layer;
+    kvb_tune_work *work;
+    rt_rows rows;
+    assert_true(rt_rows_make(&rows, l, TOKENS, 29));
+    assert_int_equal(kvb_tune_layer_create(NULL, book, index, policy->exact == KVB_EXACT_FINE, &layer, NULL), KVB_OK);
+    assert_true((layer.fine != NULL) == (policy->exact == KVB_EXACT_FINE && layer.table != NULL));
+    assert_int_equal(kvb_tune_work_create(book, TOKENS, &work, NULL), KVB_OK);
+    uint8_t *kept = kvb_alloc_zeroed((size_t)l->kv_heads * TOKENS, 1);
+    float *expected = kvb_alloc_array(outputs, sizeof *expected);
+    const kvb_prefill p = {.book = book, .layer = index, .tokens = TOKENS, .policy = policy, .protocol = KVB_PROTOCOL_CHUNK,
+                           .q = rows.q, .k_pre = rows.k_pre, .k = rows.k, .v = rows.v};
+    assert_int_equal(kvb_prefill_attend(&p, NULL, expected, NULL), KVB_OK);
+    assert_int_equal(kvb_prefill_kept(&p, NULL, kept, NULL), KVB_OK);
+    const kvb_attention_call call = {.geometry = l, .tokens = TOKENS, .q = rows.q, .k_pre = rows.k_pre, .k = rows.k,
+                                     .v = rows.v};
+    const kvb_tune_call c = {.call = &call, .kept = kept, .window = policy->window, .sinks = policy->sinks};
+    assert_int_equal(kvb_tune_attend(work, &layer, &c, NULL, NULL), KVB_OK);
+    const float *out = kvb_tune_output(work);
+    for (size_t i = 0; i < outputs; i++)
+        if (!(fabs((double)out[i] - (double)expected[i]) < 1e-4))
+            fail_msg("output %zu is %g, of a prefill %g (frame %d, window %u, sinks %u, anchors %g, form %d)", i,
+                     (double)out[i], (double)expected[i], (int)shape->frame, policy->window, policy->sinks,
+                     policy->anchor_fraction, (int)policy->exact);
+    free(kept);
+    free(expected);
+    rt_rows_free(&rows);
+    kvb_tune_layer_free(&layer);
+    kvb_tune_work_destroy(work);
+    kvb_book_close(book);
+}
+
+static void test_reads_what_a_cache_reads(void **state)
+{
+    (void)state;
+    static const kvb_policy policies[] = {
+        {0}, {.window = 5}, {.sinks = 3}, {.anchor_fraction = 0.2, .score = KVB_SCORE_EXACT_K},
+        {.anchor_fraction = 0.15, .score = KVB_SCORE_KEY_NORM, .window = 4, .sinks = 2}, {.sinks = TOKENS + 5, .window = 1},
+    };
+    static const kvb_rope_frame frames[] = {KVB_FRAME_PRE, KVB_FRAME_POST, KVB_FRAME_BLOCK};
+    for (int frame = 0; frame < 3; frame++)
+        for (size_t i = 0; i < sizeof policies / sizeof *policies; i++)
+            for (int form = 0; form < 2; form++) {
+                rt_shape shape = usual();
+                kvb_policy policy = policies[i];
+                shape.frame = frames[frame];
+                shape.rope_block = frames[frame] == KVB_FRAME_BLOCK ? 16 : 0;
+                shape.stages = i % 2 == 0 ? 0 : 2;
+                shape.fine_channels = 2;
+                shape.fine_centroids = 64;
+                policy.exact = form == 0 ? KVB_EXACT_HALF : KVB_EXACT_FINE;
+                check_prefill(&shape, 0, &policy);
+            }
+    rt_shape exact = usual();
+    exact.layers = 2;
+    exact.last_exact = true;
+    check_prefill(&exact, 1, &policies[4]);
+}
+
+/* ---- the way back of another loss */
+
+typedef struct every_gradient {
+    float *q, *k, *v;
+} every_gradient;
+
+static void expect_close(const char *what, const float *found, const double *expected, size_t n)
+{
+    double most = 0.0;
+    for (size_t i = 0; i < n; i++)
+        most = fmax(most, fabs(expected[i]));
+    assert_true(most > 1e-3);
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs((double)found[i] - expected[i]) < 1e-4 * most))
+            fail_msg("%s %zu is %g, expected %g, largest %g", what, i, (double)found[i], expected[i], most);
+}
+
+/* What the references make of rows that the test computes itself: no fine codes, so the exact rows are the given ones. */
+static void all_reference(const fixture *f, const float *d_out, const kvb_grad_all_reference *d)
+{
+    const kvb_layer *l = f->layer.geometry;
+    const size_t values = (size_t)l->kv_heads * TOKENS * l->head_dim, outputs = (size_t)l->heads * TOKENS * l->head_dim;
+    float *coded[2] = {kvb_alloc_array(values, sizeof(float)), kvb_alloc_array(values, sizeof(float))};
+    double *wide = kvb_alloc_array(outputs, sizeof *wide);
+    uint32_t *until = kvb_alloc_array(l->kv_heads * TOKENS, sizeof *until), codes[64 * TOKENS];
+    for (uint32_t task = 0; task < l->kv_heads * 2; task++) {
+        choose_codes(f, task, codes);
+        for (uint32_t i = 0; i < TOKENS; i++)
+            decode_row(f, task, i, codes + (size_t)i * f->layer.table[task].groups,
+                       coded[task % 2] + ((size_t)(task / 2) * TOKENS + i) * l->head_dim);
+    }
+    for (uint32_t i = 0; i < l->kv_heads * TOKENS; i++)
+        until[i] = f->c.kept != NULL && f->c.kept[i] ? KVB_GRAD_EVER : i % TOKENS + f->c.window;
+    for (size_t i = 0; i < outputs; i++)
+        wide[i] = (double)d_out[i];
+    const kvb_grad_layer layer = {.heads = l->heads, .kv_heads = l->kv_heads, .head_dim = l->head_dim, .tokens = TOKENS,
+                                  .scale = l->attention_scale, .q = f->rows.q, .exact_k = f->rows.k, .exact_v = f->rows.v,
+                                  .coded_k = coded[0], .coded_v = coded[1], .until = until,
+                                  .sliding_window = l->kind == KVB_LAYER_SLIDING ? l->sliding_window : 0};
+    assert_int_equal(kvb_attn_grad_all_reference(&layer, wide, d, NULL), KVB_OK);
+    free(coded[0]);
+    free(coded[1]);
+    free(wide);
+    free(until);
+}
+
+/* With a memo of the caller's, and another call in between: the way back must need nothing else of the way there. */
+static void check_all(const rt_shape *shape, uint32_t window, bool anchors)
+{
+    fixture f = set_up(shape, window, anchors);
+    const kvb_layer *l = f.layer.geometry;
+    const size_t values = (size_t)l->kv_heads * TOKENS * l->head_dim, outputs = (size_t)l->heads * TOKENS * l->head_dim;
+    const every_gradient g = {kvb_alloc_array(outputs, sizeof(float)), kvb_alloc_array(values, sizeof(float)),
+                              kvb_alloc_array(values, sizeof(float))};
+    const kvb_grad_all_reference d = {
+        kvb_alloc_array(outputs, sizeof(double)), kvb_alloc_array(values, sizeof(double)),
+        kvb_alloc_array(values, sizeof(double)), kvb_alloc_array(values, sizeof(double)),
+        kvb_alloc_array(values, sizeof(double)),
+    };
+    float *d_out = synth_normals(outputs, 31, 1.0), *out = kvb_alloc_array(outputs, sizeof *out);
+    kvb_tune_memo memo, other;
+    rt_rows others;
+    f.c.call = &f.call;
+    assert_true(rt_rows_make(&others, l, TOKENS, 77));
+    const kvb_attention_call between = {.geometry = l, .tokens = TOKENS, .q = others.q, .k_pre = others.k_pre,
+                                        .k = others.k, .v = others.v};
+    const kvb_tune_call c = {.call = &between};
+    assert_int_equal(kvb_tune_memo_create(&f.layer, TOKENS, &memo, NULL), KVB_OK);
+    assert_int_equal(kvb_tune_memo_create(&f.layer, TOKENS, &other, NULL), KVB_OK);
+    assert_int_equal(kvb_tune_attend(f.work, &f.layer, &f.c, &memo, NULL), KVB_OK);
+    memcpy(out, kvb_tune_output(f.work), outputs * sizeof *out);
+    assert_int_equal(kvb_tune_attend(f.work, &f.layer, &c, &other, NULL), KVB_OK);
+    const kvb_attention_gradient gradient = {.out = out, .d_out = d_out, .d_q = g.q, .d_k = g.k, .d_v = g.v};
+    assert_int_equal(kvb_tune_attend_backward(f.work, &f.layer, &f.c, &memo, &gradient, NULL), KVB_OK);
+    all_reference(&f, d_out, &d);
+    expect_close("d_q", g.q, d.q, outputs);
+    expect_close("d_k", g.k, d.exact_k, values);
+    expect_close("d_v", g.v, d.exact_v, values);
+    kvb_tune_memo_free(&memo);
+    kvb_tune_memo_free(&other);
+    rt_rows_free(&others);
+    double *wide[] = {d.q, d.exact_k, d.exact_v, d.coded_k, d.coded_v};
+    float *narrow[] = {g.q, g.k, g.v, d_out, out};
+    for (int i = 0; i < 5; i++) {
+        free(wide[i]);
+        free(narrow[i]);
+    }
+    drop(&f);
+}
+
+static void test_every_gradient(void **state)
+{
+    (void)state;
+    rt_shape pre = usual(), block = usual(), post = usual();
+    check_all(&pre, 4, true);
+    block.frame = KVB_FRAME_BLOCK;
+    block.rope_block = 16;
+    check_all(&block, 3, false);
+    post.frame = KVB_FRAME_POST;
+    post.sliding = 11;
+    check_all(&post, 0, true);
+}
+
 /* ---- tables */
 
 /* Code 5 of 2 stages of 4 rows is row 1 of the first and row 1 of the second. */
@@ -297,8 +482,14 @@ static void test_adam(void **state)
     assert_true(fabs((double)t.table[40] - at) < 1e-6);
     assert_true(fabs((double)start - at) > 0.05);
     assert_true(t.table[41] == still);
-    kvb_tune_table_reset(&t);
-    assert_true(t.table[40] == start && t.first[40] == 0.0f && t.second[40] == 0.0f);
+    const float moved = t.table[40];
+    kvb_tune_table_restore(&t);
+    assert_true(t.table[40] == start);
+    t.table[40] = moved;
+    kvb_tune_table_keep(&t);
+    t.table[40] = start;
+    kvb_tune_table_restore(&t);
+    assert_true(t.table[40] == moved);
     kvb_tune_table_free(&t);
     kvb_book_close(book);
 }
@@ -308,6 +499,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradient),
         cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_reads_what_a_cache_reads),
+        cmocka_unit_test(test_every_gradient),
         cmocka_unit_test(test_stages),
         cmocka_unit_test(test_adam),
     };

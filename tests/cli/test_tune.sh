@@ -12,7 +12,7 @@ recipe="--recipe antkv --k 4x16 --v 4x16"
 "$kvbook" calibrate $input $recipe -q -o "$work/a.kvb" 2>"$err"
 expect "calibrate --tune 0" 0 'wrote' "$kvbook" calibrate $input $recipe --tune 0 -o "$work/a0.kvb"
 same "--tune 0 is no tuning" "$work/a.kvb" "$work/a0.kvb"
-expect "calibrate --tune" 0 'tuned [12] of 2 layers in 8 steps' "$kvbook" calibrate $input $recipe --tune 2 -o "$work/t.kvb"
+expect "calibrate --tune" 0 'tuned in 8 steps, .*: KL 0\.[0-9]+ in the first epoch' "$kvbook" calibrate $input $recipe --tune 2 -o "$work/t.kvb"
 if cmp -s "$work/a.kvb" "$work/t.kvb"; then fail "tuning changes the book" "it does not"; else ok "tuning changes the book"; fi
 expect "tune" 0 'wrote .*b\.kvb' "$kvbook" tune "$work/a.kvb" $input --tune 2 -o "$work/b.kvb"
 same "train, then tune equals calibrate --tune" "$work/t.kvb" "$work/b.kvb"
@@ -20,18 +20,37 @@ for n in 1 3; do
     "$kvbook" tune "$work/a.kvb" $input --tune 2 --threads $n -q -o "$work/b$n.kvb" 2>"$err"
     same "the same bytes with $n threads" "$work/b.kvb" "$work/b$n.kvb"
 done
+expect "tune -v names parts" 0 '^processor seconds of a chunk: teacher ' "$kvbook" tune "$work/a.kvb" $input -v -o "$work/v.kvb"
+layers="--tune-objective attention"
+expect "calibrate --tune of layers" 0 'tuned [12] of 2 layers in 8 steps' "$kvbook" calibrate $input $recipe --tune 2 $layers -o "$work/l.kvb"
 expect "tune -v names layers" 0 '^layer 1: error of the attention output 0\.[0-9]+ -> 0\.[0-9]+, held out 0\.' \
-    "$kvbook" tune "$work/a.kvb" $input --tune 1 -v -o "$work/v.kvb"
-expect "tune --tune-exact none" 0 . "$kvbook" tune "$work/a.kvb" $input --tune 1 --tune-exact none -o "$work/n.kvb"
-"$kvbook" info --json "$work/t.kvb" >"$tmp/t.json"
-"$kvbook" info --json "$work/n.kvb" >"$tmp/n.json"
+    "$kvbook" tune "$work/a.kvb" $input $layers --tune 1 -v -o "$work/v.kvb"
+"$kvbook" tune "$work/a.kvb" $input $layers --tune 2 -q -o "$work/m.kvb" 2>"$err"
+same "train, then tune layers equals calibrate" "$work/l.kvb" "$work/m.kvb"
+expect "tune --tune-exact none" 0 . "$kvbook" tune "$work/a.kvb" $input $layers --tune 1 --tune-exact none -o "$work/n.kvb"
+expect "a worse book is not taken" 0 'the book stays as it was' "$kvbook" tune "$work/a.kvb" $input --tune-rate 50 -o "$work/w.kvb"
+for name in t l n w; do "$kvbook" info --json "$work/$name.kvb" >"$tmp/$name.json"; done
 json "META of a tuned book" "$tmp/t.json" 'd["meta"]["tuning"]["epochs"] == 2 and d["meta"]["tuning"]["steps"] == 8
-    and d["meta"]["tuning"]["window"] == 32 and d["meta"]["tuning"]["anchors"] and len(d["meta"]["tuning"]["layers"]) == 2
-    and d["meta"]["tuning"]["train_after"] < d["meta"]["tuning"]["train_before"]
+    and d["meta"]["tuning"]["window"] == 32 and d["meta"]["tuning"]["anchors"] and d["meta"]["tuning"]["rate"] == 0.05
+    and d["meta"]["tuning"]["objective"] == "KL(exact model || model with the coded cache)"
+    and d["meta"]["tuning"]["heldout_after"] < d["meta"]["tuning"]["heldout_before"]
+    and d["meta"]["tuning"]["accepted"] and d["meta"]["tuning"]["best_epoch"] in (1, 2)
     and d["meta"]["tuning"]["text"]["chunks"] == 8 and d["meta"]["recipe"]["name"] == "antkv"'
+json "META of one whose layers were tuned" "$tmp/l.json" 'len(d["meta"]["tuning"]["layers"]) == 2
+    and d["meta"]["tuning"]["objective"] == "||(O\x27 - O) W_O||^2 / ||O W_O||^2" and d["meta"]["tuning"]["rate"] == 0.02
+    and d["meta"]["tuning"]["train_after"] < d["meta"]["tuning"]["train_before"]'
 json "META of one tuned with nothing exact" "$tmp/n.json" 'd["meta"]["tuning"]["window"] == 0 and not d["meta"]["tuning"]["anchors"]
     and d["meta"]["tuning"]["heldout_before"] > 0'
+json "META of one that stays as it was" "$tmp/w.json" 'not d["meta"]["tuning"]["accepted"] and d["meta"]["tuning"]["best_epoch"] == 0'
 expect "verify of a tuned book" 0 ' 0 failed' "$kvbook" verify "$work/t.kvb" $model
+
+# Fine codes: the tuned book keeps them, and what is read exactly goes through them.
+"$kvbook" recipes show antkv | sed 's/"mean": false/"mean": false, "fine": "2x64"/; s/"sinks": 0/"sinks": 2, "exact": "fine"/' >"$tmp/fine.json"
+expect "calibrate with fine codes" 0 wrote "$kvbook" calibrate $input --recipe "$tmp/fine.json" --k 4x16 --v 4x16 -o "$work/f.kvb"
+expect "tune a book with fine codes" 0 wrote "$kvbook" tune "$work/f.kvb" $input -o "$work/g.kvb"
+expect "the tuned book keeps its fine codes" 0 'fine +[0-9]+: keys 2x64, values 2x64' "$kvbook" info "$work/g.kvb"
+"$kvbook" info --json "$work/g.kvb" >"$tmp/g.json"
+json "META says what was read exactly" "$tmp/g.json" 'd["meta"]["tuning"]["exact"] == "fine"'
 
 evaluate="$model --text $tmp/test.txt --ctx 128 --chunks 3 --json"
 "$kvbook" eval $evaluate --book "$work/t.kvb" >"$tmp/e.json" 2>"$err"
@@ -45,5 +64,7 @@ refuse "tune onto the text" 2 . "$kvbook" tune "$work/a.kvb" $input -o "$tmp/tra
 refuse "tune onto the book" 2 . "$kvbook" tune "$work/a.kvb" $input -o "$work/a.kvb"
 refuse "a book of another model" 6 . "$kvbook" tune tests/golden/minimal.kvb $input -o "$work/no.kvb"
 refuse "no book" 4 . "$kvbook" tune "$work/none.kvb" $input -o "$work/no.kvb"
+refuse "an objective of another name" 2 'tune-objective' "$kvbook" tune "$work/a.kvb" $input --tune-objective loss -o "$work/no.kvb"
+refuse "eval --tune-objective without a recipe" 2 '--tune-objective: means nothing' "$kvbook" eval $evaluate --book "$work/a.kvb" --tune-objective kl
 refuse "eval --tune without a recipe" 2 '--tune: means nothing without --recipe' "$kvbook" eval $evaluate --book "$work/a.kvb" --tune 2
 done_testing
