@@ -118,7 +118,7 @@ refuse "bits cannot be dealt out without sensitivities" 6 'sensitivity_k' \
 "$kvbook" eval $evaluate --json --book "$work/best1.kvb" "$work/fast.kvb" >"$tmp/best.jsonl" 2>"$err"
 sed 's/$/,/; 1s/^/[/; $s/,$/]/' "$tmp/best.jsonl" >"$tmp/best.json"
 json "eval of transformed books" "$tmp/best.json" 'len(d) == 2 and all(r["kl"] > 0 and r["ppl"] > 1 and
-    r["bits_nominal"] == 1 for r in d)'
+    0.9 < r["bits_nominal"] <= 1.1 for r in d)'
 "$kvbook" eval $evaluate --json --book "$work/best1.kvb" --window 128 --exact half >"$tmp/w.json" 2>"$err"
 json "a window over the whole chunk is exact for a transformed book" "$tmp/w.json" 'abs(d["nll_delta"]) < 1e-4'
 
