@@ -21,8 +21,10 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUNS = ["antkv@4", "antkv@2", "antkv@1", "antkv@0.5", "antkv@0.375", "best@4", "best@2", "best@1", "best@0.5",
-        "best@0.375", "best-fast@1"]
-COLOURS = {"antkv": "#b3541e", "best": "#1f6f8b", "best-fast": "#6a4c93"}
+        "best@0.375", "best-fast@1", "best-bare@1"]
+BARE = ["--anchors", "0", "--window", "0", "--sinks", "0", "--exact", "half"] # NAME-bare: recipe NAME, every token coded
+BOOKS_AT_ONCE = 4 # share one pass of the exact model
+COLOURS = {"antkv": "#b3541e", "best": "#1f6f8b", "best-fast": "#6a4c93", "best-bare": "#7aa6b8"}
 
 
 def arguments():
@@ -56,17 +58,21 @@ def calibrate(a, work, name):
     if not book.exists():
         start = time.time()
         command = [a.kvbook, "calibrate", "--model", a.model, "--text", a.data / "wikitext2/wiki.valid.raw", "--ctx", 2048,
-                   "--chunks", a.chunks, "--recipe", recipe, "--bits", bits, "--seed", 1, "-o", book]
-        run(command + (["--tune", tune] if tune else []))
+                   "--chunks", a.chunks, "--recipe", recipe.removesuffix("-bare"), "--bits", bits, "--seed", 1, "-o", book]
+        run(command + (BARE if recipe.endswith("-bare") else []) + (["--tune", tune] if tune else []))
         note.write_text(str(round(time.time() - start)))
-    return book, float(note.read_text()) if note.exists() else None
+    return {"recipe": recipe, "bits": float(bits), "path": book, "book": hashlib.sha256(book.read_bytes()).hexdigest()[:16],
+            "tune": tune, "train_seconds": float(note.read_text()) if note.exists() else None}
 
 
-def score(a, book, text, chunks):
-    flags = ["--anchor-protocol", a.protocol] if book is not None else []
+def score(a, books, text, chunks):
+    """One line of results for each book."""
     out = run([a.kvbook, "eval", "--model", a.model, "--text", a.data / text, "--ctx", 2048, "--chunks", chunks, "--json",
-               *flags, *(["--book", book] if book is not None else [])])
-    return json.loads(out)
+               "--anchor-protocol", a.protocol, "--book", *(b["path"] for b in books)])
+    lines = [line for line in map(json.loads, out.splitlines()) if line["book"] is not None]
+    if len(lines) != len(books):
+        sys.exit(f"quality.py: {len(lines)} lines of results for {len(books)} books")
+    return lines
 
 
 def load(path):
@@ -78,23 +84,21 @@ def measure(a):
     work = ROOT / "build" / "quality" / f"{digest}-{a.chunks}"
     work.mkdir(parents=True, exist_ok=True)
     results = a.results / "quality.jsonl"
-    texts = {"WikiText-2": ("wikitext2/wiki.test.raw", a.chunks), "C4": ("c4/c4_validation_first400.jsonl", a.chunks // 2)}
-    for name in a.only:
-        book, seconds = calibrate(a, work, name)
-        identity = hashlib.sha256(book.read_bytes()).hexdigest()[:16]
-        for title, (text, chunks) in texts.items():
-            if any((r["book"], r["text"], r["chunks"], r["protocol"]) == (identity, title, chunks, a.protocol)
-                   for r in load(results)):
-                continue
-            found = score(a, book, text, max(chunks, 1))
-            keep = ("ppl", "ppl_exact", "kl", "top1", "nll_delta", "nll_delta_error", "bits_nominal", "bits_effective",
-                    "bits_effective_32k", "bits_effective_128k", "targets", "policy")
-            line = {"recipe": name.split("@")[0], "bits": float(name.split("@")[1]), "book": identity, "text": title,
-                    "chunks": chunks, "protocol": a.protocol, "tune": a.tune if name.startswith("best") else 0,
-                    "train_seconds": seconds, "date": datetime.date.today().isoformat(), "machine": machine(),
-                    **{k: found[k] for k in keep}}
-            with results.open("a") as f:
-                f.write(json.dumps(line) + "\n")
+    books = [calibrate(a, work, name) for name in a.only]
+    keep = ("ppl", "ppl_exact", "kl", "top1", "nll_delta", "nll_delta_error", "bits_nominal", "bits_effective",
+            "bits_effective_32k", "bits_effective_128k", "targets", "policy")
+    for title, (text, chunks) in {"WikiText-2": ("wikitext2/wiki.test.raw", a.chunks),
+                                  "C4": ("c4/c4_validation_first400.jsonl", max(a.chunks // 2, 1))}.items():
+        have = {(r["book"], r["text"], r["chunks"], r["protocol"]) for r in load(results)}
+        todo = [b for b in books if (b["book"], title, chunks, a.protocol) not in have]
+        for at in range(0, len(todo), BOOKS_AT_ONCE):
+            some = todo[at:at + BOOKS_AT_ONCE]
+            for book, found in zip(some, score(a, some, text, chunks)):
+                line = {**{k: v for k, v in book.items() if k != "path"}, "text": title, "chunks": chunks,
+                        "protocol": a.protocol, "date": datetime.date.today().isoformat(), "machine": machine(),
+                        **{k: found[k] for k in keep}}
+                with results.open("a") as f:
+                    f.write(json.dumps(line) + "\n")
 
 
 def latest(rows):
@@ -117,7 +121,7 @@ def table(rows):
         ratios = []
         for r, text in ((w, "WikiText-2"), (c, "C4")):
             base = best.get(("antkv", bits, text))
-            ratios.append(f"{excess(r) / excess(base):.3f}" if base and recipe != "antkv" else "")
+            ratios.append(f"{excess(r) / excess(base):.3f}" if base and recipe in ("best", "best-fast") else "")
         out.append(f"| `{recipe}` | {bits:g} | {w['bits_effective']:.2f} / {w['bits_effective_32k']:.2f} / "
                    f"{w['bits_effective_128k']:.3f} | {w['ppl']:.3f} | {w['ppl'] * w['nll_delta_error']:.3f} | {c['ppl']:.3f} | "
                    f"{c['ppl'] * c['nll_delta_error']:.3f} | {w['kl']:.4f} | {w['top1']:.3f} | {ratios[0]} | {ratios[1]} |")

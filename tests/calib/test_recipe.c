@@ -74,14 +74,14 @@ static void test_best(void **state)
         assert_int_equal(r.kind[KVB_KEY].rotation, KVB_ROTATION_BALANCED_PCA);
         assert_int_equal(r.kind[KVB_KEY].metric.moment, KVB_METRIC_RELATIVE);
         assert_int_equal(r.kind[KVB_KEY].shape.channels, 16); /* the widest of the ladder */
-        assert_true(r.ladder_count == 8 && r.budget == 0.0 && kvb_recipe_has_fine(&r));
+        assert_true(r.ladder_count == 10 && r.budget == 0.0 && kvb_recipe_has_fine(&r));
         assert_true(r.kind[KVB_KEY].mean && !r.kind[KVB_VALUE].mean);
         assert_int_equal(r.kind[KVB_VALUE].rotation, KVB_ROTATION_NONE);
         assert_int_equal(r.kind[KVB_VALUE].weights, KVB_WEIGHT_EXACT_V);
-        assert_true(r.policy.anchor_fraction == 0.039 && r.policy.window == 128 && r.policy.exact == KVB_EXACT_FINE);
+        assert_true(r.policy.anchor_fraction == 0.02 && r.policy.window == 192 && r.policy.exact == KVB_EXACT_FINE);
         assert_int_equal(kvb_recipe_set_bits(&r, 1.7, NULL), KVB_OK);
         assert_true(kvb_recipe_nominal_bits(&r) == 1.7);
-        assert_int_equal(kvb_recipe_set_bits(&r, 4.5, NULL), KVB_E_USAGE);
+        assert_int_equal(kvb_recipe_set_bits(&r, 8.5, NULL), KVB_E_USAGE);
         kvb_recipe_fix_shapes(&r);
         assert_int_equal(r.ladder_count, 0);
         assert_int_equal(r.kind[KVB_KEY].shape.channels, 0);
