@@ -53,7 +53,7 @@ static double time_eval(kvb_model *m, const kvb_text *text, uint32_t tokens, kvb
     kvb_eval_result result;
     kvb_progress_init(&silent, true, false, true);
     double start = omp_get_wtime();
-    kvb_status status = kvb_evaluate(&input, NULL, 0, true, &silent, &result, err);
+    kvb_status status = kvb_evaluate(&input, NULL, 0, &(kvb_eval_options){.exact = true}, &silent, &result, err);
     return status == KVB_OK ? omp_get_wtime() - start : -1.0;
 }
 

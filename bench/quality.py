@@ -2,9 +2,9 @@
 """Perplexity of recipes at equal bits on WikiText-2 and C4, side by side, with the paired standard error of the difference
 to the exact cache. Resumable: what build/quality/ and the results file hold is not made again.
 
-    bench/quality.sh MODEL.gguf [--chunks 64] [--tune N] [--only best@1 antkv@1 ...]
+    bench/quality.sh MODEL.gguf [--chunks 64] [--score-chunks 64] [--tune N] [--only best@1 antkv@1 ...]
 
-Calibrates on the first CHUNKS x 2048 tokens of WikiText-2 valid; scores the first CHUNKS x 2048 of WikiText-2 test and half
+Calibrates on the first CHUNKS x 2048 tokens of WikiText-2 valid; scores as many of WikiText-2 test, or --score-chunks, and half
 as many of C4, every book with the policy of its recipe, anchors by --protocol. Writes bench/results/quality.jsonl (one
 line a book and text), quality.md and quality.svg beside it. Needs ../shared/data and Python's standard library.
 """
@@ -31,6 +31,7 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", type=pathlib.Path, nargs="?", help="GGUF file; without it only table and picture are made anew")
     p.add_argument("--chunks", type=int, default=64, help="of 2048 tokens, for calibration and WikiText-2 (C4: half)")
+    p.add_argument("--score-chunks", type=int, help="of WikiText-2 to score, half as many of C4 (default: as many as --chunks)")
     p.add_argument("--protocol", choices=["chunk", "causal"], default="chunk", help="how anchors are chosen")
     p.add_argument("--tune", type=int, default=0, help="epochs of tuning of the best* recipes")
     p.add_argument("--only", nargs="*", default=RUNS, metavar="RECIPE@BITS")
@@ -85,10 +86,11 @@ def measure(a):
     work.mkdir(parents=True, exist_ok=True)
     results = a.results / "quality.jsonl"
     books = [calibrate(a, work, name) for name in a.only]
+    scored = a.score_chunks or a.chunks
     keep = ("ppl", "ppl_exact", "kl", "top1", "nll_delta", "nll_delta_error", "bits_nominal", "bits_effective",
             "bits_effective_32k", "bits_effective_128k", "targets", "policy")
-    for title, (text, chunks) in {"WikiText-2": ("wikitext2/wiki.test.raw", a.chunks),
-                                  "C4": ("c4/c4_validation_first400.jsonl", max(a.chunks // 2, 1))}.items():
+    for title, (text, chunks) in {"WikiText-2": ("wikitext2/wiki.test.raw", scored),
+                                  "C4": ("c4/c4_validation_first400.jsonl", max(scored // 2, 1))}.items():
         have = {(r["book"], r["text"], r["chunks"], r["protocol"]) for r in load(results)}
         todo = [b for b in books if (b["book"], title, chunks, a.protocol) not in have]
         for at in range(0, len(todo), BOOKS_AT_ONCE):
@@ -126,10 +128,10 @@ def table(rows):
                    f"{w['bits_effective_128k']:.3f} | {w['ppl']:.3f} | {w['ppl'] * w['nll_delta_error']:.3f} | {c['ppl']:.3f} | "
                    f"{c['ppl'] * c['nll_delta_error']:.3f} | {w['kl']:.4f} | {w['top1']:.3f} | {ratios[0]} | {ratios[1]} |")
     exact = {t: next((r["ppl_exact"] for r in rows if r["text"] == t), float("nan")) for t in ("WikiText-2", "C4")}
-    w = next(r for r in rows if r["text"] == "WikiText-2")
+    w, c = (next(r for r in rows if r["text"] == text) for text in ("WikiText-2", "C4"))
     head = (f"Exact cache: WikiText-2 {exact['WikiText-2']:.3f}, C4 {exact['C4']:.3f}. {w['chunks']} chunks of 2048 tokens (C4: "
-            f"half), anchors by the {w['protocol']} protocol; +- is the paired standard error of the difference to exact.\n"
-            f"{w['machine']}, {max(r['date'] for r in rows)}, `bench/quality.sh`.\n\n")
+            f"{c['chunks']}), anchors by the {w['protocol']} protocol; +- is the paired standard error of the difference to exact.\n"
+            f"{'; '.join(sorted({r['machine'] for r in rows}))}, {max(r['date'] for r in rows)}, `bench/quality.sh`.\n\n")
     return head + "\n".join(out) + "\n"
 
 

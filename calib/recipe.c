@@ -437,15 +437,64 @@ void kvb_recipe_fix_shapes(kvb_recipe *recipe)
         recipe->kind[kind].shape = (kvb_shape){0};
 }
 
+kvb_status kvb_recipe_allocate(kvb_recipe *recipe, kvb_error *err)
+{
+    kvb_recipe best;
+    if (recipe->ladder_count > 0)
+        return KVB_OK;
+    kvb_status status = kvb_recipe_load("best", &best, err);
+    if (status != KVB_OK)
+        return status;
+    memcpy(recipe->ladder, best.ladder, sizeof recipe->ladder);
+    recipe->ladder_count = best.ladder_count;
+    kvb_recipe_free(&best);
+    widen_shapes(recipe);
+    return KVB_OK;
+}
+
 static kvb_status set_budget(kvb_recipe *recipe, double bits, kvb_error *err)
 {
     const double least = kvb_shape_rate(&recipe->ladder[0]);
     const double most = kvb_shape_rate(&recipe->ladder[recipe->ladder_count - 1]);
     if (!(bits >= least && bits <= most))
-        return kvb_fail(err, KVB_E_USAGE, "bits", "found %g; the shapes of recipe \"%s\" have %g to %g bits", bits,
-                        recipe->name, least, most);
+        return kvb_fail(err, KVB_E_USAGE, "bits", "found %g; the shapes of recipe \"%s\" that fit the heads have %g to %g bits",
+                        bits, recipe->name, least, most);
     recipe->budget = bits;
     return KVB_OK;
+}
+
+/* What divides every head of the supported layers. */
+static uint32_t common_channels(const kvb_layer *layer, uint32_t layers)
+{
+    uint32_t common = 0;
+    for (uint32_t l = 0; l < layers; l++)
+        for (uint32_t a = layer[l].kind != KVB_LAYER_UNSUPPORTED ? layer[l].head_dim : 0; a != 0;) {
+            const uint32_t rest = common % a; /* Euclid */
+            common = a;
+            a = rest;
+        }
+    return common;
+}
+
+kvb_status kvb_recipe_fit(kvb_recipe *recipe, const kvb_layer *layer, uint32_t layers, kvb_error *err)
+{
+    const uint32_t common = common_channels(layer, layers);
+    uint32_t left = 0;
+    if (recipe->ladder_count == 0)
+        return KVB_OK;
+    for (uint32_t i = 0; i < recipe->ladder_count; i++)
+        if (common % recipe->ladder[i].channels == 0)
+            recipe->ladder[left++] = recipe->ladder[i];
+    if (left < 2)
+        return kvb_fail(err, KVB_E_USAGE, "allocate.shapes",
+                        "of recipe \"%s\"'s shapes %u have groups that divide heads of %u channels, expected two or more",
+                        recipe->name, left, common);
+    recipe->ladder_count = left;
+    for (int kind = 0; kind < 2; kind++)
+        if (common % recipe->kind[kind].shape.channels != 0)
+            recipe->kind[kind].shape = recipe->ladder[0];
+    widen_shapes(recipe);
+    return set_budget(recipe, recipe->budget, err);
 }
 
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)

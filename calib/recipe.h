@@ -88,6 +88,11 @@ void kvb_recipe_free(kvb_recipe *recipe);
 
 /* Drops the ladder: the shapes of the kinds hold, which kvb_recipe_set_shape() then sets. */
 void kvb_recipe_fix_shapes(kvb_recipe *recipe);
+/* Gives a recipe without a ladder that of "best": bits are dealt out over heads. */
+kvb_status kvb_recipe_allocate(kvb_recipe *recipe, kvb_error *err);
+/* Leaves in the ladder what a model's heads can use: groups that divide every head of the supported layers. KVB_E_USAGE where
+ * fewer than two shapes are left, or the budget lies outside them. Nothing to do without a ladder. */
+kvb_status kvb_recipe_fit(kvb_recipe *recipe, const kvb_layer *layer, uint32_t layers, kvb_error *err);
 /* With a ladder, any bits between its cheapest and its dearest shape. Without, the usual shapes: 0.375 = 32x4096, 0.5 = 16x256,
  * 0.75 = 16x4096, 1 = 8x256, 2 = 4x256, 3 = 4x4096, 4 = 2x256 (d x K). KVB_E_USAGE for other bits: the list is named. */
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);

@@ -194,10 +194,13 @@ kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, 
                           uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
 {
     double start = now();
-    kvb_trainer t = {.capture = capture, .recipe = recipe, .options = options};
+    kvb_recipe fitted = *recipe;
+    kvb_trainer t = {.capture = capture, .recipe = &fitted, .options = options};
     *image = NULL;
     *size = 0;
-    kvb_status status = check_all(&t, err);
+    kvb_status status = kvb_recipe_fit(&fitted, capture->geometry, capture->layers, err);
+    if (status == KVB_OK)
+        status = check_all(&t, err);
     if (status == KVB_OK)
         status = create(&t, err);
     if (status == KVB_OK)

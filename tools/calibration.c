@@ -72,9 +72,10 @@ kvb_status kvb_check_plan(const kvb_input *input, const kvb_recipe *recipe, cons
                           kvb_error *err)
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
-    kvb_status status = KVB_OK;
+    kvb_recipe fitted = *recipe;
+    kvb_status status = kvb_recipe_fit(&fitted, info->layer, info->layers, err);
     for (int kind = 0; status == KVB_OK && kind < 2; kind++) {
-        const kvb_recipe_kind *k = &recipe->kind[kind];
+        const kvb_recipe_kind *k = &fitted.kind[kind];
         status = check_planned(info, plan->rows, k->shape.channels, k->shape.centroids,
                                kind == KVB_KEY ? "shape of the keys" : "shape of the values", err);
         if (status == KVB_OK && kvb_recipe_has_fine(recipe))

@@ -20,10 +20,14 @@ typedef struct eval_args {
     kvb_capture_args capture;
     kvb_tune_args tune;
     kvb_policy_args policy;
-    kvb_arg_u64 protocol;
+    kvb_arg_u64 protocol, decode, by_position;
     kvb_override_args allow;
     bool no_exact, also_bare, json;
 } eval_args;
+
+/* Of the size of attention's output. Both ways do the same sums in another order; more than rounding is left where it turns a
+ * code or an anchor over. */
+#define DECODE_APART 1e-4
 
 static const char *const protocols[] = {"causal", "chunk", NULL};
 
@@ -35,6 +39,11 @@ static const kvb_flag flags[] = {
      "the whole chunk at once, as the papers do", .offset = offsetof(eval_args, protocol), .choices = protocols},
     {"--also-bare", KVB_FLAG_BOOL, NULL, "score each book with nothing kept exact first, then with its policy",
      .offset = offsetof(eval_args, also_bare)},
+    {"--decode", KVB_FLAG_COUNT, "N",
+     "score the last N targets of each chunk only, twice: at once, and token by token through a cache as text is generated; "
+     "exit 1 where the two disagree", .offset = offsetof(eval_args, decode), .least = 1},
+    {"--by-position", KVB_FLAG_COUNT, "N", "perplexity of every N positions of a chunk as well",
+     .offset = offsetof(eval_args, by_position), .least = 1},
     {"--no-exact", KVB_FLAG_BOOL, NULL, "leave out the exact pass: no ppl_exact, kl and top1",
      .offset = offsetof(eval_args, no_exact)},
     {"--json", KVB_FLAG_BOOL, NULL, "print one JSON object, on one line, for each book",
@@ -76,7 +85,9 @@ typedef struct eval_run {
     kvb_book **book;           /* [books] */
     const char **name;         /* [books] path of the book, or the recipe's name */
     kvb_eval_variant *variant; /* [count] */
+    kvb_eval_options options;
     kvb_eval_result result;
+    double *bucket;            /* [1 + count][buckets] */
     kvb_recipe recipe;
     double seconds;
 } eval_run;
@@ -119,14 +130,18 @@ static kvb_status check_args(const eval_args *a, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "--recipe",
                         "%s needs calibration: give --calib-text, or a book made with `kvbook calibrate` (--book)",
                         a->recipe.recipe);
-    if (a->recipe.recipe == NULL && (a->recipe.bits.set || a->recipe.shape_k || a->recipe.shape_v))
-        return kvb_fail(err, KVB_E_USAGE, "--bits", "means nothing without --recipe: a book has its own");
+    if (a->recipe.recipe == NULL && (a->recipe.bits.set || a->recipe.allocate || a->recipe.shape_k || a->recipe.shape_v))
+        return kvb_fail(err, KVB_E_USAGE, a->recipe.allocate ? "--allocate" : "--bits", "means nothing without --recipe: a book has its own");
     if (a->recipe.recipe == NULL && a->recipe.kmeans.set)
         return kvb_fail(err, KVB_E_USAGE, "--kmeans", "means nothing without --recipe: nothing is trained here");
     if (a->no_exact && a->books.count == 0 && a->recipe.recipe == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--no-exact", "leaves nothing to score: give --book, or drop the flag");
     if (a->also_bare && a->books.count == 0 && a->recipe.recipe == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--also-bare", "means nothing without --book");
+    if (a->decode.set && a->books.count == 0 && a->recipe.recipe == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--decode", "means nothing without --book");
+    if (a->decode.set && a->protocol.value == KVB_PROTOCOL_CHUNK)
+        return kvb_fail(err, KVB_E_USAGE, "--decode", "needs --anchor-protocol causal: a cache cannot know a whole chunk at once");
     return check_idle_flags(a, err);
 }
 
@@ -134,7 +149,7 @@ static kvb_status open_books(eval_run *r, kvb_error *err)
 {
     kvb_status status = KVB_OK;
     r->books = r->args->books.count + (r->args->recipe.recipe != NULL);
-    r->count = r->books * (r->args->also_bare ? 2 : 1);
+    r->count = r->books * (r->args->also_bare ? 2 : 1) * (r->args->decode.set ? 2 : 1);
     r->book = calloc(r->books + 1, sizeof *r->book);
     r->name = calloc(r->books + 1, sizeof *r->name);
     r->variant = calloc(r->count + 1, sizeof *r->variant);
@@ -150,6 +165,12 @@ static kvb_status open_books(eval_run *r, kvb_error *err)
         status = kvb_check_exact_form(&policy, kvb_summarise_book(r->book[i]).fine[KVB_KEY] != NULL, r->name[i], err);
     }
     return status;
+}
+
+/* Whether a variant is the second of a pair: the same as the one before, token by token. */
+static bool is_stream(const eval_run *r, size_t i)
+{
+    return r->args->decode.set && i % 2 == 1;
 }
 
 /* The book of --recipe, through the very bytes that a file would hold. */
@@ -184,12 +205,13 @@ static void choose_policies(eval_run *r)
 {
     for (size_t i = 0; i < r->count; i++) {
         const kvb_book *book = r->book[book_of(r, i)];
-        const bool bare = r->args->also_bare && i % 2 == 0;
+        const bool bare = r->args->also_bare && i / (r->args->decode.set ? 2 : 1) % 2 == 0;
         r->variant[i] = (kvb_eval_variant){
             .book = book,
             .policy = bare ? (kvb_policy){0} : kvb_policy_from_args(&r->args->policy, kvb_book_policy(book)),
             .protocol = (kvb_anchor_protocol)r->args->protocol.value,
             .seed = r->args->recipe.seed.value,
+            .stream = is_stream(r, i),
         };
     }
 }
@@ -227,6 +249,32 @@ static void put_bits(kvb_json_writer *w, const eval_run *r, size_t i)
     put_finite(w, "bits_effective_128k", coded ? kvb_effective_bits(book, policy, 131072) : 16);
 }
 
+static void put_buckets(kvb_json_writer *w, const char *key, const double *bucket, uint32_t buckets)
+{
+    kvb_json_begin_array(w, key);
+    for (uint32_t b = 0; b < buckets; b++)
+        put_finite(w, NULL, bucket[b]);
+    kvb_json_end_array(w);
+}
+
+/* What --decode and --by-position ask for. */
+static void put_more(kvb_json_writer *w, const eval_run *r, const kvb_eval_score *score, bool stream)
+{
+    const uint32_t buckets = kvb_eval_buckets(&r->options, r->input.ctx);
+    if (r->args->decode.set) {
+        kvb_json_put_string(w, "mode", stream ? "decode" : "prefill");
+        put_finite(w, "attention_apart", stream ? score->attention_apart : NAN);
+        put_finite(w, "nll_apart", stream ? score->apart : NAN);
+        put_finite(w, "nll_apart_most", stream ? score->apart_most : NAN);
+    }
+    if (buckets > 0) {
+        kvb_json_put_u64(w, "positions", r->options.bucket);
+        put_buckets(w, "ppl_by_position", score->bucket, buckets);
+        if (!r->args->no_exact)
+            put_buckets(w, "ppl_exact_by_position", r->result.exact.bucket, buckets);
+    }
+}
+
 static void put_result(kvb_json_writer *w, const eval_run *r, size_t i)
 {
     bool coded = i < r->count;
@@ -252,6 +300,7 @@ static void put_result(kvb_json_writer *w, const eval_run *r, size_t i)
     put_finite(w, "nll_delta", coded ? score->delta : 0);
     put_finite(w, "nll_delta_error", coded ? score->delta_error : 0);
     put_bits(w, r, i);
+    put_more(w, r, score, coded && is_stream(r, i));
     kvb_json_put_number(w, "seconds", score->seconds + (coded && !r->args->no_exact ? exact->seconds : 0));
     kvb_json_put_number(w, "tokens_per_second", (double)(r->input.chunks * r->input.ctx) / score->seconds);
 }
@@ -298,6 +347,28 @@ static const char *base_name(const char *path)
     return slash != NULL ? slash + 1 : path;
 }
 
+/* Perplexity by position: a line for each part of a chunk, a column for each cache. */
+static void print_positions(const eval_run *r)
+{
+    char text[32], range[32];
+    printf("%-17s", "positions");
+    if (!r->args->no_exact)
+        printf(" %12s", "exact");
+    for (size_t i = 0; i < r->count; i++)
+        printf(" %12.12s", is_stream(r, i) ? "by token" : base_name(r->name[book_of(r, i)]));
+    putchar('\n');
+    for (uint32_t b = 0; b < kvb_eval_buckets(&r->options, r->input.ctx); b++) {
+        const uint32_t from = b * r->options.bucket, to = from + r->options.bucket;
+        snprintf(range, sizeof range, "%u-%u", from, (to < r->input.ctx ? to : r->input.ctx) - 1);
+        printf("%-17s", range);
+        if (!r->args->no_exact)
+            printf(" %12s", cell(text, 4, r->result.exact.bucket[b]));
+        for (size_t i = 0; i < r->count; i++)
+            printf(" %12s", cell(text, 4, r->result.variant[i].bucket[b]));
+        putchar('\n');
+    }
+}
+
 static void print_table(const eval_run *r)
 {
     const kvb_input *in = &r->input;
@@ -316,12 +387,43 @@ static void print_table(const eval_run *r)
                                kvb_effective_bits(book, policy, in->ctx),
                                kvb_effective_bits(book, policy, 32768),
                                kvb_effective_bits(book, policy, 131072)};
-        print_row(base_name(r->name[book_of(r, i)]), &r->result.variant[i], bits);
+        const kvb_eval_score *s = &r->result.variant[i];
+        if (is_stream(r, i)) {
+            print_row("  token by token", s, bits);
+            printf("  attention given the same inputs differs by %.2g in the worst layer; log-likelihoods by %.2g on average, "
+                   "%.2g at most\n",
+                   s->attention_apart, s->apart, s->apart_most);
+            continue;
+        }
+        print_row(base_name(r->name[book_of(r, i)]), s, bits);
         printf("  %s%s\n", kvb_policy_text(policy, text),
                r->variant[i].protocol == KVB_PROTOCOL_CHUNK ? ", anchors of the whole chunk" : "");
     }
+    if (r->options.bucket > 0)
+        print_positions(r);
     printf("bits: nominal, then effective at a context of so many tokens (all bytes held, codebooks included); %s\n",
            kvb_time_text(r->seconds, took));
+}
+
+static kvb_status choose_options(eval_run *r, kvb_error *err)
+{
+    const eval_args *a = r->args;
+    if (a->decode.value >= r->input.ctx)
+        return kvb_fail(err, KVB_E_USAGE, "--decode", "a chunk of %u tokens has %u targets, expected no more than that",
+                        r->input.ctx, r->input.ctx - 1);
+    r->options = (kvb_eval_options){.exact = !a->no_exact, .last = (uint32_t)a->decode.value,
+                                    .bucket = a->by_position.value < r->input.ctx ? (uint32_t)a->by_position.value
+                                                                                  : r->input.ctx};
+    const uint32_t buckets = kvb_eval_buckets(&r->options, r->input.ctx);
+    if (buckets == 0)
+        return KVB_OK;
+    r->bucket = calloc((1 + r->count) * (size_t)buckets, sizeof *r->bucket);
+    if (r->bucket == NULL)
+        return kvb_fail_memory(err, "eval");
+    r->result.exact.bucket = r->bucket;
+    for (size_t i = 0; i < r->count; i++)
+        r->result.variant[i].bucket = r->bucket + (1 + i) * buckets;
+    return KVB_OK;
 }
 
 static kvb_status evaluate(eval_run *r, kvb_progress *p, kvb_error *err)
@@ -335,10 +437,26 @@ static kvb_status evaluate(eval_run *r, kvb_progress *p, kvb_error *err)
     if (status != KVB_OK)
         return status;
     choose_policies(r);
+    status = choose_options(r, err);
+    if (status != KVB_OK)
+        return status;
     double start = kvb_seconds();
-    status = kvb_evaluate(&r->input, r->variant, r->count, !a->no_exact, p, &r->result, err);
+    status = kvb_evaluate(&r->input, r->variant, r->count, &r->options, p, &r->result, err);
     r->seconds = kvb_seconds() - start;
     return status;
+}
+
+static kvb_status check_agreement(const eval_run *r, kvb_error *err)
+{
+    for (size_t i = 1; r->args->decode.set && i < r->count; i += 2) {
+        const double apart = r->result.variant[i].attention_apart;
+        if (!(apart <= DECODE_APART))
+            return kvb_fail(err, KVB_E_CHECK, "--decode",
+                            "%s: given the same inputs, attention token by token differs from that of a pass over the whole chunk "
+                            "by %g of its size in the worst layer, expected %g at most",
+                            r->name[book_of(r, i)], apart, DECODE_APART);
+    }
+    return KVB_OK;
 }
 
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
@@ -361,12 +479,15 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         status = print_json(&r, err);
     else if (status == KVB_OK)
         print_table(&r);
+    if (status == KVB_OK)
+        status = check_agreement(&r, err);
     for (size_t i = 0; r.book != NULL && i < r.books; i++)
         kvb_book_close(r.book[i]);
     free(r.book);
     free(r.name);
     free(r.variant);
     free(r.result.variant);
+    free(r.bucket);
     kvb_input_close(&r.input);
     if (r.args->recipe.recipe != NULL)
         kvb_recipe_free(&r.recipe);

@@ -1,7 +1,10 @@
 /* Scoring a model on text with its cache exact and with any number of quantised variants of it, chunk by chunk.
  *
- * Chunks are independent; every token of a chunk but its first is a target. One exact pass serves all variants. The
- * result does not depend on the number of threads. */
+ * Chunks are independent; every token of a chunk but its first is a target, or its last so many. One exact pass serves all
+ * variants. The result does not depend on the number of threads.
+ *
+ * A variant is one pass over the whole chunk at once (runtime/prefill), or, as a stream, goes through a kvb_cache as text is
+ * generated: what stands before the targets in pieces, then one token after the other. */
 #ifndef KVB_TOOLS_EVALUATE_H
 #define KVB_TOOLS_EVALUATE_H
 
@@ -13,7 +16,17 @@ typedef struct kvb_eval_variant {
     kvb_policy policy;
     kvb_anchor_protocol protocol;
     uint64_t seed;
+    /* Token by token, protocol causal; the variant before is the same at once. There the queries, keys and values of each layer
+     * go through a cache as well, and the outputs are compared: what the passes predict differs more than that, for a code
+     * that rounding turns over in one layer moves every layer after it. */
+    bool stream;
 } kvb_eval_variant;
+
+typedef struct kvb_eval_options {
+    bool exact;      /* with a pass of the exact cache */
+    uint32_t last;   /* targets of each chunk, its last ones; 0: all */
+    uint32_t bucket; /* targets at so many positions at a time are scored apart as well; 0: not */
+} kvb_eval_options;
 
 typedef struct kvb_eval_score {
     double ppl;      /* exp of the mean negative log-likelihood */
@@ -21,7 +34,11 @@ typedef struct kvb_eval_score {
     double top1;     /* share of targets where both predict the same token; NaN without the exact pass */
     double delta;    /* mean NLL less the exact one's; NaN without the exact pass */
     double delta_error; /* standard error of that over chunks; NaN with fewer than two */
+    double apart;      /* |log-likelihood less that of the variant before|, mean over targets; NaN for the first */
+    double apart_most; /* and its largest */
+    double attention_apart; /* of a stream: ||O' - O|| / ||O|| of attention given the same inputs, the worst layer; NaN otherwise */
     double seconds;  /* of this variant's passes */
+    double *bucket;  /* [buckets] perplexity by position, the caller's; NULL: not wanted */
 } kvb_eval_score;
 
 typedef struct kvb_eval_result {
@@ -30,9 +47,12 @@ typedef struct kvb_eval_result {
     kvb_eval_score *variant; /* [count], the caller's */
 } kvb_eval_result;
 
-/* `exact` false leaves out the exact pass. KVB_E_CHECK where a probability comes out as NaN: the chunk is named. */
-kvb_status kvb_evaluate(const kvb_input *input, const kvb_eval_variant *variants, size_t count, bool exact,
-                        kvb_progress *p, kvb_eval_result *result, kvb_error *err);
+/* Buckets of a chunk of ctx tokens: bucket i holds the targets at positions [i*bucket, (i+1)*bucket). */
+uint32_t kvb_eval_buckets(const kvb_eval_options *options, uint32_t ctx);
+
+/* KVB_E_CHECK where a probability comes out as NaN: the chunk is named. */
+kvb_status kvb_evaluate(const kvb_input *input, const kvb_eval_variant *variants, size_t count,
+                        const kvb_eval_options *options, kvb_progress *p, kvb_eval_result *result, kvb_error *err);
 
 /* The prefill's threads: an OpenMP loop. */
 void kvb_parallel_openmp(void (*task)(void *user, size_t i), void *user, size_t count);

@@ -51,11 +51,13 @@ const kvb_flag kvb_text_flags[6] = {
      .offset = offsetof(kvb_text_args, no_bos)},
 };
 
-const kvb_flag kvb_recipe_flags[6] = {
+const kvb_flag kvb_recipe_flags[7] = {
     {"--recipe", KVB_FLAG_STRING, "NAME", "a built-in recipe (`kvbook recipes`) or a recipe file (.json)",
      .offset = offsetof(kvb_recipe_args, recipe)},
     {"--bits", KVB_FLAG_REAL, "B", "bits per element: 0.375, 0.5, 0.75, 1, 2, 3 or 4; picks the usual shape",
      .offset = offsetof(kvb_recipe_args, bits), .least = 0, .most = 16},
+    {"--allocate", KVB_FLAG_BOOL, NULL, "deal the bits out over layers, heads, keys and values, also where the recipe does not",
+     .offset = offsetof(kvb_recipe_args, allocate)},
     {"--k", KVB_FLAG_STRING, "DxK",
      "shape of the keys' codebooks: 8x256 (channels x centroids) or add:8x16+16 (sums of stages)",
      .offset = offsetof(kvb_recipe_args, shape_k)},
@@ -127,9 +129,13 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
     if (status != KVB_OK)
         return status;
     recipe->backend = (kvb_kmeans_backend)a->kmeans.value;
+    if (a->allocate && (a->shape_k != NULL || a->shape_v != NULL))
+        status = kvb_fail(err, KVB_E_USAGE, "--allocate", "chooses shapes by itself: expected --bits alone, without --k and --v");
+    else if (a->allocate)
+        status = kvb_recipe_allocate(recipe, err);
     if (a->shape_k != NULL || a->shape_v != NULL)
         kvb_recipe_fix_shapes(recipe);
-    if (a->bits.set)
+    if (status == KVB_OK && a->bits.set)
         status = kvb_recipe_set_bits(recipe, a->bits.value, err);
     if (status == KVB_OK && a->shape_k != NULL)
         status = kvb_recipe_set_shape(recipe, KVB_KEY, a->shape_k, err);

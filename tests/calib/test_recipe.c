@@ -82,6 +82,13 @@ static void test_best(void **state)
         assert_int_equal(kvb_recipe_set_bits(&r, 1.7, NULL), KVB_OK);
         assert_true(kvb_recipe_nominal_bits(&r) == 1.7);
         assert_int_equal(kvb_recipe_set_bits(&r, 8.5, NULL), KVB_E_USAGE);
+        kvb_layer layer[2] = {{.head_dim = 64}, {.head_dim = 24}};
+        assert_int_equal(kvb_recipe_fit(&r, layer, 1, NULL), KVB_OK);
+        assert_int_equal(r.ladder_count, 10);
+        assert_int_equal(kvb_recipe_fit(&r, layer, 2, NULL), KVB_OK); /* groups of 8 and less */
+        assert_true(r.ladder_count == 7 && r.kind[KVB_KEY].shape.channels == 8 && r.kind[KVB_VALUE].shape.channels == 8);
+        layer[1].head_dim = 1;
+        assert_int_equal(kvb_recipe_fit(&r, layer, 2, NULL), KVB_E_USAGE); /* one shape is no choice */
         kvb_recipe_fix_shapes(&r);
         assert_int_equal(r.ladder_count, 0);
         assert_int_equal(r.kind[KVB_KEY].shape.channels, 0);

@@ -100,6 +100,22 @@ compare "keeping nothing exact is farther from the exact cache" 'a["kl"] > 1.1 *
     and a["bits_effective"] < b["bits_effective"]' "$tmp/bare.json" "$tmp/one.json"
 compare "four bits are nearer to the exact cache than one" 'a["kl"] < 0.5 * b["kl"] and a["top1"] > b["top1"]
     and a["bits_nominal"] == 4' "$tmp/four.json" "$tmp/bare.json"
+"$kvbook" eval $test --json --book "$work/one.kvb" --decode 90 --by-position 32 >"$tmp/decode.json" 2>"$err"
+tail -n 1 "$tmp/decode.json" >"$tmp/decoded.json"
+json "token by token through a cache attention is the same" "$tmp/decoded.json" 'd["mode"] == "decode" and d["targets"] == 360
+    and d["attention_apart"] <= 1e-6 and d["nll_apart"] < 0.05 and d["nll_apart_most"] > 0'
+json "perplexity by position" "$tmp/decoded.json" 'd["positions"] == 32 and d["ppl_by_position"][0] is None
+    and len(d["ppl_by_position"]) == len(d["ppl_exact_by_position"]) == 4 and min(d["ppl_by_position"][1:]) > 1'
+score positions.json --book "$work/one.kvb" --by-position 127
+json "a part of the positions" "$tmp/positions.json" 'abs(d["ppl"] - math.exp((126 * math.log(d["ppl_by_position"][0])
+    + math.log(d["ppl_by_position"][1])) / 127)) < 1e-6 * d["ppl"]'
+refuse "--decode of a whole chunk's anchors" 2 'needs --anchor-protocol causal' "$kvbook" eval $test --book "$work/one.kvb" \
+    --decode 10 --anchor-protocol chunk
+refuse "--allocate with a shape" 2 '--allocate: chooses shapes' "$kvbook" train "$work/one.kvc" --recipe antkv --allocate --k 4x16 \
+    --bits 1 -o "$work/not.kvb"
+refuse "--allocate without a recipe" 2 '--allocate: means nothing' "$kvbook" eval $test --book "$work/one.kvb" --allocate
+refuse "--decode without a book" 2 'nothing without --book' "$kvbook" eval $test --decode 10
+refuse "--decode of more than a chunk" 2 'has 127 targets' "$kvbook" eval $test --book "$work/one.kvb" --decode 128
 # Fine codebooks: a recipe file that adds them, for a window over the whole chunk.
 "$kvbook" recipes show antkv | sed 's/"mean": false/"mean": false, "fine": "2x64"/; s/"sinks": 0/"sinks": 0, "exact": "fine"/' \
     >"$tmp/fine.json"
@@ -111,6 +127,9 @@ expect "info names the form" 0 'as fine codes' "$kvbook" info "$work/fine.kvb"
 expect "the independent decoder accepts it" 0 verified python3 spec/kvb_decode.py "$work/fine.kvb"
 score fine.json --book "$work/fine.kvb" --window 128
 score fine-half.json --book "$work/fine.kvb" --window 128 --exact half
+"$kvbook" eval $test --json --book "$work/fine.kvb" --decode 100 --window 9 --sinks 2 --anchors 5% >"$tmp/decode.json" 2>"$err"
+tail -n 1 "$tmp/decode.json" >"$tmp/decoded.json"
+json "token by token with fine codes too" "$tmp/decoded.json" 'd["attention_apart"] <= 1e-6 and d["targets"] == 400'
 score fine-bare.json --book "$work/fine.kvb" $bare
 json "eval says the form" "$tmp/fine.json" 'd["policy"]["exact"] == "fine"'
 compare "a window of half floats is nearer to the exact cache than one of fine codes, which takes fewer bytes" \
@@ -123,6 +142,12 @@ refuse "train too" 2 'antkv has no fine codebooks' "$kvbook" train "$work/one.kv
 score sampled.json --book "$work/sampled.kvb" $bare
 compare "a sampled book still works" 'a["kl"] < 3 * b["kl"]' "$tmp/sampled.json" "$tmp/bare.json"
 if [ $trained = 1 ]; then
+    # Heads of 8 channels: wider groups of the ladder are left out.
+    expect "any recipe deals out bits with --allocate" 0 'wrote .*1.5 bits, recipe antkv' "$kvbook" calibrate $train --recipe antkv \
+        --bits 1.5 --allocate -o "$work/dealt.kvb"
+    expect "info shows it" 0 'dealt out over heads' "$kvbook" info "$work/dealt.kvb"
+    refuse "fewer bits than any shape that fits" 2 'that fit the heads have 1 to 8 bits' "$kvbook" calibrate $train --recipe best \
+        --bits 0.5 -o "$work/not.kvb"
     # Encyclopaedia articles surprise this model so much that errors may please it: its own stories do not.
     for seed in 1 2 3 4; do
         "$kvbook" generate -q $model --prompt "Once upon a time" -n 500 --temperature 0.8 --seed $seed --ignore-eos 2>"$err"

@@ -1,0 +1,28 @@
+/* A model running over text through a KV cache, exact or quantised: every token is appended to the cache and attends
+ * through it, so that what a token sees does not depend on how the text is cut into calls. */
+#ifndef KVB_TOOLS_STREAM_H
+#define KVB_TOOLS_STREAM_H
+
+#include "kvbook/cache.h"
+#include "model/model.h"
+
+/* The hook of a forward pass that appends the call's tokens to a kvb_cache and lets each attend through it. */
+kvb_status kvb_attend_through_cache(void *cache, const kvb_attention_call *call, float *out, kvb_error *err);
+
+typedef struct kvb_stream kvb_stream;
+
+/* `cache` is empty, has the model's geometry, and like the model must outlive the stream. */
+kvb_status kvb_stream_create(const kvb_model *model, kvb_cache *cache, kvb_stream **stream, kvb_error *err);
+void kvb_stream_destroy(kvb_stream *stream);
+
+/* Runs tokens [count], at least one, at the next positions: *last [E] is the hidden state after the last of them, the stream's
+ * until its next call. Several tokens share the model's matrix products; one at a time is how text is generated. */
+kvb_status kvb_stream_run(kvb_stream *stream, const uint32_t *tokens, size_t count, const float **last, kvb_error *err);
+
+/* Logits [V] of a hidden state [E]. */
+void kvb_stream_logits(kvb_stream *stream, const float *hidden, float *logits);
+
+/* Tokens run so far. */
+uint32_t kvb_stream_position(const kvb_stream *stream);
+
+#endif
