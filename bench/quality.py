@@ -139,6 +139,7 @@ def picture(rows):
     """Perplexity against effective bits at 128K, one panel a text, logarithmic excess."""
     width, height, left, top = 380, 280, 56, 34
     best, body = latest(rows), []
+    best = {k: r for k, r in best.items() if all((*k[:2], text) in best for text in ("WikiText-2", "C4"))}
     xs = [math.log2(r["bits_effective_128k"]) for r in best.values()]
     ys = [math.log10(max(excess(r), 1e-3)) for r in best.values()]
     x0, x1, y0, y1 = min(xs) - .2, max(xs) + .2, math.floor(min(ys)), math.ceil(max(ys))
@@ -166,12 +167,12 @@ def picture(rows):
             for x, y, r in dots:
                 body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{recipe} {r["bits"]:g} bit: '
                             f'{r["ppl"]:.3f}</title></circle>')
-            body.append(f'<text x="{width - 10}" y="{18 + 17 * n}" text-anchor="end" fill="{colour}" class="key">{recipe}</text>')
+            body.append(f'<text x="{width - 10}" y="{18 + 17 * n}" text-anchor="end" class="key" style="fill:{colour}">{recipe}</text>')
         body.append("</g>")
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + 2 * width + 90} {top + height + 52}" '
             'font-family="sans-serif" font-size="12"><style>text{fill:#555}.frame{fill:none;stroke:#999}.grid{stroke:#ddd}'
             '.title{font-weight:bold}.key{font-weight:bold}@media(prefers-color-scheme:dark){text{fill:#bbb}.grid{stroke:#444}}'
-            "</style>" + "".join(body) + "</svg>\n").replace('class="key">', 'class="key" style="fill:inherit">')
+            "</style>" + "".join(body) + "</svg>\n")
 
 
 def main():
