@@ -167,10 +167,6 @@ if [ $trained = 1 ]; then
     expect "any recipe deals out bits with --allocate" 0 'wrote .*1.5 bits, recipe antkv' "$kvbook" calibrate $train --recipe antkv \
         --bits 1.5 --allocate -o "$work/dealt.kvb"
     expect "info shows it" 0 'dealt out over heads' "$kvbook" info "$work/dealt.kvb"
-    # A recipe's own shapes, wider than any of the ladder, give way.
-    "$kvbook" recipes show antkv | sed 's/"mean": false/"mean": false, "shape": "32x16"/' >"$tmp/wide.json"
-    expect "--allocate with a recipe that names shapes" 0 wrote "$kvbook" calibrate $train --recipe "$tmp/wide.json" \
-        --bits 1.5 --allocate -o "$work/dealt-wide.kvb"
     expect "--no-allocate gives every head the usual shape" 0 'wrote .*1 bits, recipe best' "$kvbook" train "$work/one.kvc" \
         --recipe best --no-allocate --bits 1 -o "$work/even.kvb"
     expect "info shows that" 0 'keys +8x256' "$kvbook" info "$work/even.kvb"
