@@ -445,6 +445,7 @@ kvb_status kvb_recipe_allocate(kvb_recipe *recipe, kvb_error *err)
     kvb_status status = kvb_recipe_load("best", &best, err);
     if (status != KVB_OK)
         return status;
+    kvb_recipe_fix_shapes(recipe);
     memcpy(recipe->ladder, best.ladder, sizeof recipe->ladder);
     recipe->ladder_count = best.ladder_count;
     kvb_recipe_free(&best);

@@ -88,7 +88,7 @@ void kvb_recipe_free(kvb_recipe *recipe);
 
 /* Drops the ladder: the shapes of the kinds hold, which kvb_recipe_set_shape() then sets. */
 void kvb_recipe_fix_shapes(kvb_recipe *recipe);
-/* Gives a recipe without a ladder that of "best": bits are dealt out over heads. */
+/* Gives a recipe without a ladder that of "best" in place of its shapes: bits are dealt out over heads. */
 kvb_status kvb_recipe_allocate(kvb_recipe *recipe, kvb_error *err);
 /* Leaves in the ladder what a model's heads can use: groups that divide every head of the supported layers. KVB_E_USAGE where
  * fewer than two shapes are left, or the budget lies outside them. Nothing to do without a ladder. */

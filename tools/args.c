@@ -96,13 +96,15 @@ static const kvb_flag *find_flag(const kvb_command_spec *spec, const char *name,
 
 static kvb_status refuse_unknown(arg_reader *r, const char *word)
 {
-    const char *known[KVB_MOST_FLAGS];
+    const char *known[KVB_MOST_FLAGS], *elsewhere = r->spec->elsewhere;
     size_t count = 0, base;
     const kvb_flag *flag;
     while (count < KVB_MOST_FLAGS && (flag = flag_at(r->spec, count, &base)) != NULL)
         known[count++] = flag->name;
     char name[64];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+    if (elsewhere != NULL && strncmp(name, elsewhere, strlen(elsewhere)) == 0)
+        return kvb_fail(r->err, KVB_E_USAGE, name, "%s", r->spec->instead);
     return kvb_fail(r->err, KVB_E_USAGE, name,
                     "unknown flag of `kvbook %s`; did you mean %s? `kvbook %s --help` lists them",
                     r->spec->name, kvb_suggest(name, known, count), r->spec->name);
@@ -226,7 +228,10 @@ static kvb_status read_flag(arg_reader *r, const char *word)
         memcpy(to, &(bool){true}, sizeof(bool));
         return KVB_OK;
     }
-    if (joined == NULL && (r->at == r->count || find_flag(r->spec, r->word[r->at], strlen(r->word[r->at]), &index)))
+    const bool none = joined == NULL && (r->at == r->count || find_flag(r->spec, r->word[r->at], strlen(r->word[r->at]), &index));
+    if (none && flag->usual != NULL)
+        return read_value(r, flag, flag->usual, true, to);
+    if (none)
         return kvb_fail(r->err, KVB_E_USAGE, flag->name, "needs a value (%s)", flag->value);
     return read_value(r, flag, joined != NULL ? joined : r->word[r->at++], joined != NULL, to);
 }

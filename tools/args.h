@@ -45,6 +45,7 @@ typedef struct kvb_flag {
     const char *help;
     size_t offset;
     const char *letter; /* "-q", or NULL */
+    const char *usual;  /* the value where the command line gives none; NULL: it must */
     double least, most;
     const char *const *choices;
     bool required;
@@ -68,6 +69,8 @@ typedef struct kvb_command_spec {
     size_t operands_offset; /* a kvb_strings member; used where operands is not NULL */
     kvb_flag_group group[KVB_MOST_GROUPS];
     size_t groups;
+    /* A flag of other commands that people look for here, with all flags that begin with it, and what to do instead; or NULL. */
+    const char *elsewhere, *instead;
 } kvb_command_spec;
 
 /* Reads argv[0..argc) (the words after the command's name) into `args`, which holds the defaults. KVB_E_USAGE names the

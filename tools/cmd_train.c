@@ -31,6 +31,9 @@ static const kvb_command_spec spec = {
               {"Output", flags, sizeof flags / sizeof *flags, 0},
               KVB_GROUP(common, "Common flags", train_args, common)},
     .groups = 4,
+    .elsewhere = "--tune",
+    .instead = "tuning runs the model over text, and a capture holds neither: train the book, then `kvbook tune BOOK.kvb --model M "
+               "--text F`; or `kvbook calibrate --tune N`",
 };
 
 static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb_capture *capture, kvb_progress *p,

@@ -95,12 +95,20 @@ static kvb_status attend_quantised(void *user, const kvb_attention_call *call, f
 
 static kvb_status make_cache(const evaluator *e, const kvb_eval_variant *v, kvb_cache **cache, kvb_error *err)
 {
+    const kvb_model_info *info = kvb_model_get_info(e->input->model);
+    if (v->book == NULL)
+        return kvb_cache_create_exact(info->layer, info->layers, cache, err);
     kvb_cache_options options;
     kvb_cache_options_init(&options, v->book);
     options.policy = v->policy;
     options.seed = v->seed;
     options.reserve = e->input->ctx;
     return kvb_cache_create(v->book, &options, cache, err);
+}
+
+static bool is_stream(const evaluator *e, size_t pass)
+{
+    return pass > 0 && e->variant[pass - 1].stream;
 }
 
 static float *hidden_of(const evaluator *e, size_t pass)
@@ -169,7 +177,7 @@ static kvb_status run_at_once(evaluator *e, size_t pass, kvb_error *err)
         hooks.attend = attend_quantised;
         hooks.attend_user = &q;
     }
-    if (pass > 0 && pass < e->variants && e->variant[pass].stream) {
+    if (pass > 0 && pass < e->variants && is_stream(e, pass + 1)) {
         q.apart = &e->pass[pass + 1].attention_apart;
         status = make_cache(e, q.variant, &q.mirror, err);
     }
@@ -214,7 +222,7 @@ static kvb_status run_stream(evaluator *e, size_t pass, kvb_error *err)
 static kvb_status run_pass(evaluator *e, size_t pass, kvb_error *err)
 {
     double start = kvb_seconds();
-    kvb_status status = pass > 0 && e->variant[pass - 1].stream ? run_stream(e, pass, err) : run_at_once(e, pass, err);
+    kvb_status status = is_stream(e, pass) ? run_stream(e, pass, err) : run_at_once(e, pass, err);
     if (status != KVB_OK)
         return status;
     e->pass[pass].seconds += kvb_seconds() - start;
@@ -230,12 +238,13 @@ static void score_block(evaluator *e, size_t pass, uint32_t first, uint32_t rows
     kvb_forward_logits(e->forward, hidden_of(e, pass) + (size_t)first * e->width, rows, e->logits[slot]);
     kvb_score_rows(e->kernels, e->logits[slot], rows, e->vocab, e->tokens + first + 1, e->score[slot]);
     pass_sums *s = &e->pass[pass];
+    const bool stream = is_stream(e, pass);
     for (uint32_t r = 0; r < rows; r++) {
         const double nll = e->score[slot][r].nll, apart = fabs(nll - e->before[r]);
         s->nll[e->chunk] += nll;
         if (e->buckets > 0)
             s->bucket[(first + r + 1) / e->options.bucket] += nll;
-        if (pass > 1) {
+        if (stream) {
             s->apart += apart;
             s->apart_most = apart > s->apart_most ? apart : s->apart_most;
         }
@@ -312,10 +321,10 @@ static void summarise(const evaluator *e, size_t pass, kvb_eval_score *score)
         const uint32_t first = from > e->first + 1 ? from : e->first + 1, end = to < e->input->ctx ? to : e->input->ctx;
         score->bucket[b] = first < end ? exp(s->bucket[b] / ((double)chunks * (end - first))) : NAN;
     }
-    if (pass > 1) {
+    if (is_stream(e, pass)) {
         score->apart = s->apart / targets;
         score->apart_most = s->apart_most;
-        score->attention_apart = e->variant[pass - 1].stream ? s->attention_apart : NAN;
+        score->attention_apart = e->variant[pass - 1].book != NULL ? s->attention_apart : NAN;
     }
     if (pass > 0 && e->options.exact) {
         score->kl = s->kl / targets;

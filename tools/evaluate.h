@@ -12,13 +12,13 @@
 #include "tools/input.h"
 
 typedef struct kvb_eval_variant {
-    const kvb_book *book;
+    const kvb_book *book; /* NULL: the exact cache, of half floats, as a stream */
     kvb_policy policy;
     kvb_anchor_protocol protocol;
     uint64_t seed;
-    /* Token by token, protocol causal; the variant before is the same at once. There the queries, keys and values of each layer
-     * go through a cache as well, and the outputs are compared: what the passes predict differs more than that, for a code
-     * that rounding turns over in one layer moves every layer after it. */
+    /* Token by token, protocol causal; the pass before (the exact one where there is no book) is the same at once. With a book
+     * the queries, keys and values of each layer go through a cache there as well, and the outputs are compared: what the passes
+     * predict differs more than that, for a code that rounding turns over in one layer moves every layer after it. */
     bool stream;
 } kvb_eval_variant;
 
@@ -34,9 +34,10 @@ typedef struct kvb_eval_score {
     double top1;     /* share of targets where both predict the same token; NaN without the exact pass */
     double delta;    /* mean NLL less the exact one's; NaN without the exact pass */
     double delta_error; /* standard error of that over chunks; NaN with fewer than two */
-    double apart;      /* |log-likelihood less that of the variant before|, mean over targets; NaN for the first */
+    double apart;      /* of a stream: |log-likelihood less that of the pass before|, mean over targets; NaN otherwise */
     double apart_most; /* and its largest */
-    double attention_apart; /* of a stream: ||O' - O|| / ||O|| of attention given the same inputs, the worst layer; NaN otherwise */
+    double attention_apart; /* of a stream with a book: ||O' - O|| / ||O|| of attention given the same inputs, the worst layer;
+                             * NaN otherwise */
     double seconds;  /* of this variant's passes */
     double *bucket;  /* [buckets] perplexity by position, the caller's; NULL: not wanted */
 } kvb_eval_score;

@@ -51,13 +51,15 @@ const kvb_flag kvb_text_flags[6] = {
      .offset = offsetof(kvb_text_args, no_bos)},
 };
 
-const kvb_flag kvb_recipe_flags[7] = {
+const kvb_flag kvb_recipe_flags[8] = {
     {"--recipe", KVB_FLAG_STRING, "NAME", "a built-in recipe (`kvbook recipes`) or a recipe file (.json)",
      .offset = offsetof(kvb_recipe_args, recipe)},
-    {"--bits", KVB_FLAG_REAL, "B", "bits per element: 0.375, 0.5, 0.75, 1, 2, 3 or 4; picks the usual shape",
+    {"--bits", KVB_FLAG_REAL, "B", "bits per element: 0.375, 0.5, 0.75, 1, 2, 3 or 4, and any number between where they are dealt out",
      .offset = offsetof(kvb_recipe_args, bits), .least = 0, .most = 16},
     {"--allocate", KVB_FLAG_BOOL, NULL, "deal the bits out over layers, heads, keys and values, also where the recipe does not",
      .offset = offsetof(kvb_recipe_args, allocate)},
+    {"--no-allocate", KVB_FLAG_BOOL, NULL, "one shape for all keys and one for all values, also where the recipe deals out",
+     .offset = offsetof(kvb_recipe_args, no_allocate)},
     {"--k", KVB_FLAG_STRING, "DxK",
      "shape of the keys' codebooks: 8x256 (channels x centroids) or add:8x16+16 (sums of stages)",
      .offset = offsetof(kvb_recipe_args, shape_k)},
@@ -129,11 +131,13 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
     if (status != KVB_OK)
         return status;
     recipe->backend = (kvb_kmeans_backend)a->kmeans.value;
-    if (a->allocate && (a->shape_k != NULL || a->shape_v != NULL))
-        status = kvb_fail(err, KVB_E_USAGE, "--allocate", "chooses shapes by itself: expected --bits alone, without --k and --v");
+    const char *shape = a->shape_k != NULL ? "--k" : a->shape_v != NULL ? "--v" : NULL;
+    if (a->allocate && (shape != NULL || a->no_allocate))
+        status = kvb_fail(err, KVB_E_USAGE, "--allocate", "chooses shapes by itself: expected --bits alone, without %s",
+                          a->no_allocate ? "--no-allocate" : shape);
     else if (a->allocate)
         status = kvb_recipe_allocate(recipe, err);
-    if (a->shape_k != NULL || a->shape_v != NULL)
+    if (recipe->ladder_count > 0 && !a->allocate && (a->no_allocate || shape != NULL))
         kvb_recipe_fix_shapes(recipe);
     if (status == KVB_OK && a->bits.set)
         status = kvb_recipe_set_bits(recipe, a->bits.value, err);

@@ -27,7 +27,7 @@ typedef struct kvb_recipe_args {
     const char *recipe, *shape_k, *shape_v;
     kvb_arg_real bits;
     kvb_arg_u64 seed, kmeans;
-    bool allocate;
+    bool allocate, no_allocate;
 } kvb_recipe_args;
 
 typedef struct kvb_policy_args {
@@ -56,7 +56,7 @@ typedef struct kvb_override_args {
     bool model, tokenizer;
 } kvb_override_args;
 
-extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6], kvb_recipe_flags[7],
+extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6], kvb_recipe_flags[8],
     kvb_policy_flags[5], kvb_capture_flags[2], kvb_tune_flags[6],
     kvb_override_flags[2];
 

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "format/base/fail.h"
+
 /* Single precision sums this many terms; double takes over from there. */
 enum { SCORE_PIECE = 256 };
 
@@ -70,4 +72,13 @@ void kvb_score_divergence(const kvb_kernels *k, const float *exact, const kvb_ro
         size_t at = (size_t)r * vocab;
         kl[r] = divergence(k, exact + at, &exact_score[r], other + at, &other_score[r], vocab);
     }
+}
+
+kvb_status kvb_check_apart(const char *name, const char *what, double apart, double most, kvb_error *err)
+{
+    if (apart <= most)
+        return KVB_OK;
+    return kvb_fail(err, KVB_E_CHECK, "--decode",
+                    "%s: %s token by token differs from that of a pass over the whole chunk by %g, expected %g at most: the cache "
+                    "and eval no longer compute the same; please report it", name, what, apart, most);
 }

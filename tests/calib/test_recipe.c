@@ -329,6 +329,24 @@ static void test_distance(void **state)
     assert_string_equal(kvb_join_words(known, 3, list, sizeof list), "weights, me");
 }
 
+static void test_allocate(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"schema\": 1, \"name\": \"x\", \"keys\": {\"shape\": \"32x16\"}, \"values\": {\"shape\": \"4x16\"}}";
+    kvb_recipe r, best;
+    assert_int_equal(kvb_recipe_parse(text, strlen(text), "a.json", &r, NULL), KVB_OK);
+    assert_int_equal(kvb_recipe_load("best", &best, NULL), KVB_OK);
+    assert_int_equal(kvb_recipe_allocate(&r, NULL), KVB_OK);
+    assert_int_equal(r.ladder_count, best.ladder_count);
+    assert_memory_equal(r.ladder, best.ladder, sizeof r.ladder);
+    for (int kind = 0; kind < 2; kind++) /* the ladder's widest: its own shapes, wider or narrower, give way */
+        assert_int_equal(r.kind[kind].shape.channels, best.kind[kind].shape.channels);
+    assert_int_equal(kvb_recipe_set_bits(&r, 1.3, NULL), KVB_OK);
+    assert_true(kvb_recipe_nominal_bits(&r) == 1.3);
+    kvb_recipe_free(&best);
+    kvb_recipe_free(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -336,7 +354,7 @@ int main(void)
         cmocka_unit_test(test_fine),
         cmocka_unit_test(test_refused),  cmocka_unit_test(test_file),               cmocka_unit_test(test_bits),
         cmocka_unit_test(test_bad_shapes), cmocka_unit_test(test_additive_shapes), cmocka_unit_test(test_distance),           cmocka_unit_test(test_transforms),
-        cmocka_unit_test(test_best),
+        cmocka_unit_test(test_best), cmocka_unit_test(test_allocate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -101,11 +101,28 @@ compare "keeping nothing exact is farther from the exact cache" 'a["kl"] > 1.1 *
 compare "four bits are nearer to the exact cache than one" 'a["kl"] < 0.5 * b["kl"] and a["top1"] > b["top1"]
     and a["bits_nominal"] == 4' "$tmp/four.json" "$tmp/bare.json"
 "$kvbook" eval $test --json --book "$work/one.kvb" --decode 90 --by-position 32 >"$tmp/decode.json" 2>"$err"
+head -n 1 "$tmp/decode.json" >"$tmp/exactly.json"
+json "the exact cache token by token predicts the same" "$tmp/exactly.json" 'd["mode"] == "decode" and d["book"] is None
+    and d["targets"] == 360 and 0 < d["nll_apart"] < 0.01 and d["attention_apart"] is None and d["bits_effective"] == 16
+    and abs(d["nll_delta"]) < 0.01 and d["top1"] > 0.99'
+if [ "$(wc -l <"$tmp/decode.json")" -eq 3 ]; then ok "exact, at once, by token"; else fail "exact, at once, by token" "not 3 lines"; fi
 tail -n 1 "$tmp/decode.json" >"$tmp/decoded.json"
 json "token by token through a cache attention is the same" "$tmp/decoded.json" 'd["mode"] == "decode" and d["targets"] == 360
     and d["attention_apart"] <= 1e-6 and d["nll_apart"] < 0.05 and d["nll_apart_most"] > 0'
 json "perplexity by position" "$tmp/decoded.json" 'd["positions"] == 32 and d["ppl_by_position"][0] is None
-    and len(d["ppl_by_position"]) == len(d["ppl_exact_by_position"]) == 4 and min(d["ppl_by_position"][1:]) > 1'
+    and len(d["ppl_by_position"]) == len(d["ppl_exact_by_position"]) == 4 and min(d["ppl_by_position"][1:]) > 1
+    and d["ppl_ratio_by_position"][2] == d["ppl_by_position"][2] / d["ppl_exact_by_position"][2]'
+for name in exact-v key-norm random first-n; do
+    "$kvbook" eval $test --json --no-exact --book "$work/one.kvb" --decode 60 --anchor-score $name --window 5 --sinks 3 --anchors 10% \
+        >"$tmp/decode.json" 2>"$err"
+    tail -n 1 "$tmp/decode.json" >"$tmp/decoded.json"
+    json "token by token with anchors by $name" "$tmp/decoded.json" 'd["attention_apart"] <= 1e-6 and d["ppl_exact"] is None
+        and d["policy"]["score"] == "'$name'"'
+done
+"$kvbook" eval $model --text "$tmp/text.txt" --ctx 300 --chunks 1 --json --decode >"$tmp/decode.json" 2>"$err"
+tail -n 1 "$tmp/decode.json" >"$tmp/decoded.json"
+json "--decode alone: 256 tokens of the exact cache" "$tmp/decoded.json" 'd["targets"] == 256 and d["mode"] == "decode"
+    and d["nll_apart"] < 0.01'
 score positions.json --book "$work/one.kvb" --by-position 127
 json "a part of the positions" "$tmp/positions.json" 'abs(d["ppl"] - math.exp((126 * math.log(d["ppl_by_position"][0])
     + math.log(d["ppl_by_position"][1])) / 127)) < 1e-6 * d["ppl"]'
@@ -114,7 +131,11 @@ refuse "--decode of a whole chunk's anchors" 2 'needs --anchor-protocol causal' 
 refuse "--allocate with a shape" 2 '--allocate: chooses shapes' "$kvbook" train "$work/one.kvc" --recipe antkv --allocate --k 4x16 \
     --bits 1 -o "$work/not.kvb"
 refuse "--allocate without a recipe" 2 '--allocate: means nothing' "$kvbook" eval $test --book "$work/one.kvb" --allocate
-refuse "--decode without a book" 2 'nothing without --book' "$kvbook" eval $test --decode 10
+refuse "--allocate and --no-allocate" 2 '--allocate: .*without --no-allocate' "$kvbook" train "$work/one.kvc" --recipe antkv \
+    --allocate --no-allocate --bits 1 -o "$work/not.kvb"
+refuse "--no-allocate of bits without a usual shape" 2 '1\.7' "$kvbook" train "$work/one.kvc" --recipe best --no-allocate --bits 1.7 \
+    -o "$work/not.kvb"
+refuse "--decode --no-exact without a book" 2 'nothing to score' "$kvbook" eval $test --decode 10 --no-exact
 refuse "--decode of more than a chunk" 2 'has 127 targets' "$kvbook" eval $test --book "$work/one.kvb" --decode 128
 # Fine codebooks: a recipe file that adds them, for a window over the whole chunk.
 "$kvbook" recipes show antkv | sed 's/"mean": false/"mean": false, "fine": "2x64"/; s/"sinks": 0/"sinks": 0, "exact": "fine"/' \
@@ -146,6 +167,9 @@ if [ $trained = 1 ]; then
     expect "any recipe deals out bits with --allocate" 0 'wrote .*1.5 bits, recipe antkv' "$kvbook" calibrate $train --recipe antkv \
         --bits 1.5 --allocate -o "$work/dealt.kvb"
     expect "info shows it" 0 'dealt out over heads' "$kvbook" info "$work/dealt.kvb"
+    expect "--no-allocate gives every head the usual shape" 0 'wrote .*1 bits, recipe best' "$kvbook" train "$work/one.kvc" \
+        --recipe best --no-allocate --bits 1 -o "$work/even.kvb"
+    expect "info shows that" 0 'keys +8x256' "$kvbook" info "$work/even.kvb"
     refuse "fewer bits than any shape that fits" 2 'that fit the heads have 1 to 8 bits' "$kvbook" calibrate $train --recipe best \
         --bits 0.5 -o "$work/not.kvb"
     # Encyclopaedia articles surprise this model so much that errors may please it: its own stories do not.

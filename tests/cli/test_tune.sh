@@ -63,6 +63,12 @@ refuse "tune on one chunk" 2 'one is held out' "$kvbook" tune "$work/a.kvb" $mod
 refuse "tune onto the text" 2 . "$kvbook" tune "$work/a.kvb" $input -o "$tmp/train.txt"
 refuse "tune onto the book" 2 . "$kvbook" tune "$work/a.kvb" $input -o "$work/a.kvb"
 refuse "a book of another model" 6 . "$kvbook" tune tests/golden/minimal.kvb $input -o "$work/no.kvb"
+refuse "fine codes asked for, none in the book" 3 'policy-exact-fine-without\.kvb, POLC: .*no FINE sections' "$kvbook" tune \
+    tests/golden-errors/policy-exact-fine-without.kvb $input -o "$work/no.kvb"
+for flag in "--tune 1" --tune=2 "--tune-rate 0.1"; do
+    refuse "train $flag" 2 "^kvbook: error: ${flag%%[ =]*}: .*kvbook tune BOOK\.kvb.*kvbook calibrate --tune" \
+        "$kvbook" train "$tmp/none.kvc" $recipe $flag -o "$work/no.kvb"
+done
 refuse "no book" 4 . "$kvbook" tune "$work/none.kvb" $input -o "$work/no.kvb"
 refuse "an objective of another name" 2 'tune-objective' "$kvbook" tune "$work/a.kvb" $input --tune-objective loss -o "$work/no.kvb"
 refuse "eval --tune-objective without a recipe" 2 '--tune-objective: means nothing' "$kvbook" eval $evaluate --book "$work/a.kvb" --tune-objective kl

@@ -106,13 +106,24 @@ static void test_nan_is_not_hidden(void **state)
     free(x);
 }
 
+static void test_apart(void **state)
+{
+    (void)state;
+    kvb_error err;
+    assert_int_equal(kvb_check_apart("b.kvb", "x", 0.0, KVB_APART_ATTENTION, &err), KVB_OK);
+    assert_int_equal(kvb_check_apart("b.kvb", "x", KVB_APART_EXACT, KVB_APART_EXACT, &err), KVB_OK);
+    assert_int_equal(kvb_check_apart("b.kvb", "x", 1.01e-4, KVB_APART_ATTENTION, &err), KVB_E_CHECK);
+    assert_non_null(strstr(err.message, "b.kvb: x"));
+    assert_int_equal(kvb_check_apart("b.kvb", "x", NAN, KVB_APART_EXACT, &err), KVB_E_CHECK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_divergence),
         cmocka_unit_test(test_equal_rows_do_not_diverge),
-        cmocka_unit_test(test_nan_is_not_hidden),
+        cmocka_unit_test(test_nan_is_not_hidden), cmocka_unit_test(test_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
