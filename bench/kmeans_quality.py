@@ -47,13 +47,13 @@ def library(folder):
     return ctypes.CDLL(str(path))
 
 
-def run(lib, jobs, weighted, seeding, iterations, swaps):
+def run(lib, jobs, weighted, seeding, iterations, swaps, first_seed=0):
     d, k = 8, 256
     problems, results = (Problem * len(jobs))(), (Result * len(jobs))()
     tables = np.empty((len(jobs), k, d), np.float32)
     for i, (x, w) in enumerate(jobs):
-        problems[i] = Problem(x.ctypes.data, 1, len(x), d, d, k, w.ctypes.data if weighted else None, None, i,
-                              tables[i].ctypes.data)
+        problems[i] = Problem(x.ctypes.data, 1, len(x), d, d, k, w.ctypes.data if weighted else None, None,
+                              first_seed + i, tables[i].ctypes.data)
     options = Options()
     lib.kvb_kmeans_options_init(ctypes.byref(options))
     options.seeding, options.iterations, options.swap_rounds = seeding, iterations, swaps
@@ -66,7 +66,7 @@ def run(lib, jobs, weighted, seeding, iterations, swaps):
         np.mean([r.train_error / r.variance for r in results]), seconds
 
 
-def load(path, layers):
+def load(path, layers, channels=slice(16, 24)):
     with open(path, "rb") as f:
         size = struct.unpack("<Q", f.read(8))[0]
         header = json.loads(f.read(size))
@@ -80,7 +80,7 @@ def load(path, layers):
     jobs = []
     for layer in every[:: max(1, len(every) // layers)][:layers]:
         for kind, weight in (("keys", "weight_k"), ("values", "weight_v")):
-            jobs.append((np.ascontiguousarray(tensor(f"layers.{layer}.{kind}")[0, :, 16:24]),
+            jobs.append((np.ascontiguousarray(tensor(f"layers.{layer}.{kind}")[0, :, channels]),
                          np.ascontiguousarray(tensor(f"layers.{layer}.{weight}")[0])))
     return jobs
 
