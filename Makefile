@@ -37,6 +37,7 @@ TOOL_SRC = $(wildcard tools/*.c)
 TEST_SRC = $(wildcard tests/*/test_*.c)
 TEST_LIB_SRC = $(wildcard tests/support/*.c)
 FUZZ_SRC = $(wildcard tests/fuzz/fuzz_*.c)
+CUDA_SRC = $(wildcard cuda/*.cu)
 EXAMPLE_SRC = $(wildcard docs/examples/*.c)
 RECIPES = $(wildcard calib/recipes/*.json)
 
@@ -45,7 +46,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help deps check check-quick tests asan tsan fuzz golden demo bench install uninstall dist clean print-config
+.PHONY: force all help deps check check-quick tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
@@ -61,11 +62,13 @@ help:
 	@echo 'make fuzz       libFuzzer targets (clang) for the file readers'
 	@echo 'make golden     write the golden books of the tests again'
 	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
+	@echo 'make cuda       build $(BUILD)/libkvbook-cuda with the GPU runtime (CUDA Toolkit; no GPU needed)'
+	@echo 'make check-cuda  the tests that need a GPU; make bench-cuda times decoding beside PyTorch'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
-	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 PREFIX DESTDIR; V=1 shows the commands.'
+	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 PREFIX DESTDIR NVCC CUDA_ARCH; V=1 shows the commands.'
 
 print-config:
-	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA off, FAISS $(if $(FAISS_OBJ),on,off), MPI off -> $(BUILD)/'
+	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA $(if $(NVCC),with make cuda,off (no nvcc)), FAISS $(if $(FAISS_OBJ),on,off), MPI off -> $(BUILD)/'
 
 deps:
 	$(Q)tools/deps.sh
@@ -172,6 +175,43 @@ golden: $(BUILD)/tests/golden/make_golden
 
 demo:
 	$(Q)tools/demo.sh
+
+# The GPU runtime: the runtime library and its kernels, with the CUDA runtime inside, so that a user needs the driver alone.
+NVCC ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_ARCH ?= 80 90a
+NVCCFLAGS = -std=c++17 -O3 -Iinclude -I. $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
+	-Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden$(if $(WERROR),$(comma)-Werror -Werror all-warnings)
+comma = ,
+CUDA_OBJ = $(call obj,$(RUNTIME_SRC)) $(patsubst %.cu,$(BUILD)/obj/%.o,$(CUDA_SRC))
+
+$(BUILD)/obj/%.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(Q)[ -n "$(NVCC)" ] || { echo 'no nvcc: install the CUDA Toolkit, or set NVCC' >&2; exit 1; }
+	@[ $(V) = 1 ] || echo '  NVCC $<'
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+
+$(BUILD)/libkvbook-cuda.a: $(CUDA_OBJ)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/libkvbook-cuda.so: $(CUDA_OBJ)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(NVCC) $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) -shared \
+		-Xlinker -soname=libkvbook-cuda.so.1,-z,relro,-z,now -o $@ $^ $(LIBS_RUNTIME)
+
+# zlib goes in as an archive: these run on machines that were lent for it, with nothing installed.
+CUDA_PROGRAMS = $(BUILD)/tests/cuda/gpu_cache_test $(BUILD)/bench/cuda_decode_bench
+$(CUDA_PROGRAMS): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(NVCC) $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) -o $@ $^ -l:libz.a -lm
+
+cuda: $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvbook-cuda.so $(CUDA_PROGRAMS)
+
+check-cuda: cuda
+	$(Q)tests/cuda/check.sh
+
+bench-cuda: cuda
+	$(Q)bench/cuda_bench.sh
 
 BENCH_SRC = $(wildcard bench/*_bench.c)
 BENCHES = $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))

@@ -1,0 +1,345 @@
+/* Appending: tokens are encoded into their pages and kept exactly in the window; those that leave it are offered to the anchors. */
+#include "cuda/cuda_encode.cuh"
+
+enum { AGE_THREADS = 256 };
+
+/* Codes of token t into its page. Threads write whole bytes, so lane layouts need what a token has in a lane to be whole bytes. */
+static __device__ void put_codes(const kvb_shape &s, uint32_t kind, uint8_t *tile, uint32_t t, uint32_t position,
+                                 const encode_shared *sh)
+{
+    const uint32_t bytes = kvb_shape_row_bytes(&s), token = position % KVB_TILE;
+    for (uint32_t i = threadIdx.x; i < bytes; i += ENCODE_THREADS) {
+        uint32_t value = 0;
+        if (s.layout == KVB_LAYOUT_ROWS) {
+            for (uint32_t bit = 0; bit < 8 && i * 8 + bit < s.units * s.bits; bit++) {
+                const uint32_t at = i * 8 + bit;
+                value |= (uint32_t)(sh->unit[t][at / s.bits] >> (at % s.bits) & 1) << bit;
+            }
+            tile[token * bytes + i] = (uint8_t)value;
+            continue;
+        }
+        /* Byte i of the token: the units whose bits it holds follow each other, whatever the lane. */
+        const uint32_t per_byte = 8 / s.bits, per_lane = s.units / (kind == KVB_KEY ? 4 : 8);
+        uint32_t first = i * per_byte;
+        if (kind == KVB_KEY && s.layout == KVB_LAYOUT_LANES_HALF) {
+            /* Lane by lane: the first half of a lane's units is of the lower channels. */
+            const uint32_t t_of = first / per_lane, j = first % per_lane, half = per_lane / 2;
+            first = j < half ? t_of * half + j : s.units / 2 + t_of * half + (j - half);
+        }
+        for (uint32_t n = 0; n < per_byte; n++)
+            value |= (uint32_t)sh->unit[t][first + n] << (n * s.bits);
+        const uint32_t bit = kind == KVB_KEY ? kvb_lane_key_bit(&s, token, first) : kvb_lane_value_bit(&s, token, first);
+        tile[bit / 8] = (uint8_t)value;
+    }
+}
+
+__global__ void __launch_bounds__(ENCODE_THREADS) append_tokens(const kvb_dev_layer l, const kvb_dev_cache c,
+                                                                const kvb_dev_batch b, const void *keys, const void *values,
+                                                                bool fresh)
+{
+    extern __shared__ __align__(16) unsigned char memory[];
+    encode_shared *sh = (encode_shared *)memory;
+    const uint32_t head = blockIdx.y, kind = blockIdx.z % 2, sequence = blockIdx.z / 2, from = blockIdx.x * ENCODE_TOKENS;
+    kvb_dev_sequence s;
+    if (!kvb_sequence(c, b, sequence, &s))
+        return;
+    if (fresh && s.before != 0) {
+        atomicOr(c.flags, KVB_FLAG_NOT_EMPTY);
+        return;
+    }
+    if (threadIdx.x < ENCODE_TOKENS)
+        sh->position[threadIdx.x] = from + threadIdx.x < b.tokens ? s.before + from + threadIdx.x : UINT32_MAX;
+    __syncthreads();
+    const kvb_dev_head &h = l.head[head];
+    encode_rows(l, c, h, kind, kind == KVB_KEY ? keys : values, b.type,
+                [&](uint32_t t) { return (((size_t)sequence * b.tokens + from + t) * l.kv_heads + head) * l.dim; }, sh);
+    encode_nearest(h.code[kind], sh);
+    for (uint32_t t = 0; t < ENCODE_TOKENS && from + t < b.tokens; t++) {
+        const uint32_t position = sh->position[t];
+        uint8_t *page = kvb_page(c, s, position / c.page_tokens);
+        if (page == NULL)
+            continue;
+        const uint32_t tile = position % c.page_tokens / KVB_TILE;
+        const kvb_dev_place &p = c.place[head];
+        put_codes(h.code[kind].shape, kind,
+                  page + (kind == KVB_KEY ? p.key_codes : p.value_codes) + (size_t)tile * KVB_TILE * h.code_bytes[kind], t,
+                  position, sh);
+        if (kind == KVB_KEY && threadIdx.x == 0 && position % KVB_TILE == 0)
+            ((uint32_t *)(page + p.masks))[tile] = 0;
+        __half *row = NULL;
+        if (position < c.sink_count)
+            row = c.sinks[kind] + kvb_slot_row(c, l.kv_heads, s.slot, head, position, c.sink_count) * l.dim;
+        else if (position + c.ring_rows >= s.tokens) {
+            const size_t at = kvb_slot_row(c, l.kv_heads, s.slot, head, position % c.ring_rows, c.ring_rows);
+            row = c.ring[kind] + at * l.dim;
+            if (kind == KVB_KEY && threadIdx.x == 0)
+                c.score[at] = 0.0;
+        }
+        if (row != NULL)
+            for (uint32_t d = threadIdx.x; d < l.dim; d += ENCODE_THREADS)
+                row[d] = __float2half_rn(sh->row[t][d]);
+    }
+}
+
+/* The anchors of one head of one sequence, as a pool that tokens are offered to. */
+typedef struct dev_pool {
+    const kvb_dev_cache *c;
+    const kvb_dev_sequence *s;
+    kvb_dev_place place;
+} dev_pool;
+
+static __device__ __forceinline__ uint32_t *pool_position(const dev_pool &p, uint32_t i)
+{
+    uint8_t *page = kvb_page(*p.c, *p.s, i / p.c->page_anchors);
+    return page == NULL ? NULL : (uint32_t *)(page + p.place.anchor_position) + i % p.c->page_anchors;
+}
+
+static __device__ __forceinline__ float *pool_score(const dev_pool &p, uint32_t i)
+{
+    uint8_t *page = kvb_page(*p.c, *p.s, i / p.c->page_anchors);
+    return page == NULL ? NULL : (float *)(page + p.place.anchor_score) + i % p.c->page_anchors;
+}
+
+static __device__ __forceinline__ void pool_mask(const dev_pool &p, uint32_t position, bool anchor)
+{
+    uint8_t *page = kvb_page(*p.c, *p.s, position / p.c->page_tokens);
+    if (page == NULL)
+        return;
+    uint32_t *word = (uint32_t *)(page + p.place.masks) + position % p.c->page_tokens / KVB_TILE;
+    const uint32_t bit = 1u << position % KVB_TILE;
+    *word = anchor ? *word | bit : *word & ~bit;
+}
+
+typedef struct pool_weakest {
+    float score;
+    uint32_t position, at;
+} pool_weakest;
+
+static __device__ __forceinline__ bool pool_weaker(const pool_weakest &a, const pool_weakest &b)
+{
+    return a.score < b.score || (a.score == b.score && a.position > b.position && a.at != UINT32_MAX);
+}
+
+/* The lowest score of `count` anchors, the latest of equal ones, found by all threads of the block. */
+static __device__ pool_weakest find_weakest(const dev_pool &p, uint32_t count)
+{
+    __shared__ pool_weakest best[AGE_THREADS / 32];
+    pool_weakest w = {INFINITY, 0, UINT32_MAX};
+    for (uint32_t i = threadIdx.x; i < count; i += AGE_THREADS) {
+        const float *score = pool_score(p, i);
+        const uint32_t *position = pool_position(p, i);
+        if (score == NULL || position == NULL)
+            continue;
+        const pool_weakest x = {*score, *position, i};
+        if (w.at == UINT32_MAX || pool_weaker(x, w))
+            w = x;
+    }
+    for (int k = 16; k; k >>= 1) {
+        const pool_weakest x = {__shfl_xor_sync(~0u, w.score, k), __shfl_xor_sync(~0u, w.position, k),
+                                __shfl_xor_sync(~0u, w.at, k)};
+        if (x.at != UINT32_MAX && (w.at == UINT32_MAX || pool_weaker(x, w)))
+            w = x;
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0)
+        best[threadIdx.x / 32] = w;
+    __syncthreads();
+    w = best[0];
+    for (uint32_t i = 1; i < AGE_THREADS / 32; i++)
+        if (best[i].at != UINT32_MAX && (w.at == UINT32_MAX || pool_weaker(best[i], w)))
+            w = best[i];
+    __syncthreads();
+    return w;
+}
+
+/* The score of a token that attention does not score, by all threads of the block; key: its exact row. */
+static __device__ float static_score(const kvb_dev_layer &l, const kvb_dev_cache &c, uint32_t head, uint32_t position,
+                                     const __half *key)
+{
+    __shared__ double norm;
+    if (c.score_kind == KVB_SCORE_FIRST_N)
+        return -(float)position;
+    if (c.score_kind == KVB_SCORE_RANDOM)
+        return kvb_random_score(c, l.index, head, position);
+    if (c.score_kind != KVB_SCORE_KEY_NORM)
+        return 0.0f;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        double sum = 0.0;
+        for (uint32_t d = threadIdx.x; d < l.dim; d += 32)
+            sum += (double)__half2float(key[d]) * (double)__half2float(key[d]);
+        for (int k = 16; k; k >>= 1)
+            sum += __shfl_xor_sync(~0u, sum, k);
+        norm = sqrt(sum);
+    }
+    __syncthreads();
+    return -(float)norm;
+}
+
+/* Offers a token; returns the place it gets, or UINT32_MAX. `weakest` is known from the call before where its place is set. */
+static __device__ uint32_t pool_offer(const dev_pool &p, uint32_t *count, pool_weakest *weakest, uint32_t position, float score)
+{
+    const uint32_t capacity = kvb_anchor_capacity(p.c->fraction, position - p.c->sink_count + 1);
+    uint32_t at = *count;
+    if (*count >= capacity) {
+        if (*count == 0)
+            return UINT32_MAX;
+        if (weakest->at == UINT32_MAX)
+            *weakest = find_weakest(p, *count);
+        if (weakest->at == UINT32_MAX || score <= weakest->score)
+            return UINT32_MAX;
+        at = weakest->at;
+        __syncthreads();
+        if (threadIdx.x == 0)
+            pool_mask(p, weakest->position, false);
+    } else
+        ++*count;
+    weakest->at = UINT32_MAX;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t *where = pool_position(p, at);
+        float *mark = pool_score(p, at);
+        if (where != NULL && mark != NULL) {
+            *where = position;
+            *mark = score;
+            pool_mask(p, position, true);
+        }
+    }
+    __syncthreads();
+    return at;
+}
+
+__global__ void __launch_bounds__(AGE_THREADS) age_tokens(const kvb_dev_layer l, const kvb_dev_cache c, const kvb_dev_batch b)
+{
+    const uint32_t head = blockIdx.x, sequence = blockIdx.y;
+    kvb_dev_sequence s;
+    if (!kvb_sequence(c, b, sequence, &s))
+        return;
+    uint32_t *stored = c.anchors + kvb_slot_row(c, l.kv_heads, s.slot, head, 0, 1);
+    uint32_t count = s.before == 0 ? 0 : *stored;
+    const dev_pool pool = {&c, &s, c.place[head]};
+    pool_weakest weakest = {0.0f, 0, UINT32_MAX};
+    const uint32_t end = kvb_window_first(s.tokens, c.window, c.sink_count);
+    uint32_t position = kvb_window_first(s.before, c.window, c.sink_count);
+    /* While the sequence is shorter than its sinks the window begins behind them. */
+    position = position < c.sink_count ? c.sink_count : position;
+    for (; position < end; position++) {
+        const size_t row = kvb_slot_row(c, l.kv_heads, s.slot, head, position % c.ring_rows, c.ring_rows);
+        const float score = c.scores_attention ? (float)c.score[row]
+                                               : static_score(l, c, head, position, c.ring[KVB_KEY] + row * l.dim);
+        const uint32_t at = pool_offer(pool, &count, &weakest, position, score);
+        uint8_t *page = at == UINT32_MAX ? NULL : kvb_page(c, s, at / c.page_anchors);
+        if (page == NULL)
+            continue;
+        const size_t to = (size_t)(at % c.page_anchors) * l.dim;
+        for (uint32_t d = threadIdx.x; d < l.dim; d += AGE_THREADS) {
+            ((__half *)(page + pool.place.anchor_keys))[to + d] = c.ring[KVB_KEY][row * l.dim + d];
+            ((__half *)(page + pool.place.anchor_values))[to + d] = c.ring[KVB_VALUE][row * l.dim + d];
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *stored = count;
+}
+
+/* Which tokens of a prompt become anchors, in the order in which they leave the window; scores [B][G][n]. */
+__global__ void __launch_bounds__(AGE_THREADS) select_anchors(const kvb_dev_layer l, const kvb_dev_cache c,
+                                                              const kvb_dev_batch b, const void *keys, const float *scores,
+                                                              uint32_t first_sequence)
+{
+    const uint32_t head = blockIdx.x, sequence = first_sequence + blockIdx.y;
+    kvb_dev_sequence s;
+    if (!kvb_sequence(c, b, sequence, &s) || s.before != 0)
+        return;
+    uint32_t count = 0;
+    const dev_pool pool = {&c, &s, c.place[head]};
+    pool_weakest weakest = {0.0f, 0, UINT32_MAX};
+    const uint32_t end = kvb_window_first(s.tokens, c.window, c.sink_count);
+    const float *score = scores + ((size_t)blockIdx.y * l.kv_heads + head) * b.tokens;
+    for (uint32_t position = c.sink_count; position < end; position++)
+        pool_offer(pool, &count, &weakest, position, score[position]);
+    if (threadIdx.x == 0)
+        c.anchors[kvb_slot_row(c, l.kv_heads, s.slot, head, 0, 1)] = count;
+}
+
+/* The exact rows of the anchors that a prompt got. */
+__global__ void __launch_bounds__(ENCODE_THREADS) copy_anchors(const kvb_dev_layer l, const kvb_dev_cache c,
+                                                               const kvb_dev_batch b, const void *keys, const void *values)
+{
+    extern __shared__ __align__(16) unsigned char memory[];
+    encode_shared *sh = (encode_shared *)memory;
+    const uint32_t head = blockIdx.y, kind = blockIdx.z % 2, sequence = blockIdx.z / 2, from = blockIdx.x * ENCODE_TOKENS;
+    kvb_dev_sequence s;
+    if (!kvb_sequence(c, b, sequence, &s) || s.before != 0)
+        return;
+    const uint32_t count = c.anchors[kvb_slot_row(c, l.kv_heads, s.slot, head, 0, 1)];
+    if (from >= count)
+        return;
+    const dev_pool pool = {&c, &s, c.place[head]};
+    if (threadIdx.x < ENCODE_TOKENS) {
+        const uint32_t *position = from + threadIdx.x < count ? pool_position(pool, from + threadIdx.x) : NULL;
+        sh->position[threadIdx.x] = position != NULL ? *position : UINT32_MAX;
+    }
+    __syncthreads();
+    encode_rows(l, c, l.head[head], kind, kind == KVB_KEY ? keys : values, b.type,
+                [&](uint32_t t) { return (((size_t)sequence * b.tokens + sh->position[t]) * l.kv_heads + head) * l.dim; }, sh);
+    for (uint32_t t = 0; t < ENCODE_TOKENS; t++) {
+        uint8_t *page = sh->position[t] != UINT32_MAX ? kvb_page(c, s, (from + t) / c.page_anchors) : NULL;
+        if (page == NULL)
+            continue;
+        __half *row = (__half *)(page + (kind == KVB_KEY ? pool.place.anchor_keys : pool.place.anchor_values)) +
+                      (size_t)((from + t) % c.page_anchors) * l.dim;
+        for (uint32_t d = threadIdx.x; d < l.dim; d += ENCODE_THREADS)
+            row[d] = __float2half_rn(sh->row[t][d]);
+    }
+}
+
+static cudaError_t launch_append(const kvb_dev_layer *l, const kvb_dev_cache *c, const kvb_dev_batch *b, const void *keys,
+                                 const void *values, bool fresh, cudaStream_t stream)
+{
+    const cudaError_t code =
+        cudaFuncSetAttribute(append_tokens, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(encode_shared));
+    if (code != cudaSuccess)
+        return code;
+    const dim3 grid((b->tokens + ENCODE_TOKENS - 1) / ENCODE_TOKENS, l->kv_heads, 2 * b->sequences);
+    append_tokens<<<grid, ENCODE_THREADS, sizeof(encode_shared), stream>>>(*l, *c, *b, keys, values, fresh);
+    return cudaGetLastError();
+}
+
+cudaError_t kvb_append_launch(const kvb_dev_layer *l, const kvb_dev_cache *c, const kvb_dev_batch *b, const void *keys,
+                              const void *values, cudaStream_t stream)
+{
+    cudaError_t code = launch_append(l, c, b, keys, values, false, stream);
+    if (code != cudaSuccess || !(c->fraction > 0.0))
+        return code;
+    age_tokens<<<dim3(l->kv_heads, b->sequences), AGE_THREADS, 0, stream>>>(*l, *c, *b);
+    return cudaGetLastError();
+}
+
+cudaError_t kvb_prefill_launch(const kvb_dev_layer *l, const kvb_dev_cache *c, const kvb_dev_batch *b, const void *keys,
+                               const void *values, const void *q, const void *out, const float *lse, float *scores,
+                               size_t scores_room, cudaStream_t stream)
+{
+    cudaError_t code = launch_append(l, c, b, keys, values, true, stream);
+    if (code != cudaSuccess || !(c->fraction > 0.0))
+        return code;
+    const size_t each = (size_t)l->kv_heads * b->tokens;
+    const uint32_t at_once = (uint32_t)(scores_room / each);
+    for (uint32_t first = 0; first < b->sequences && code == cudaSuccess; first += at_once) {
+        const uint32_t some = b->sequences - first < at_once ? b->sequences - first : at_once;
+        code = kvb_prompt_score_launch(l, c, b, keys, values, q, out, lse, scores, first, some, stream);
+        if (code != cudaSuccess)
+            return code;
+        select_anchors<<<dim3(l->kv_heads, some), AGE_THREADS, 0, stream>>>(*l, *c, *b, keys, scores, first);
+        code = cudaGetLastError();
+    }
+    const uint32_t most = kvb_anchor_capacity(c->fraction, b->tokens);
+    if (code != cudaSuccess || most == 0)
+        return code;
+    code = cudaFuncSetAttribute(copy_anchors, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(encode_shared));
+    if (code != cudaSuccess)
+        return code;
+    copy_anchors<<<dim3((most + ENCODE_TOKENS - 1) / ENCODE_TOKENS, l->kv_heads, 2 * b->sequences), ENCODE_THREADS,
+                   sizeof(encode_shared), stream>>>(*l, *c, *b, keys, values);
+    return cudaGetLastError();
+}

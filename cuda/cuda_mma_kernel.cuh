@@ -1,0 +1,339 @@
+/* The kernel around cuda_mma.cuh: who does which tiles, tables into shared memory, the merge. */
+#ifndef KVB_CUDA_MMA_KERNEL_CUH
+#define KVB_CUDA_MMA_KERNEL_CUH
+
+#include <string.h>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/cuda_mma.cuh"
+
+/* Copies 16 bytes to shared memory without passing through registers, so that nothing waits for them here. */
+KVB_DI void mma_copy(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(to), "l"(from));
+}
+
+/* Tables of one head as mma_tables() laid them out. Ends when the caller waits for its copies. */
+template <class M> KVB_DI void mma_load_tables(unsigned char *shared, const void *key, const void *value)
+{
+    const uint32_t origin = (uint32_t)__cvta_generic_to_shared(shared);
+    for (uint32_t i = threadIdx.x * 16; i < M::KEY_BYTES; i += blockDim.x * 16)
+        mma_copy(origin + i, (const char *)key + i);
+    for (uint32_t i = threadIdx.x * 16; i < M::VALUE_BYTES; i += blockDim.x * 16)
+        mma_copy(origin + M::KEY_BYTES + i, (const char *)value + i);
+}
+
+/* The tables of one head as they lie in shared memory: `key` and `value` are [unit][row][channel]. Rows of 16-row tables once for
+ * each lane of a phase (see mma_kernel::SLOTS), with the units that lane gathers from. */
+template <class M, bool HALVES> static void mma_tables(const uint16_t *key, const uint16_t *value, std::vector<uint8_t> &to)
+{
+    to.resize(M::KEY_BYTES + M::VALUE_BYTES);
+    if constexpr (!M::REPEATED) {
+        memcpy(to.data(), key, M::KEY_BYTES);
+        memcpy(to.data() + M::KEY_BYTES, value, M::VALUE_BYTES);
+    } else {
+        for (uint32_t i = 0; i < M::KEY_BYTES / M::ROW_BYTES; i++) {
+            const uint32_t t = i % M::SLOTS & 3, code = i / M::SLOTS % 16, j = i / M::SLOTS / 16, half = M::KEY_UNITS / 2;
+            const uint32_t unit = !HALVES ? t * M::KEY_UNITS + j : j < half ? t * half + j : M::UNITS / 2 + t * half + j - half;
+            memcpy(to.data() + i * M::ROW_BYTES, key + (unit * 16 + code) * M::CH, M::ROW_BYTES);
+        }
+        for (uint32_t i = 0; i < M::VALUE_BYTES / M::ROW_BYTES; i++) {
+            const uint32_t slot = i % M::SLOTS, code = i / M::SLOTS % 16, j = i / M::SLOTS / 16 % M::VALUE_UNITS;
+            const uint32_t g = (i / M::SLOTS / 16 / M::VALUE_UNITS * M::SLOTS + slot) / 4;
+            memcpy(to.data() + M::KEY_BYTES + i * M::ROW_BYTES, value + ((g * M::VALUE_UNITS + j) * 16 + code) * M::CH, M::ROW_BYTES);
+        }
+    }
+}
+
+/* The columns of a block: output rows and positions. */
+typedef struct mma_columns {
+    uint32_t sequence, head, first, live;
+} mma_columns;
+
+KVB_DI uint32_t mma_row(const kvb_dev_layer &l, const kvb_dev_batch &b, const mma_columns &c, uint32_t column)
+{
+    const uint32_t index = c.first + column;
+    return (c.sequence * b.tokens + index / l.rows) * l.heads + c.head * l.rows + index % l.rows;
+}
+
+/* Where a warp reads: codes and masks of one tile after another. The page of the next tiles is looked up when a page is begun, so
+ * that no load waits for another. */
+typedef struct mma_reader {
+    const uint8_t *keys, *values;
+    const uint32_t *masks;
+    uint32_t tile, last; /* the tile that is read next, and the last page index that holds a tile of this warp */
+    int32_t following;   /* page after this one */
+    uint32_t hidden;     /* ~0 where the page lies outside the cache: the first page is read in its place, and none of it used */
+} mma_reader;
+
+KVB_DI int32_t mma_look_up(const kvb_dev_cache &c, const kvb_dev_sequence &s, uint32_t index, uint32_t last)
+{
+    return __ldg(s.page + (index < last ? index : last));
+}
+
+KVB_DI void mma_enter_page(mma_reader &r, const kvb_dev_cache &c, const kvb_dev_sequence &s, const kvb_dev_place &p, int32_t page,
+                           uint32_t tile_bytes)
+{
+    const uint32_t at = r.tile & (c.page_tokens / KVB_TILE - 1);
+    const bool inside = page >= 0 && page < (int32_t)c.page_count;
+    if (!inside)
+        atomicOr(c.flags, KVB_FLAG_PLACE);
+    r.hidden = inside ? 0 : ~0u;
+    const uint8_t *base = c.pages + (size_t)(inside ? page : 0) * c.page_bytes;
+    r.keys = base + p.key_codes + at * tile_bytes + threadIdx.x % 32 * (tile_bytes / 32);
+    r.values = base + p.value_codes + at * tile_bytes + threadIdx.x % 32 * (tile_bytes / 32);
+    r.masks = (const uint32_t *)(base + p.masks) + at;
+}
+
+/* Reads a tile and moves on. */
+template <class M>
+KVB_DI void mma_read_tile(mma_reader &r, const kvb_dev_cache &c, const kvb_dev_sequence &s, const kvb_dev_place &p, uint32_t *keys,
+                          uint32_t *values, uint32_t *mask, uint32_t *hidden)
+{
+    enum { BYTES = 32 * 4 * M::LANE_WORDS };
+    mma_codes<M::LANE_WORDS>(keys, r.keys);
+    mma_codes<M::LANE_WORDS>(values, r.values);
+    *mask = __ldg(r.masks); /* not combined with anything here: that would wait for it */
+    *hidden = r.hidden;
+    r.tile++;
+    if ((r.tile & (c.page_tokens / KVB_TILE - 1)) != 0) {
+        r.keys += BYTES;
+        r.values += BYTES;
+        r.masks++;
+        return;
+    }
+    mma_enter_page(r, c, s, p, r.following, BYTES);
+    r.following = mma_look_up(c, s, (r.tile >> c.page_shift) + 1, r.last);
+}
+
+/* Tokens of a tile that are not to be read as codes: anchors, sinks, the window. */
+KVB_DI uint32_t mma_edges(uint32_t mask, uint32_t begin, uint32_t sinks, uint32_t first)
+{
+    if (begin < sinks)
+        mask |= sinks - begin >= 32 ? ~0u : (1u << (sinks - begin)) - 1;
+    if (begin + KVB_TILE > first)
+        mask |= first <= begin ? ~0u : ~0u << (first - begin);
+    return mask;
+}
+
+/* Exact token i of the list sinks, window, anchors. */
+KVB_DI void mma_exact_row(const kvb_dev_cache &c, const kvb_dev_layer &l, const kvb_dev_sequence &s, uint32_t head, uint32_t sinks,
+                          uint32_t first, uint32_t anchors, uint32_t i, const __half **key, const __half **value, uint32_t *position)
+{
+    *key = *value = NULL;
+    *position = UINT32_MAX;
+    if (i < sinks) {
+        const size_t row = kvb_slot_row(c, l.kv_heads, s.slot, head, i, c.sink_count) * l.dim;
+        *key = c.sinks[0] + row;
+        *value = c.sinks[1] + row;
+        *position = i;
+    } else if ((i -= sinks) < s.tokens - first) {
+        const size_t row = kvb_slot_row(c, l.kv_heads, s.slot, head, (first + i) % c.ring_rows, c.ring_rows) * l.dim;
+        *key = c.ring[0] + row;
+        *value = c.ring[1] + row;
+        *position = first + i;
+    } else if ((i -= s.tokens - first) < anchors) {
+        const uint8_t *page = kvb_page(c, s, i / c.page_anchors);
+        if (page == NULL)
+            return;
+        const kvb_dev_place &p = c.place[head];
+        const uint32_t at = i % c.page_anchors;
+        *key = (const __half *)(page + p.anchor_keys) + (size_t)at * l.dim;
+        *value = (const __half *)(page + p.anchor_values) + (size_t)at * l.dim;
+        *position = 0; /* every query sees it */
+    }
+}
+
+template <int KIND, bool HALVES, int DIM>
+__global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : mma_traits<KIND>::BLOCKS)
+    attend_mma(const kvb_dev_layer l, const kvb_dev_cache c, const kvb_dev_batch b, const void *q, void *out, const kvb_dev_work w,
+               uint32_t column_groups)
+{
+    typedef mma_kernel<KIND, HALVES, DIM> M;
+    extern __shared__ __align__(2048) unsigned char shared[];
+    float *queries = (float *)(shared + M::TABLE_BYTES);
+    uint2 *steps = (uint2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES);
+    float2 *shares = (float2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES + M::STEP_BYTES);
+    const uint32_t split = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane & 3;
+    const mma_columns columns = {blockIdx.z / column_groups, blockIdx.y, blockIdx.z % column_groups * KVB_COLUMNS,
+                                 min(l.rows * b.tokens - blockIdx.z % column_groups * KVB_COLUMNS, (uint32_t)KVB_COLUMNS)};
+    const uint32_t group = (columns.sequence * l.kv_heads + columns.head) * column_groups + blockIdx.z % column_groups;
+    const uint8_t *tables = l.mma_tables + (size_t)columns.head * (M::KEY_BYTES + M::VALUE_BYTES);
+    mma_load_tables<M>(shared, tables, tables + M::KEY_BYTES);
+    const kvb_dev_place place = c.place[columns.head];
+    kvb_dev_sequence s = {0, 0, 0, NULL};
+    const bool there = kvb_sequence(c, b, columns.sequence, &s);
+    const uint32_t first = kvb_window_first(s.tokens, c.window, c.sink_count), sinks = min(s.tokens, c.sink_count);
+    const uint32_t anchors = there && c.fraction > 0.0 ? c.anchors[kvb_slot_row(c, l.kv_heads, s.slot, columns.head, 0, 1)] : 0;
+    const uint32_t coded = there && first > sinks ? (first + KVB_TILE - 1) / KVB_TILE : 0;
+    const uint32_t exact = there ? (sinks + s.tokens - first + anchors + KVB_TILE - 1) / KVB_TILE : 0;
+    const uint32_t work = coded + M::EXACT_WEIGHT * exact, part = split * M::WARPS + warp, parts = w.splits * M::WARPS;
+    const uint32_t from = kvb_part(work, part, parts), to = kvb_part(work, part + 1, parts);
+    const uint32_t tile_bytes = 32 * 4 * M::LANE_WORDS;
+    const bool turns = l.frame_block != 0 && l.rope_style != KVB_ROPE_NONE;
+
+    uint32_t tile = min(from, coded), tile_end = min(to, coded);
+    uint32_t next_keys[M::LANE_WORDS], next_values[M::LANE_WORDS], next_mask = 0, next_hidden = 0;
+    mma_reader reader = {NULL, NULL, NULL, tile, 0, 0, 0};
+    if (tile < tile_end) {
+        reader.last = (tile_end - 1) >> c.page_shift;
+        mma_enter_page(reader, c, s, place, mma_look_up(c, s, tile >> c.page_shift, reader.last), tile_bytes);
+        reader.following = mma_look_up(c, s, (tile >> c.page_shift) + 1, reader.last);
+        mma_read_tile<M>(reader, c, s, place, next_keys, next_values, &next_mask, &next_hidden);
+    }
+    for (uint32_t i = threadIdx.x; i < KVB_COLUMNS * DIM; i += blockDim.x) {
+        const uint32_t column = min(i / DIM, columns.live - 1);
+        queries[i / DIM * M::PITCH + i % DIM] = kvb_load(q, (size_t)mma_row(l, b, columns, column) * DIM + i % DIM, b.type) * l.scale * 1.4426950408889634f;
+    }
+    for (uint32_t i = threadIdx.x; turns && i < M::STEPS * 4; i += blockDim.x) {
+        const uint32_t pair = DIM / 8 * (i % 4) + 2 * (i / 4);
+        float sine[2], cosine[2];
+        for (int e = 0; e < 2; e++)
+            sincospif(kvb_phase(l.turn[pair + e], KVB_TILE), &sine[e], &cosine[e]);
+        steps[i] = make_uint2(mma_pack(cosine[0], cosine[1]), mma_pack(sine[0], sine[1]));
+    }
+    mma_state<DIM> st;
+#pragma unroll
+    for (int i = 0; i < DIM / 16; i++)
+        st.sum[i][0] = st.sum[i][1] = st.sum[i][2] = st.sum[i][3] = 0.0f;
+    /* Far under every score, but not so far that the first one overflows against a masked one. */
+    st.most[0] = st.most[1] = -1e30f;
+    st.total[0] = st.total[1] = 0.0f;
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+
+    const uint32_t origin = (uint32_t)__cvta_generic_to_shared(shared);
+    uint32_t key_base[2], value_base;
+    if (M::REPEATED) {
+        key_base[0] = origin + lane % M::SLOTS * M::ROW_BYTES;
+        key_base[1] = key_base[0] + M::KEY_UNITS / 2 * M::UNIT_BYTES;
+        value_base = origin + M::KEY_BYTES + lane / M::SLOTS * (M::VALUE_UNITS * M::UNIT_BYTES) + lane % M::SLOTS * M::ROW_BYTES;
+    } else {
+        key_base[0] = origin + t * (HALVES ? M::KEY_UNITS / 2 : M::KEY_UNITS) * M::UNIT_BYTES;
+        key_base[1] = key_base[0] + M::UNITS / 2 * M::UNIT_BYTES;
+        value_base = origin + M::KEY_BYTES + (lane >> 2) * M::VALUE_UNITS * M::UNIT_BYTES;
+    }
+    const uint32_t own = t & 2 ? 16 + (lane >> 2) : lane >> 2; /* the token of the tile's first product that this lane scores */
+    uint32_t since = 0;
+    for (; tile < tile_end; tile++) {
+        uint32_t keys[M::LANE_WORDS], values[M::LANE_WORDS];
+#pragma unroll
+        for (int i = 0; i < M::LANE_WORDS; i++) {
+            keys[i] = next_keys[i];
+            values[i] = next_values[i];
+        }
+        uint32_t mask = next_mask | next_hidden;
+        if (tile + 1 < tile_end)
+            mma_read_tile<M>(reader, c, s, place, next_keys, next_values, &next_mask, &next_hidden);
+        if (tile * KVB_TILE < sinks || (tile + 1) * KVB_TILE > first)
+            mask = mma_edges(mask, tile * KVB_TILE, sinks, first);
+        if (since == 0)
+            mma_seed<M, HALVES, DIM>(st, l, queries, tile * KVB_TILE + (lane >> 4) * 16, turns);
+        else if (turns)
+            mma_step<DIM>(st, steps);
+        since = turns && since + 1 == M::RESEED ? 0 : since + 1;
+        float x[4], scores[2][2];
+        uint32_t weights[2];
+        mma_keys<M, HALVES, DIM, 0>(st, keys, key_base, x);
+        mma_scores(x, !(mask >> own & 1), scores[0]);
+        mma_keys<M, HALVES, DIM, 1>(st, keys, key_base, x);
+        mma_scores(x, !(mask >> (own + 8) & 1), scores[1]);
+        mma_softmax<DIM>(st, scores, weights);
+        mma_values<M, DIM, 0>(st, values, value_base, weights[0]);
+        mma_values<M, DIM, 1>(st, values, value_base, weights[1]);
+    }
+    /* Exact tokens: queries as they are, channels in plain order. */
+    const uint32_t past = from > coded ? from - coded : 0, end = to > coded ? to - coded : 0;
+    uint32_t e = (past + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT;
+    const uint32_t e_end = min((end + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT, exact);
+    if (e < e_end) {
+        const float *row = queries + (lane >> 2 & 3) * M::PITCH + DIM / 4 * t;
+#pragma unroll
+        for (int j = 0; j < DIM / 16; j++) {
+            st.q[j][0] = mma_pack(row[4 * j], row[4 * j + 1]);
+            st.q[j][1] = mma_pack(row[4 * j + 2], row[4 * j + 3]);
+        }
+        const uint32_t last = l.rows * b.tokens - 1;
+        const uint32_t mine[2] = {s.before + min(columns.first + 2 * (t & 1), last) / l.rows,
+                                  s.before + min(columns.first + 2 * (t & 1) + 1, last) / l.rows};
+        for (; e < e_end; e++) {
+            const __half *key, *value;
+            uint32_t position;
+            mma_exact_row(c, l, s, columns.head, sinks, first, anchors, e * KVB_TILE + lane, &key, &value, &position);
+            if (!__any_sync(~0u, key != NULL) || __shfl_sync(~0u, key == NULL, 0))
+                continue;
+            mma_exact<DIM>(st, key, value, position, mine);
+        }
+    }
+
+    /* Rows' sums over lanes, then over warps, through the tables' room. */
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        for (int k = 2; k < 32; k <<= 1)
+            st.total[i] += __shfl_xor_sync(~0u, st.total[i], k);
+    if (lane < 2) {
+        shares[warp * KVB_COLUMNS + 2 * lane] = make_float2(st.most[0], st.total[0]);
+        shares[warp * KVB_COLUMNS + 2 * lane + 1] = make_float2(st.most[1], st.total[1]);
+    }
+    __syncthreads();
+    /* [column][channel of an eighth][eighth]: the lanes of a store lie side by side. */
+    float *sums = (float *)shared + warp * (KVB_COLUMNS * M::MERGE_PITCH);
+#pragma unroll
+    for (int i = 0; i < DIM / 16; i++)
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            float x = st.sum[i][r];
+            x += __shfl_xor_sync(~0u, x, 2);
+            if (t < 2)
+                sums[(2 * t + (r & 1)) * M::MERGE_PITCH + (2 * i + (r >> 1)) * 8 + (lane >> 2)] = x;
+        }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < KVB_COLUMNS * DIM; i += blockDim.x) {
+        const uint32_t column = i / DIM;
+        float most = -1e30f, total = 0.0f, x = 0.0f;
+        for (uint32_t k = 0; k < M::WARPS; k++)
+            most = fmaxf(most, shares[k * KVB_COLUMNS + column].x);
+        for (uint32_t k = 0; k < M::WARPS; k++) {
+            const float2 share = shares[k * KVB_COLUMNS + column];
+            const float factor = share.y > 0.0f ? mma_exp2(share.x - most) : 0.0f;
+            total += factor * share.y;
+            x += factor * ((const float *)shared)[(k * KVB_COLUMNS + column) * M::MERGE_PITCH + i % DIM];
+        }
+        const uint32_t channel = i % 8 * (DIM / 8) + i % DIM / 8;
+        w.sum[(((size_t)group * w.splits + split) * KVB_COLUMNS + column) * DIM + channel] = x;
+        if (i % DIM == 0)
+            w.share[((size_t)group * w.splits + split) * KVB_COLUMNS + column] = make_float2(most, total);
+    }
+    kvb_merge_splits(w, l, group, columns.live, out, b.type, [&](uint32_t column) { return mma_row(l, b, columns, column); });
+}
+
+template <int KIND, bool HALVES, int DIM>
+static cudaError_t mma_start(const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch, const void *q,
+                             void *out, const kvb_dev_work *work, uint32_t column_groups, cudaStream_t stream)
+{
+    typedef mma_kernel<KIND, HALVES, DIM> M;
+    const cudaError_t code = cudaFuncSetAttribute(attend_mma<KIND, HALVES, DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  (int)M::SHARED_BYTES);
+    if (code != cudaSuccess)
+        return code;
+    attend_mma<KIND, HALVES, DIM><<<dim3(work->splits, layer->kv_heads, batch->sequences * column_groups), M::WARPS * 32,
+                                    M::SHARED_BYTES, stream>>>(*layer, *cache, *batch, q, out, *work, column_groups);
+    return cudaGetLastError();
+}
+
+template <int KIND, bool HALVES, int DIM> static int mma_resident(void)
+{
+    typedef mma_kernel<KIND, HALVES, DIM> M;
+    int blocks = 0;
+    if (cudaFuncSetAttribute(attend_mma<KIND, HALVES, DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)M::SHARED_BYTES) !=
+            cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, attend_mma<KIND, HALVES, DIM>, M::WARPS * 32, M::SHARED_BYTES) !=
+            cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
+    return blocks;
+}
+
+#endif
