@@ -16,7 +16,7 @@
  *
  * With "scale": {"axis": "channel", "group": 32, "form": "range", "clip": 1, "levels": "even"} a kind has no codebook: its numbers
  * are coded one by one, offset and scale being found while coding (kvb_scaling in kvbook/book.h). "axis" is "channel" (a scale for
- * `group` tokens of a channel) or "token" (for `group` channels of a token; 0: all of the head), "form" is "range", "absmax" or
+ * `group` tokens of a channel) or "token" (for `group` channels of a token; 0, or more than a head has: all of the head), "form" is "range", "absmax" or
  * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution). The bits asked for, 1 .. 8, are
  * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
  *

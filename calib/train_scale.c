@@ -42,7 +42,7 @@ kvb_status kvb_train_scale(kvb_trainer *t, uint32_t layer, kvb_error *err)
         if (!s->used)
             continue;
         r->scaling[kind] = s->scaling;
-        if (s->scaling.axis == KVB_AXIS_TOKEN && s->scaling.group == 0)
+        if (s->scaling.axis == KVB_AXIS_TOKEN && (s->scaling.group == 0 || s->scaling.group > dim))
             r->scaling[kind].group = dim;
         if (s->scaling.axis == KVB_AXIS_TOKEN && dim % r->scaling[kind].group != 0) {
             char where[64];
