@@ -1,4 +1,5 @@
 #include "calib/recipe.h"
+#include "calib/recipe_read.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -12,7 +13,6 @@
 #include "format/base/mapfile.h"
 
 enum { RECIPE_MOST_BYTES = 1 << 20, MOST_ITERATIONS = 1000 };
-#define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *const weightings[] = {"none", "exact-k", "exact-v"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
@@ -20,111 +20,6 @@ static const char *const forms[] = {"half", "fine"}; /* by kvb_exact_form */
 static const char *const seedings[] = {"kmeans++", "random", "split"};
 static const char *const rotations[] = {"none", "pca", "balanced-pca", "random"};
 static const char *const moments[] = {"relative", "post"}; /* from KVB_METRIC_RELATIVE on */
-
-/* What a failing check needs to name its place. */
-typedef struct recipe_reader {
-    const char *file;
-    kvb_recipe *recipe;
-    kvb_error *err;
-} recipe_reader;
-
-static kvb_status refuse(const recipe_reader *r, const char *place, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static kvb_status refuse(const recipe_reader *r, const char *place, const char *format, ...)
-{
-    char where[256], message[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(message, sizeof message, format, args);
-    va_end(args);
-    snprintf(where, sizeof where, "%s: %s", r->file, place);
-    return kvb_fail(r->err, KVB_E_FORMAT, where, "%s", message);
-}
-
-/* A user's word in an error: printable and short. */
-static const char *quoted(const char *word, char *text, size_t size)
-{
-    size_t n = 0;
-    for (; word[n] != '\0' && n + 4 < size; n++)
-        text[n] = (unsigned char)word[n] < 0x20 || word[n] == 0x7f ? '?' : word[n];
-    memcpy(text + n, word[n] != '\0' ? "..." : "", word[n] != '\0' ? 4 : 1);
-    return text;
-}
-
-static kvb_status read_word(const recipe_reader *r, const char *place, const kvb_json *v, const char *const *known,
-                            size_t count, uint32_t *index)
-{
-    char list[200], word[64];
-    if (v == NULL)
-        return KVB_OK;
-    const char *text = kvb_json_string(v, NULL);
-    if (text == NULL)
-        return refuse(r, place, "expected a string, one of: %s", kvb_join_words(known, count, list, sizeof list));
-    for (uint32_t i = 0; i < count; i++)
-        if (strcmp(text, known[i]) == 0) {
-            *index = i;
-            return KVB_OK;
-        }
-    return refuse(r, place, "unknown value \"%s\"; did you mean \"%s\"? Known: %s", quoted(text, word, sizeof word),
-                  kvb_suggest(text, known, count), kvb_join_words(known, count, list, sizeof list));
-}
-
-static kvb_status read_bool(const recipe_reader *r, const char *place, const kvb_json *v, bool *value)
-{
-    if (v == NULL)
-        return KVB_OK;
-    if (kvb_json_type_of(v) != KVB_JSON_BOOL)
-        return refuse(r, place, "expected true or false");
-    *value = kvb_json_bool(v, false);
-    return KVB_OK;
-}
-
-static kvb_status read_u32(const recipe_reader *r, const char *place, const kvb_json *v, uint32_t least, uint32_t most,
-                           uint32_t *value)
-{
-    uint64_t number;
-    if (v == NULL)
-        return KVB_OK;
-    if (!kvb_json_u64(v, &number) || number < least || number > most)
-        return refuse(r, place, "expected a whole number from %u to %u", least, most);
-    *value = (uint32_t)number;
-    return KVB_OK;
-}
-
-static kvb_status read_number(const recipe_reader *r, const char *place, const kvb_json *v, double least, double most,
-                              double *value)
-{
-    if (v == NULL)
-        return KVB_OK;
-    double number = kvb_json_number(v, NAN);
-    if (!(number >= least && number <= most))
-        return refuse(r, place, "expected a number from %g to %g", least, most);
-    *value = number;
-    return KVB_OK;
-}
-
-/* Refuses members that nobody reads: a misspelt option must not pass for its default. */
-static kvb_status check_members(const recipe_reader *r, const char *place, const kvb_json *object,
-                                const char *const *known, size_t count)
-{
-    char list[200], word[64];
-    if (object == NULL)
-        return KVB_OK;
-    if (kvb_json_type_of(object) != KVB_JSON_OBJECT)
-        return refuse(r, place, "expected an object");
-    for (size_t i = 0; i < kvb_json_count(object); i++) {
-        const char *key = kvb_json_key_at(object, i);
-        size_t k = 0;
-        while (k < count && strcmp(key, known[k]) != 0)
-            k++;
-        if (k == count)
-            return refuse(r, place, "unknown key \"%s\"; did you mean \"%s\"? Known: %s",
-                          quoted(key, word, sizeof word), kvb_suggest(key, known, count),
-                          kvb_join_words(known, count, list, sizeof list));
-    }
-    return KVB_OK;
-}
 
 static kvb_status read_frame(const recipe_reader *r, const kvb_json *v)
 {
@@ -136,13 +31,13 @@ static kvb_status read_frame(const recipe_reader *r, const kvb_json *v)
         char *end;
         unsigned long block = strtoul(text + 6, &end, 10);
         if (text[6] < '1' || text[6] > '9' || *end != '\0' || block > 65536)
-            return refuse(r, "keys.frame", "expected block:B with B from 1 to 65536, such as \"block:16\"");
+            return kvb_recipe_refuse(r, "keys.frame", "expected block:B with B from 1 to 65536, such as \"block:16\"");
         r->recipe->frame = KVB_FRAME_BLOCK;
         r->recipe->rope_block = (uint32_t)block;
         return KVB_OK;
     }
     uint32_t index = 0;
-    kvb_status status = read_word(r, "keys.frame", v, known, COUNT(known), &index);
+    kvb_status status = kvb_recipe_read_word(r, "keys.frame", v, known, COUNT(known), &index);
     if (status == KVB_OK)
         r->recipe->frame = index == 0 ? KVB_FRAME_PRE : KVB_FRAME_POST;
     return status;
@@ -153,17 +48,17 @@ static kvb_status read_metric(const recipe_reader *r, const kvb_json *object)
 {
     static const char *const members[] = {"moment", "alpha", "ridge"};
     kvb_recipe_metric *metric = &r->recipe->kind[KVB_KEY].metric;
-    kvb_status status = check_members(r, "keys.metric", object, members, COUNT(members));
+    kvb_status status = kvb_recipe_check_members(r, "keys.metric", object, members, COUNT(members));
     if (status != KVB_OK || object == NULL)
         return status;
     uint32_t moment = r->recipe->frame == KVB_FRAME_POST ? 1 : 0;
     *metric = (kvb_recipe_metric){.alpha = 0.5, .ridge = 1e-3};
-    status = read_word(r, "keys.metric.moment", kvb_json_get(object, "moment"), moments, COUNT(moments), &moment);
+    status = kvb_recipe_read_word(r, "keys.metric.moment", kvb_json_get(object, "moment"), moments, COUNT(moments), &moment);
     metric->moment = (kvb_metric_moment)(KVB_METRIC_RELATIVE + moment);
     if (status == KVB_OK)
-        status = read_number(r, "keys.metric.alpha", kvb_json_get(object, "alpha"), 0.0, 2.0, &metric->alpha);
+        status = kvb_recipe_read_number(r, "keys.metric.alpha", kvb_json_get(object, "alpha"), 0.0, 2.0, &metric->alpha);
     if (status == KVB_OK)
-        status = read_number(r, "keys.metric.ridge", kvb_json_get(object, "ridge"), 1e-9, 1e3, &metric->ridge);
+        status = kvb_recipe_read_number(r, "keys.metric.ridge", kvb_json_get(object, "ridge"), 1e-9, 1e3, &metric->ridge);
     return status;
 }
 
@@ -173,11 +68,11 @@ static kvb_status read_space(const recipe_reader *r, const char *name, const kvb
     char place[32];
     uint32_t rotation = k->rotation;
     snprintf(place, sizeof place, "%s.mean", name);
-    kvb_status status = read_bool(r, place, kvb_json_get(object, "mean"), &k->mean);
+    kvb_status status = kvb_recipe_read_bool(r, place, kvb_json_get(object, "mean"), &k->mean);
     if (status != KVB_OK)
         return status;
     snprintf(place, sizeof place, "%s.rotation", name);
-    status = read_word(r, place, kvb_json_get(object, "rotation"), rotations, COUNT(rotations), &rotation);
+    status = kvb_recipe_read_word(r, place, kvb_json_get(object, "rotation"), rotations, COUNT(rotations), &rotation);
     k->rotation = (kvb_rotation)rotation;
     return status;
 }
@@ -185,23 +80,23 @@ static kvb_status read_space(const recipe_reader *r, const char *name, const kvb
 static kvb_status read_shape(const recipe_reader *r, const char *name, const kvb_json *text, kvb_shape *shape)
 {
     const char *problem = text != NULL ? kvb_shape_parse(kvb_json_string(text, ""), shape) : NULL;
-    return problem == NULL ? KVB_OK : refuse(r, name, "%s", problem);
+    return problem == NULL ? KVB_OK : kvb_recipe_refuse(r, name, "%s", problem);
 }
 
 static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_json *object)
 {
-    static const char *const members[] = {"weights", "mean", "shape", "fine", "rotation", "frame", "metric"};
+    static const char *const members[] = {"weights", "mean", "shape", "fine", "rotation", "scale", "frame", "metric"};
     const char *name = kind == KVB_KEY ? "keys" : "values";
     kvb_recipe_kind *k = &r->recipe->kind[kind];
     char place[32];
     if (kind == KVB_VALUE && kvb_json_get(object, "metric") != NULL)
-        return refuse(r, "values.metric", "values have no metric: a query never meets them; expected it in \"keys\"");
-    kvb_status status = check_members(r, name, object, members, kind == KVB_KEY ? 7 : 5);
+        return kvb_recipe_refuse(r, "values.metric", "values have no metric: a query never meets them; expected it in \"keys\"");
+    kvb_status status = kvb_recipe_check_members(r, name, object, members, kind == KVB_KEY ? 8 : 6);
     if (status != KVB_OK || object == NULL)
         return status;
     uint32_t weights = k->weights;
     snprintf(place, sizeof place, "%s.weights", name);
-    status = read_word(r, place, kvb_json_get(object, "weights"), weightings, COUNT(weightings), &weights);
+    status = kvb_recipe_read_word(r, place, kvb_json_get(object, "weights"), weightings, COUNT(weightings), &weights);
     if (status != KVB_OK)
         return status;
     k->weights = (kvb_weighting)weights;
@@ -210,7 +105,9 @@ static kvb_status read_kind(const recipe_reader *r, kvb_kind kind, const kvb_jso
     if (status == KVB_OK)
         status = read_shape(r, place, kvb_json_get(object, "shape"), &k->shape);
     snprintf(place, sizeof place, "%s.fine", name);
-    return status == KVB_OK ? read_shape(r, place, kvb_json_get(object, "fine"), &k->fine) : status;
+    if (status == KVB_OK)
+        status = read_shape(r, place, kvb_json_get(object, "fine"), &k->fine);
+    return status == KVB_OK ? kvb_recipe_read_scale(r, name, kvb_json_get(object, "scale"), &k->scale) : status;
 }
 
 const char *kvb_seeding_name(kvb_kmeans_seeding seeding)
@@ -221,15 +118,15 @@ const char *kvb_seeding_name(kvb_kmeans_seeding seeding)
 static kvb_status read_kmeans(const recipe_reader *r, const kvb_json *object)
 {
     static const char *const members[] = {"iterations", "seeding"};
-    kvb_status status = check_members(r, "kmeans", object, members, COUNT(members));
+    kvb_status status = kvb_recipe_check_members(r, "kmeans", object, members, COUNT(members));
     if (status != KVB_OK)
         return status;
-    status = read_u32(r, "kmeans.iterations", kvb_json_get(object, "iterations"), 1, MOST_ITERATIONS,
+    status = kvb_recipe_read_u32(r, "kmeans.iterations", kvb_json_get(object, "iterations"), 1, MOST_ITERATIONS,
                       &r->recipe->iterations);
     if (status != KVB_OK)
         return status;
     uint32_t seeding = r->recipe->seeding;
-    status = read_word(r, "kmeans.seeding", kvb_json_get(object, "seeding"), seedings, COUNT(seedings), &seeding);
+    status = kvb_recipe_read_word(r, "kmeans.seeding", kvb_json_get(object, "seeding"), seedings, COUNT(seedings), &seeding);
     r->recipe->seeding = (kvb_kmeans_seeding)seeding;
     return status;
 }
@@ -248,7 +145,7 @@ static kvb_status add_rung(const recipe_reader *r, const kvb_json *text)
 {
     kvb_recipe *recipe = r->recipe;
     if (recipe->ladder_count == KVB_RECIPE_LADDER)
-        return refuse(r, "allocate.shapes", "more than %d shapes", KVB_RECIPE_LADDER);
+        return kvb_recipe_refuse(r, "allocate.shapes", "more than %d shapes", KVB_RECIPE_LADDER);
     kvb_shape *rung = &recipe->ladder[recipe->ladder_count];
     kvb_status status = read_shape(r, "allocate.shapes", text, rung);
     if (status != KVB_OK)
@@ -256,10 +153,10 @@ static kvb_status add_rung(const recipe_reader *r, const kvb_json *text)
     for (uint32_t i = 0; i < recipe->ladder_count; i++) {
         const kvb_shape *other = &recipe->ladder[i];
         if (kvb_shape_rate(other) >= kvb_shape_rate(rung))
-            return refuse(r, "allocate.shapes", "expected ascending bits: \"%s\" has %g, one before it %g",
+            return kvb_recipe_refuse(r, "allocate.shapes", "expected ascending bits: \"%s\" has %g, one before it %g",
                           kvb_json_string(text, ""), kvb_shape_rate(rung), kvb_shape_rate(other));
         if (other->channels % rung->channels != 0 && rung->channels % other->channels != 0)
-            return refuse(r, "allocate.shapes", "groups of %u and %u channels do not divide each other", other->channels,
+            return kvb_recipe_refuse(r, "allocate.shapes", "groups of %u and %u channels do not divide each other", other->channels,
                           rung->channels);
     }
     recipe->ladder_count++;
@@ -269,12 +166,12 @@ static kvb_status add_rung(const recipe_reader *r, const kvb_json *text)
 static kvb_status read_allocate(const recipe_reader *r, const kvb_json *object)
 {
     static const char *const members[] = {"shapes"};
-    kvb_status status = check_members(r, "allocate", object, members, COUNT(members));
+    kvb_status status = kvb_recipe_check_members(r, "allocate", object, members, COUNT(members));
     if (status != KVB_OK || object == NULL)
         return status;
     const kvb_json *shapes = kvb_json_get(object, "shapes");
     if (kvb_json_type_of(shapes) != KVB_JSON_ARRAY || kvb_json_count(shapes) < 2)
-        return refuse(r, "allocate.shapes", "expected a list of two shapes or more, such as [\"16x256\", \"8x256\"]");
+        return kvb_recipe_refuse(r, "allocate.shapes", "expected a list of two shapes or more, such as [\"16x256\", \"8x256\"]");
     for (size_t i = 0; status == KVB_OK && i < kvb_json_count(shapes); i++)
         status = add_rung(r, kvb_json_at(shapes, i));
     widen_shapes(r->recipe);
@@ -285,25 +182,25 @@ static kvb_status read_cache(const recipe_reader *r, const kvb_json *object)
 {
     static const char *const members[] = {"anchors", "score", "window", "sinks", "exact"};
     kvb_policy *p = &r->recipe->policy;
-    kvb_status status = check_members(r, "cache", object, members, COUNT(members));
+    kvb_status status = kvb_recipe_check_members(r, "cache", object, members, COUNT(members));
     if (status != KVB_OK)
         return status;
     const kvb_json *anchors = kvb_json_get(object, "anchors");
     if (anchors != NULL) {
         p->anchor_fraction = kvb_json_number(anchors, -1.0);
         if (!(p->anchor_fraction >= 0.0 && p->anchor_fraction <= 1.0))
-            return refuse(r, "cache.anchors", "expected a fraction of the tokens, 0 to 1");
+            return kvb_recipe_refuse(r, "cache.anchors", "expected a fraction of the tokens, 0 to 1");
     }
     uint32_t score = p->score;
-    status = read_word(r, "cache.score", kvb_json_get(object, "score"), scores, COUNT(scores), &score);
+    status = kvb_recipe_read_word(r, "cache.score", kvb_json_get(object, "score"), scores, COUNT(scores), &score);
     p->score = (kvb_anchor_score)score;
     if (status == KVB_OK)
-        status = read_u32(r, "cache.window", kvb_json_get(object, "window"), 0, 1u << 30, &p->window);
+        status = kvb_recipe_read_u32(r, "cache.window", kvb_json_get(object, "window"), 0, 1u << 30, &p->window);
     if (status == KVB_OK)
-        status = read_u32(r, "cache.sinks", kvb_json_get(object, "sinks"), 0, 1u << 30, &p->sinks);
+        status = kvb_recipe_read_u32(r, "cache.sinks", kvb_json_get(object, "sinks"), 0, 1u << 30, &p->sinks);
     uint32_t form = p->exact;
     if (status == KVB_OK)
-        status = read_word(r, "cache.exact", kvb_json_get(object, "exact"), forms, COUNT(forms), &form);
+        status = kvb_recipe_read_word(r, "cache.exact", kvb_json_get(object, "exact"), forms, COUNT(forms), &form);
     p->exact = (kvb_exact_form)form;
     return status;
 }
@@ -313,10 +210,33 @@ static kvb_status check_fine(const recipe_reader *r)
 {
     const kvb_recipe_kind *k = r->recipe->kind;
     if ((k[KVB_KEY].fine.channels != 0) != (k[KVB_VALUE].fine.channels != 0))
-        return refuse(r, k[KVB_KEY].fine.channels != 0 ? "values.fine" : "keys.fine",
+        return kvb_recipe_refuse(r, k[KVB_KEY].fine.channels != 0 ? "values.fine" : "keys.fine",
                       "missing; keys and values have a fine shape both or neither");
     if (r->recipe->policy.exact == KVB_EXACT_FINE && !kvb_recipe_has_fine(r->recipe))
-        return refuse(r, "cache.exact", "\"fine\" needs a fine shape for keys and values, such as \"fine\": \"2x256\"");
+        return kvb_recipe_refuse(r, "cache.exact", "\"fine\" needs a fine shape for keys and values, such as \"fine\": \"2x256\"");
+    return KVB_OK;
+}
+
+/* What a kind with scales cannot have beside them. */
+static kvb_status check_scale(const recipe_reader *r)
+{
+    const kvb_recipe *p = r->recipe;
+    for (int kind = 0; kind < 2; kind++) {
+        const char *name = kind == KVB_KEY ? "keys.scale" : "values.scale";
+        const kvb_recipe_kind *k = &p->kind[kind];
+        if (!k->scale.used)
+            continue;
+        if (p->ladder_count > 0 || k->fine.channels != 0)
+            return kvb_recipe_refuse(r, name, "contradicts \"%s\": numbers with scales have no codebooks",
+                                     p->ladder_count > 0 ? "allocate" : "fine");
+        if (k->shape.channels > 1 || k->shape.stages > 1)
+            return kvb_recipe_refuse(r, name, "contradicts a shape of %u channels: numbers are coded one by one, as 1xK", k->shape.channels);
+        if (k->weights != KVB_WEIGHT_NONE)
+            return kvb_recipe_refuse(r, name, "contradicts weights: nothing is trained; expected \"weights\": \"none\"");
+        if (k->scale.scaling.axis == KVB_AXIS_CHANNEL && p->policy.anchor_fraction > 0.0)
+            return kvb_recipe_refuse(r, "cache.anchors", "contradicts %s along channels: a token that shares scales with its neighbours "
+                                     "cannot stay behind", name);
+    }
     return KVB_OK;
 }
 
@@ -324,19 +244,19 @@ static kvb_status read_texts(const recipe_reader *r, const kvb_json *root)
 {
     uint64_t schema;
     if (!kvb_json_u64(kvb_json_get(root, "schema"), &schema))
-        return refuse(r, "schema", "missing; expected \"schema\": 1");
+        return kvb_recipe_refuse(r, "schema", "missing; expected \"schema\": 1");
     if (schema != 1)
-        return refuse(r, "schema", "found %llu, expected 1: a newer kvbook wrote this recipe",
+        return kvb_recipe_refuse(r, "schema", "found %llu, expected 1: a newer kvbook wrote this recipe",
                       (unsigned long long)schema);
     const char *name = kvb_json_string(kvb_json_get(root, "name"), "");
     if (name[0] == '\0' || strlen(name) >= sizeof r->recipe->name)
-        return refuse(r, "name", "expected a string of 1 to %zu bytes", sizeof r->recipe->name - 1);
+        return kvb_recipe_refuse(r, "name", "expected a string of 1 to %zu bytes", sizeof r->recipe->name - 1);
     memcpy(r->recipe->name, name, strlen(name) + 1);
     static const char *const texts[] = {"source", "about"};
     for (size_t i = 0; i < COUNT(texts); i++) {
         const kvb_json *v = kvb_json_get(root, texts[i]);
         if (v != NULL && kvb_json_type_of(v) != KVB_JSON_STRING)
-            return refuse(r, texts[i], "expected a string");
+            return kvb_recipe_refuse(r, texts[i], "expected a string");
     }
     return KVB_OK;
 }
@@ -346,8 +266,8 @@ static kvb_status read_recipe(const recipe_reader *r)
     static const char *const members[] = {"schema", "name", "source", "about", "keys", "values", "allocate", "kmeans", "cache"};
     const kvb_json *root = kvb_json_root(r->recipe->doc);
     kvb_status status = kvb_json_type_of(root) == KVB_JSON_OBJECT
-                            ? check_members(r, "recipe", root, members, COUNT(members))
-                            : refuse(r, "recipe", "expected one JSON object");
+                            ? kvb_recipe_check_members(r, "recipe", root, members, COUNT(members))
+                            : kvb_recipe_refuse(r, "recipe", "expected one JSON object");
     if (status == KVB_OK)
         status = read_texts(r, root);
     if (status == KVB_OK)
@@ -364,7 +284,9 @@ static kvb_status read_recipe(const recipe_reader *r)
         status = read_kmeans(r, kvb_json_get(root, "kmeans"));
     if (status == KVB_OK)
         status = read_cache(r, kvb_json_get(root, "cache"));
-    return status == KVB_OK ? check_fine(r) : status;
+    if (status == KVB_OK)
+        status = check_fine(r);
+    return status == KVB_OK ? check_scale(r) : status;
 }
 
 static bool is_path(const char *name)
@@ -391,7 +313,7 @@ static kvb_status refuse_name(const char *name, kvb_error *err)
     return kvb_fail(err, KVB_E_USAGE, "recipe",
                     "unknown recipe \"%s\"; did you mean \"%s\"? Known: %s; a recipe file's name holds '/' or ends "
                     "in .json",
-                    quoted(name, word, sizeof word), kvb_suggest(name, known, count),
+                    kvb_recipe_quoted(name, word, sizeof word), kvb_suggest(name, known, count),
                     kvb_join_words(known, count, list, sizeof list));
 }
 
@@ -442,6 +364,9 @@ kvb_status kvb_recipe_allocate(kvb_recipe *recipe, kvb_error *err)
     kvb_recipe best;
     if (recipe->ladder_count > 0)
         return KVB_OK;
+    if (recipe->kind[KVB_KEY].scale.used || recipe->kind[KVB_VALUE].scale.used)
+        return kvb_fail(err, KVB_E_USAGE, "--allocate", "recipe \"%s\" codes numbers one by one: there are no codebooks to deal bits out over",
+                        recipe->name);
     kvb_status status = kvb_recipe_load("best", &best, err);
     if (status != KVB_OK)
         return status;
@@ -507,12 +432,23 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err)
                  {2, {4, 256, 1}},       {3, {4, 4096, 1}},   {4, {2, 256, 1}}};
     if (recipe->ladder_count > 0)
         return set_budget(recipe, bits, err);
-    for (size_t i = 0; i < COUNT(usual); i++)
-        if (bits == usual[i].bits) {
-            for (int kind = 0; kind < 2; kind++)
-                recipe->kind[kind].shape = usual[i].shape;
-            return KVB_OK;
-        }
+    bool done[2];
+    for (int kind = 0; kind < 2; kind++) {
+        kvb_recipe_kind *k = &recipe->kind[kind];
+        done[kind] = k->scale.used && bits >= 1.0 && bits <= 8.0 && bits == floor(bits);
+        if (done[kind])
+            k->shape = (kvb_shape){1, 1u << (uint32_t)bits, 1};
+        for (size_t i = 0; i < COUNT(usual) && !k->scale.used; i++)
+            if (bits == usual[i].bits) {
+                k->shape = usual[i].shape;
+                done[kind] = true;
+            }
+        if (!done[kind] && k->scale.used)
+            return kvb_fail(err, KVB_E_USAGE, "bits", "found %g; recipe \"%s\" codes numbers one by one: expected a whole number from 1 to 8",
+                            bits, recipe->name);
+    }
+    if (done[KVB_KEY] && done[KVB_VALUE])
+        return KVB_OK;
     return kvb_fail(err, KVB_E_USAGE, "bits",
                     "no usual shape for %g bits; known: 0.375, 0.5, 0.75, 1, 2, 3, 4; give shapes (d x K) for others",
                     bits);
@@ -522,10 +458,19 @@ kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *s
 {
     char word[64];
     const char *problem = kvb_shape_parse(shape, &recipe->kind[kind].shape);
+    if (problem == NULL && recipe->kind[kind].scale.used && recipe->kind[kind].shape.channels != 1)
+        problem = "this recipe codes numbers one by one: expected 1xK";
     if (problem == NULL)
         return KVB_OK;
     return kvb_fail(err, KVB_E_USAGE, kind == KVB_KEY ? "shape of the keys" : "shape of the values",
-                    "found \"%s\": %s", quoted(shape, word, sizeof word), problem);
+                    "found \"%s\": %s", kvb_recipe_quoted(shape, word, sizeof word), problem);
+}
+
+uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uint32_t layers)
+{
+    const kvb_recipe_scale *s = &kind->scale;
+    const double from = s->then_layer < 1.0 ? s->then_layer * layers : s->then_layer;
+    return s->then_bits > 0 && layer >= from ? s->then_bits : kvb_shape_bits(kind->shape.centroids, 1);
 }
 
 bool kvb_recipe_has_fine(const kvb_recipe *recipe)

@@ -14,6 +14,12 @@
  * With "allocate": {"shapes": [...]}, shapes of ascending bits, every head's keys and values get the one of these that serves
  * the model's predictions best within the bits asked for (calib/train_allocate.c); fixed shapes take precedence.
  *
+ * With "scale": {"axis": "channel", "group": 32, "form": "range", "clip": 1, "levels": "even"} a kind has no codebook: its numbers
+ * are coded one by one, offset and scale being found while coding (kvb_scaling in kvbook/book.h). "axis" is "channel" (a scale for
+ * `group` tokens of a channel) or "token" (for `group` channels of a token; 0, or more than a head has: all of the head), "form" is "range", "absmax" or
+ * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution). The bits asked for, 1 .. 8, are
+ * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
+ *
  * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
  * "pca", "balanced-pca" or "random" (to compare with). Keys may have a metric of the queries before the rotation:
  * "metric": {"moment": "relative", "alpha": 0.5, "ridge": 0.001}. The moment is the capture's "relative" or "post"; left
@@ -53,8 +59,20 @@ typedef struct kvb_recipe_metric {
     double alpha, ridge;
 } kvb_recipe_metric;
 
+typedef enum kvb_recipe_levels { KVB_LEVELS_EVEN = 0, KVB_LEVELS_NORMAL = 1 } kvb_recipe_levels;
+
+/* Scales found while coding, in place of a codebook. */
+typedef struct kvb_recipe_scale {
+    bool used;
+    kvb_scaling scaling; /* group 0: the whole head */
+    kvb_recipe_levels levels;
+    double then_layer;   /* from this layer on, or this share of the layers (under 1), then_bits */
+    uint32_t then_bits;  /* 0: the same bits everywhere */
+} kvb_recipe_scale;
+
 /* How the keys, or the values, are coded. */
 typedef struct kvb_recipe_kind {
+    kvb_recipe_scale scale;
     kvb_weighting weights;
     bool mean;           /* remove the weighted mean before grouping channels */
     kvb_rotation rotation;
@@ -98,6 +116,8 @@ kvb_status kvb_recipe_fit(kvb_recipe *recipe, const kvb_layer *layer, uint32_t l
 kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 /* "8x256": d x K for one kind, or "add:8x16+16" (calib/shape.h). */
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
+/* Bits of a number of a kind with scales, in one of `layers` layers. */
+uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uint32_t layers);
 /* Whether the book gets fine codebooks. */
 bool kvb_recipe_has_fine(const kvb_recipe *recipe);
 /* As recipes spell it. */

@@ -116,6 +116,7 @@ static void destroy(kvb_trainer *t)
             free(t->result[l].mean[kind]);
             free(t->result[l].forward[kind]);
             free(t->result[l].inverse[kind]);
+            free(t->result[l].levels[kind]);
         }
         free(t->result[l].quality);
         free(t->result[l].fine_table);

@@ -40,6 +40,8 @@ typedef struct kvb_layer_result {
     float *forward[2];    /* [G][D][D] by kind, or NULL */
     float *inverse[2];
     kvb_quality *quality; /* [codebooks] in the same order */
+    kvb_scaling scaling[2]; /* by kind, where the recipe has scales */
+    float *levels[2];       /* [K] by kind, or NULL: even ones */
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
@@ -72,11 +74,15 @@ static inline kvb_shape kvb_train_shape(const kvb_trainer *t, uint32_t layer, ui
     const kvb_recipe_kind *k = &t->recipe->kind[kind];
     if (fine)
         return k->fine;
+    if (k->scale.used)
+        return (kvb_shape){1, 1u << kvb_recipe_scaled_bits(k, layer, t->capture->layers), 1};
     return t->chosen != NULL ? t->recipe->ladder[t->chosen[kvb_train_item(t, layer, head, kind)]] : k->shape;
 }
 
 static inline uint32_t kvb_train_groups(const kvb_trainer *t, uint32_t layer, uint32_t head, int kind, bool fine)
 {
+    if (!fine && t->recipe->kind[kind].scale.used)
+        return 0; /* nothing to train */
     return t->capture->geometry[layer].head_dim / kvb_train_shape(t, layer, head, kind, fine).channels;
 }
 
@@ -107,6 +113,9 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
 kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
                                 const kvb_train_report *report, uint32_t holdout_every, char **meta, kvb_error *err);
+
+/* train_scale.c: fills scaling and levels of a layer's result, for kinds with scales. */
+kvb_status kvb_train_scale(kvb_trainer *t, uint32_t layer, kvb_error *err);
 
 /* "keys" or "values" */
 static inline const char *kvb_train_kind_name(kvb_kind kind)

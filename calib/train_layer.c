@@ -48,7 +48,7 @@ static size_t table_floats(const kvb_trainer *t, uint32_t layer, bool fine)
     size_t rows = 0;
     for (uint32_t i = 0; i < 2 * g->kv_heads; i++) {
         const kvb_shape shape = kvb_train_shape(t, layer, i / 2, i % 2, fine);
-        rows += table_rows(&shape);
+        rows += kvb_train_groups(t, layer, i / 2, i % 2, fine) > 0 ? table_rows(&shape) : 0;
     }
     return rows * g->head_dim;
 }
@@ -129,10 +129,14 @@ static void describe_part(const layer_job *job, uint32_t head, int kind, float *
         t->part[kvb_train_item(t, job->layer, head, kind)].fine = part;
         return;
     }
+    if (t->recipe->kind[kind].scale.used) {
+        part->scaling = &r->scaling[kind];
+        part->table = r->levels[kind];
+    }
     part->mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL;
     part->forward = r->forward[kind] != NULL ? r->forward[kind] + (size_t)head * dim * dim : NULL;
     part->inverse = r->inverse[kind] != NULL ? r->inverse[kind] + (size_t)head * dim * dim : NULL;
-    part->quality = r->quality + job->count;
+    part->quality = part->scaling == NULL ? r->quality + job->count : NULL;
 }
 
 static kvb_status fill_problems(layer_job *job, float *table, kvb_error *err)
@@ -173,6 +177,8 @@ static int forward_progress(void *user, const char *step, uint64_t done, uint64_
 static kvb_status solve(layer_job *job, kvb_error *err)
 {
     const kvb_trainer *t = job->t;
+    if (job->count == 0)
+        return KVB_OK;
     kvb_additive_options options;
     kvb_additive_options_init(&options);
     options.kmeans.iterations = t->recipe->iterations;
@@ -309,11 +315,14 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
     kvb_layer_result *r = &t->result[layer];
     size_t books = kvb_train_count(t, layer, false), fine = kvb_train_count(t, layer, true);
     size_t most = books > fine ? books : fine;
-    kvb_status status = make_points(&job, err);
+    kvb_status status = kvb_train_scale(t, layer, err);
+    if (status == KVB_OK)
+        status = make_points(&job, err);
     if (status != KVB_OK)
         goto out;
-    r->table = kvb_alloc_array(table_floats(t, layer, false), sizeof *r->table);
-    r->quality = kvb_alloc_zeroed(books, sizeof *r->quality);
+    most = most > 0 ? most : 1; /* numbers with scales have no codebooks */
+    r->table = kvb_alloc_array(table_floats(t, layer, false) + 1, sizeof *r->table);
+    r->quality = kvb_alloc_zeroed(books + 1, sizeof *r->quality);
     job.problem = kvb_alloc_zeroed(most, sizeof *job.problem);
     job.stages = kvb_alloc_zeroed(most, sizeof *job.stages);
     job.result = kvb_alloc_zeroed(most, sizeof *job.result);

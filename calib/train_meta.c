@@ -71,10 +71,15 @@ static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind
 static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
 {
     kvb_json_begin_object(w, "quality");
-    kvb_json_put_number(w, "key_error", report->key_error);
-    kvb_json_put_number(w, "value_error", report->value_error);
-    kvb_json_put_number(w, "key_heldout_error", report->key_heldout_error);
-    kvb_json_put_number(w, "value_heldout_error", report->value_heldout_error);
+    /* Kinds whose numbers are coded one by one train nothing. */
+    if (!isnan(report->key_error)) {
+        kvb_json_put_number(w, "key_error", report->key_error);
+        kvb_json_put_number(w, "key_heldout_error", report->key_heldout_error);
+    }
+    if (!isnan(report->value_error)) {
+        kvb_json_put_number(w, "value_error", report->value_error);
+        kvb_json_put_number(w, "value_heldout_error", report->value_heldout_error);
+    }
     if (!isnan(report->key_fine_error)) {
         kvb_json_put_number(w, "key_fine_error", report->key_fine_error);
         kvb_json_put_number(w, "value_fine_error", report->value_fine_error);

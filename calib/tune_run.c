@@ -139,6 +139,12 @@ static kvb_status check_options(const kvb_tune_run *t, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "tuning",
                         "found %u epochs, batch %u, one chunk in %u held out, ctx %u, rate %g; expected at least 1, 1, 2, "
                         "1 and a rate over 0", o->epochs, o->batch, o->holdout_every, o->ctx, o->rate);
+    for (uint32_t l = 0; l < kvb_book_layers(t->book); l++)
+        for (int kind = 0; kind < 2; kind++) {
+            const kvb_codebook *c = kvb_book_codebook(t->book, l, 0, (kvb_kind)kind);
+            if (c != NULL && c->scaling != NULL)
+                return kvb_fail(err, KVB_E_USAGE, "tuning", "the book codes numbers one by one: it has no centroids to tune");
+        }
     if (o->exact == KVB_EXACT_FINE && kvb_book_fine(t->book, first_coded(t->book), 0, KVB_KEY) == NULL)
         return kvb_fail(err, KVB_E_USAGE, "tuning",
                         "exact tokens are to be fine codes, but the book has no fine codebooks; tune with half floats");

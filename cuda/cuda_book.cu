@@ -89,6 +89,9 @@ static kvb_status check_layer(const kvb_book *book, uint32_t index, kvb_error *e
                                              : kvb_book_codebook(book, index, g, (kvb_kind)kind);
                 if (c == NULL)
                     continue;
+                if (c->scaling != NULL)
+                    return kvb_fail(err, KVB_E_USAGE, where, "numbers coded one by one, with scales found while coding, have no kernel: use "
+                                    "the CPU cache");
                 if (c->code_bits > 16)
                     return kvb_fail(err, KVB_E_USAGE, where, "codes of %u bits (%u stages of %u) have no kernel: expected 16 bits at "
                                     "most; use the CPU cache, or train with fewer stages", c->code_bits, c->stages,

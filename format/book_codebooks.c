@@ -1,4 +1,4 @@
-/* The sections of layers and heads: ROPE, CODE, FINE, MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
+/* The sections of layers and heads: ROPE, CODE, FINE (and SCAL, book_scaling.c), MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
  * multiples of 256 bytes, and the machine is little-endian (kvb_book_parse made sure). */
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +22,7 @@ static kvb_entry head_entry(const kvb_entry *e, uint32_t dtype)
 }
 
 /* The codebook a section belongs to. */
-static kvb_status find_slot(const kvb_reader *r, const kvb_entry *e, uint32_t *slot)
+kvb_status kvb_reader_slot(const kvb_reader *r, const kvb_entry *e, uint32_t *slot)
 {
     const kvb_book *book = r->book;
     if (e->layer >= book->layers)
@@ -135,13 +135,13 @@ static kvb_status read_centroids(const kvb_reader *r, const kvb_entry *e)
 {
     uint32_t slot = 0;
     char problem[200];
-    kvb_status status = find_slot(r, e, &slot);
+    kvb_status status = kvb_reader_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
     bool fine = strcmp(e->type, "FINE") == 0;
     kvb_codebook *c = fine ? &r->book->fine[slot] : &r->book->codebook[slot];
     uint32_t head_dim = r->book->layer[e->layer].head_dim, stages = e->dims == 4 ? e->shape[1] : 1;
-    if (c->table != NULL)
+    if (c->channels != 0)
         return kvb_section_fail(r, e, "a second one for this head");
     if (kvb_shape_problem(head_dim, e->channels, stages, e->centroids, problem, sizeof problem))
         return kvb_section_fail(r, e, "%s", problem);
@@ -164,7 +164,7 @@ static kvb_status read_centroids(const kvb_reader *r, const kvb_entry *e)
 static kvb_status read_mean(const kvb_reader *r, const kvb_entry *e)
 {
     uint32_t slot = 0;
-    kvb_status status = find_slot(r, e, &slot);
+    kvb_status status = kvb_reader_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
     kvb_codebook *c = &r->book->codebook[slot];
@@ -211,7 +211,7 @@ static kvb_status check_inverse(const kvb_reader *r, const kvb_entry *e, const k
 static kvb_status read_transform(const kvb_reader *r, const kvb_entry *e)
 {
     uint32_t slot = 0;
-    kvb_status status = find_slot(r, e, &slot);
+    kvb_status status = kvb_reader_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
     kvb_codebook *c = &r->book->codebook[slot];
@@ -262,11 +262,13 @@ static kvb_status parse_quality(const kvb_reader *r, const kvb_entry *e, uint8_t
 static kvb_status read_quality(const kvb_reader *r, const kvb_entry *e)
 {
     uint32_t slot = 0;
-    kvb_status status = find_slot(r, e, &slot);
+    kvb_status status = kvb_reader_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
     if (r->book->quality[slot] != NULL)
         return kvb_section_fail(r, e, "a second one for this head");
+    if (r->book->codebook[slot].scaling != NULL)
+        return kvb_section_fail(r, e, "the head has a SCAL section, which nothing was trained for");
     kvb_entry want = head_entry(e, KVB_ELEMENT_F32);
     want.dims = 2;
     want.shape[0] = r->book->codebook[slot].groups;
@@ -284,16 +286,25 @@ static kvb_status read_quality(const kvb_reader *r, const kvb_entry *e)
     return status;
 }
 
-/* Room for the fine codebooks of a file that has any. */
-static kvb_status make_fine(const kvb_reader *r)
+static bool has_section(const kvb_reader *r, const char *type)
+{
+    for (uint32_t i = 0; i < r->header.sections; i++)
+        if (strcmp(r->entry[i].type, type) == 0)
+            return true;
+    return false;
+}
+
+/* Room for the fine codebooks and the scalings of a file that has any. */
+static kvb_status make_optional(const kvb_reader *r)
 {
     kvb_book *book = r->book;
-    for (uint32_t i = 0; book->fine == NULL && i < r->header.sections; i++)
-        if (strcmp(r->entry[i].type, "FINE") == 0) {
-            book->fine = kvb_alloc_zeroed(book->codebooks, sizeof *book->fine);
-            if (book->fine == NULL)
-                return kvb_fail_memory(r->err, r->name);
-        }
+    const bool fine = has_section(r, "FINE"), scaled = has_section(r, "SCAL");
+    if (fine)
+        book->fine = kvb_alloc_zeroed(book->codebooks, sizeof *book->fine);
+    if (scaled)
+        book->scaling = kvb_alloc_zeroed(book->codebooks, sizeof *book->scaling);
+    if ((fine && book->fine == NULL) || (scaled && book->scaling == NULL))
+        return kvb_fail_memory(r->err, r->name);
     return KVB_OK;
 }
 
@@ -314,7 +325,7 @@ static kvb_status check_complete(const kvb_reader *r, const char *type, const kv
         if (book->first[l] == KVB_NO_CODEBOOKS)
             continue;
         for (uint32_t i = 0; i < 2 * book->layer[l].kv_heads; i++)
-            if (codebook[book->first[l] + i].table == NULL)
+            if (codebook[book->first[l] + i].channels == 0)
                 return kvb_reader_fail(r, "section table", "there is no %s section for layer %u, head %u, %s", type, l,
                                        i / 2, i % 2 == KVB_KEY ? "key" : "value");
     }
@@ -327,9 +338,9 @@ kvb_status kvb_reader_codebooks(kvb_reader *r)
     static const struct {
         const char *type;
         kvb_status (*read)(const kvb_reader *r, const kvb_entry *e);
-    } steps[] = {{"ROPE", read_rope}, {"CODE", read_centroids}, {"FINE", read_centroids}, {"MEAN", read_mean},
-                 {"XFRM", read_transform}};
-    kvb_status status = make_fine(r);
+    } steps[] = {{"ROPE", read_rope}, {"CODE", read_centroids}, {"SCAL", kvb_reader_scaling}, {"FINE", read_centroids},
+                 {"MEAN", read_mean}, {"XFRM", read_transform}};
+    kvb_status status = make_optional(r);
     if (status != KVB_OK)
         return status;
     for (size_t s = 0; s < sizeof steps / sizeof *steps; s++)
@@ -338,11 +349,13 @@ kvb_status kvb_reader_codebooks(kvb_reader *r)
             if (status != KVB_OK)
                 return status;
         }
-    status = check_complete(r, "CODE", r->book->codebook);
+    status = check_complete(r, r->book->scaling != NULL ? "CODE or SCAL" : "CODE", r->book->codebook);
     if (status == KVB_OK && r->book->fine != NULL)
         status = check_complete(r, "FINE", r->book->fine);
     if (status == KVB_OK && r->book->policy.exact == KVB_EXACT_FINE && r->book->fine == NULL)
         status = kvb_reader_fail(r, "POLC", "exact form 1 (fine codes), but the book has no FINE sections");
+    if (status == KVB_OK)
+        status = kvb_reader_check_scaled(r);
     share_transforms(r->book);
     for (uint32_t i = 0; status == KVB_OK && i < r->header.sections; i++)
         if (strcmp(r->entry[i].type, "qual") == 0)

@@ -89,6 +89,7 @@ void kvb_book_close(kvb_book *book)
     free(book->quality);
     free(book->codebook);
     free(book->fine);
+    free(book->scaling);
     free(book->first);
     free(book->layer);
     free(book->meta);

@@ -15,6 +15,7 @@ struct kvb_book {
     kvb_layer *layer;       /* [layers] */
     uint32_t *first;        /* [layers] the layer's first codebook, or KVB_NO_CODEBOOKS */
     kvb_codebook *codebook; /* [codebooks] by layer, head, kind */
+    kvb_scaling *scaling;   /* [codebooks] of those that have one; NULL where the file has none */
     kvb_codebook *fine;     /* [codebooks] or NULL where the file has none */
     kvb_quality **quality;  /* [codebooks] NULL where the file has none */
     uint32_t codebooks;
@@ -54,8 +55,13 @@ kvb_status kvb_section_copy(const kvb_reader *r, const kvb_entry *e, uint8_t *ou
 
 /* book_geometry.c: META, GEOM, POLC, and the arrays they size. */
 kvb_status kvb_reader_geometry(kvb_reader *r);
-/* book_codebooks.c: ROPE, CODE, FINE, MEAN, XFRM, qual, and that nothing is missing. */
+/* book_codebooks.c: ROPE, CODE, SCAL, FINE, MEAN, XFRM, qual, and that nothing is missing. */
 kvb_status kvb_reader_codebooks(kvb_reader *r);
+/* The codebook a section of a head belongs to. */
+kvb_status kvb_reader_slot(const kvb_reader *r, const kvb_entry *e, uint32_t *slot);
+/* book_scaling.c: one SCAL section, and what a book with them may not have. */
+kvb_status kvb_reader_scaling(const kvb_reader *r, const kvb_entry *e);
+kvb_status kvb_reader_check_scaled(const kvb_reader *r);
 
 /* book_read.c: validates `book->bytes` and fills the rest of a zeroed book. On failure the caller still closes it. */
 kvb_status kvb_book_parse(kvb_book *book, const char *name, kvb_error *err);

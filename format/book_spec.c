@@ -21,25 +21,46 @@ static kvb_status check_floats(const float *values, size_t count, double limit, 
     return KVB_OK;
 }
 
-static kvb_status check_part(const kvb_book_part *p, uint32_t head_dim, const char *where, kvb_error *err)
+static kvb_status check_space(const kvb_book_part *p, uint32_t head_dim, const char *where, kvb_error *err)
 {
-    char problem[200];
-    if (p->table == NULL)
-        return kvb_fail(err, KVB_E_USAGE, where, "there is no codebook, expected one for every head of a coded layer");
-    if (kvb_shape_problem(head_dim, p->channels, kvb_part_stages(p), p->centroids, problem, sizeof problem))
-        return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
+    const size_t square = (size_t)head_dim * head_dim;
     if ((p->forward == NULL) != (p->inverse == NULL))
         return kvb_fail(err, KVB_E_USAGE, where, "a transform without its inverse, or the reverse");
-    size_t square = (size_t)head_dim * head_dim;
-    size_t values = (size_t)head_dim * kvb_part_stages(p) * p->centroids;
-    kvb_status status = check_floats(p->table, values, 65504, where, "centroid", err);
-    if (status == KVB_OK && p->mean != NULL)
+    kvb_status status = KVB_OK;
+    if (p->mean != NULL)
         status = check_floats(p->mean, head_dim, INFINITY, where, "mean", err);
     if (status == KVB_OK && p->forward != NULL)
         status = check_floats(p->forward, square, INFINITY, where, "transform", err);
     if (status == KVB_OK && p->inverse != NULL)
         status = check_floats(p->inverse, square, INFINITY, where, "inverse transform", err);
     return status;
+}
+
+static kvb_status check_scaled_part(const kvb_book_part *p, uint32_t head_dim, const char *where, kvb_error *err)
+{
+    char problem[200];
+    if (kvb_scaling_problem(p->scaling, head_dim, p->centroids, problem, sizeof problem))
+        return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
+    if (p->quality != NULL || p->fine != NULL)
+        return kvb_fail(err, KVB_E_USAGE, where, "a scalar quantiser with a quality record or a fine codebook");
+    kvb_status status = KVB_OK;
+    if (p->table != NULL)
+        status = check_floats(p->table, p->centroids, 65504, where, "level", err);
+    return status == KVB_OK ? check_space(p, head_dim, where, err) : status;
+}
+
+static kvb_status check_part(const kvb_book_part *p, uint32_t head_dim, const char *where, kvb_error *err)
+{
+    char problem[200];
+    if (p->scaling != NULL)
+        return check_scaled_part(p, head_dim, where, err);
+    if (p->table == NULL)
+        return kvb_fail(err, KVB_E_USAGE, where, "there is no codebook, expected one for every head of a coded layer");
+    if (kvb_shape_problem(head_dim, p->channels, kvb_part_stages(p), p->centroids, problem, sizeof problem))
+        return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
+    size_t values = (size_t)head_dim * kvb_part_stages(p) * p->centroids;
+    kvb_status status = check_floats(p->table, values, 65504, where, "centroid", err);
+    return status == KVB_OK ? check_space(p, head_dim, where, err) : status;
 }
 
 static kvb_status check_fine(const kvb_book_part *p, uint32_t head_dim, bool expected, const char *where,

@@ -232,7 +232,7 @@ static bool type_is_name(const char *type)
 
 static bool type_is_known(const char *type)
 {
-    static const char known[][5] = {"META", "GEOM", "POLC", "ROPE", "CODE", "FINE", "MEAN", "XFRM", "qual"};
+    static const char known[][5] = {"META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "FINE", "MEAN", "XFRM", "qual"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (memcmp(type, known[i], 4) == 0)
             return true;

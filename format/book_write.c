@@ -250,6 +250,32 @@ static section *add_centroids(writer *w, const char *type, const kvb_book_part *
     return s;
 }
 
+/* SCAL: a head of 32 bytes, then the levels as half floats. */
+static kvb_status add_scaling(writer *w, const kvb_book_part *p, uint32_t kind, uint32_t layer, uint32_t head)
+{
+    const kvb_scaling *scaling = p->scaling;
+    const uint32_t levels = p->table != NULL ? p->centroids : 0;
+    const size_t size = KVB_SCALING_HEAD + sizeof(uint16_t) * (size_t)levels;
+    section *s = add(w, "SCAL", kind, layer, head);
+    set_shape(s, 1, (uint32_t)size, 0, 0);
+    uint8_t *raw = kvb_alloc_array(size, 1);
+    if (raw != NULL) {
+        uint32_t clip;
+        memcpy(&clip, &scaling->clip, sizeof clip);
+        bytes b = {raw};
+        put(&b, (uint64_t)__builtin_ctz(p->centroids), 4);
+        put(&b, scaling->axis, 4);
+        put(&b, scaling->form, 4);
+        put(&b, scaling->group, 4);
+        put(&b, clip, 4);
+        put(&b, levels, 4);
+        put(&b, 0, 8);
+        for (uint32_t k = 0; k < levels; k++)
+            put(&b, kvb_half_from_float(p->table[k]), 2);
+    }
+    return use_bytes(w, s, raw, size);
+}
+
 static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t kind)
 {
     const kvb_book_part *p = kvb_spec_part(w->spec, layer, head, kind);
@@ -266,6 +292,8 @@ static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t ki
         set_source(s, 0, p->forward, square);
         set_source(s, 1, p->inverse, square);
     }
+    if (p->scaling != NULL)
+        return add_scaling(w, p, kind, layer, head);
     section *s = add_centroids(w, "CODE", p, kind, layer, head);
     if (p->fine != NULL)
         add_centroids(w, "FINE", p->fine, kind, layer, head);

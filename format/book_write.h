@@ -21,6 +21,9 @@ typedef struct kvb_book_part {
     uint32_t channels, centroids; /* d, and K of a plain codebook or Km of each stage */
     uint32_t stages;              /* M of an additive codebook; 0 or 1: plain */
     const float *table;           /* [S][M][Km][d]; stored as half floats */
+    /* A scalar quantiser instead: `centroids` is its number of levels and `table` the levels [K] or NULL (even ones);
+     * channels and stages are not looked at. quality and fine must be NULL. */
+    const kvb_scaling *scaling;
     const float *mean;            /* [D] or NULL */
     const float *forward;         /* [D][D] or NULL */
     const float *inverse;         /* [D][D] or NULL */

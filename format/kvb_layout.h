@@ -25,6 +25,7 @@ enum {
     KVB_GEOM_RECORD = 64,
     KVB_POLICY_SIZE = 32,
     KVB_QUALITY_VALUES = 4,
+    KVB_SCALING_HEAD = 32, /* of a SCAL section, before its levels */
 };
 
 /* Limits. */
@@ -40,6 +41,9 @@ enum {
     KVB_MAX_STAGES = 8,
     KVB_MAX_CHANNELS = 256,
     KVB_MAX_ROPE_BLOCK = 1 << 20,
+    KVB_MAX_SCALED_BITS = 8,
+    KVB_MAX_TOKEN_GROUP = 1024,
+    KVB_MAX_CLIP = 16,
 };
 #define KVB_MAX_FILE ((uint64_t)16 << 30)
 
@@ -77,6 +81,7 @@ bool kvb_policy_problem(const kvb_policy *policy, char *problem, size_t size);
 /* stages 1: plain; centroids: of each stage. */
 bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t stages, uint32_t centroids, char *problem,
                        size_t size);
+bool kvb_scaling_problem(const kvb_scaling *scaling, uint32_t head_dim, uint32_t levels, char *problem, size_t size);
 /* META is an object by the rules of format/base/json.h, begins with '{' and fits its limit. */
 kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err);
 

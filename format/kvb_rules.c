@@ -105,6 +105,25 @@ bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t stages, ui
     return false;
 }
 
+bool kvb_scaling_problem(const kvb_scaling *s, uint32_t head_dim, uint32_t levels, char *problem, size_t size)
+{
+    complaint c = {problem, size};
+    if (levels < 2 || levels > 1u << KVB_MAX_SCALED_BITS || (levels & (levels - 1)) != 0)
+        return complain(c, "%u levels, expected a power of two of 2..%u", levels, 1u << KVB_MAX_SCALED_BITS);
+    if ((unsigned)s->axis > KVB_AXIS_TOKEN)
+        return complain(c, "scale axis %u, expected 0 (channel) or 1 (token)", (unsigned)s->axis);
+    if ((unsigned)s->form > KVB_SCALE_RMS)
+        return complain(c, "scale form %u, expected 0..%d", (unsigned)s->form, KVB_SCALE_RMS);
+    if (s->axis == KVB_AXIS_CHANNEL &&
+        (s->group < 2 || s->group > KVB_MAX_TOKEN_GROUP || (s->group & (s->group - 1)) != 0))
+        return complain(c, "a scale for every %u tokens, expected a power of two of 2..%d", s->group, KVB_MAX_TOKEN_GROUP);
+    if (s->axis == KVB_AXIS_TOKEN && (s->group < 1 || head_dim % s->group != 0))
+        return complain(c, "a scale for every %u channels, expected a divisor of the head dimension %u", s->group, head_dim);
+    if (!isnormal(s->clip) || s->clip < 0 || s->clip > KVB_MAX_CLIP)
+        return complain(c, "clip %g, expected a positive number up to %d", (double)s->clip, KVB_MAX_CLIP);
+    return false;
+}
+
 kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err)
 {
     if (size < 1 || size > KVB_MAX_META)

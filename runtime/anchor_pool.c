@@ -6,6 +6,7 @@
 
 #include "format/base/fail.h"
 #include "format/base/rng.h"
+#include "runtime/scaled.h"
 
 void kvb_pool_free(kvb_anchor_pool *pool)
 {
@@ -139,6 +140,10 @@ kvb_status kvb_policy_check(const kvb_book *book, const kvb_policy *policy, kvb_
     if ((unsigned)policy->exact > KVB_EXACT_FINE)
         return kvb_fail(err, KVB_E_USAGE, "policy.exact", "found %u, expected a kvb_exact_form (0 .. %u)",
                         (unsigned)policy->exact, (unsigned)KVB_EXACT_FINE);
+    for (uint32_t i = 0; policy->anchor_fraction > 0.0 && i < kvb_book_layers(book); i++)
+        if (kvb_layer_block(book, i) > 1)
+            return kvb_fail(err, KVB_E_USAGE, "policy.anchor_fraction", "found %g, but in layer %u tokens share scales: one of them "
+                            "cannot stay behind as an anchor; expected 0", policy->anchor_fraction, i);
     if (policy->exact == KVB_EXACT_FINE && !has_fine(book))
         return kvb_fail(err, KVB_E_USAGE, "policy.exact", "found fine codes, but the book has no fine codebooks: train "
                         "it with a recipe that says \"fine\", or keep half floats");

@@ -35,6 +35,7 @@ static kvb_status init_layer(kvb_cache *cache, uint32_t layer, const kvb_layer *
     l->geometry = *geometry;
     l->has_codes = cache->book != NULL && kvb_book_codebook(cache->book, layer, 0, KVB_KEY) != NULL;
     l->policy = l->has_codes ? *policy : everything_exact;
+    l->block = l->has_codes ? kvb_layer_block(cache->book, layer) : 1;
     assign_rope(cache, layer);
     l->head = kvb_alloc_zeroed(geometry->kv_heads, sizeof *l->head);
     if (l->head == NULL)

@@ -9,6 +9,12 @@ typedef struct token_counts {
 /* An anchor's place in the index is its position and its score; a token of the window carries its score so far. */
 enum { INDEX_ANCHOR = sizeof(uint32_t) + sizeof(float), INDEX_WINDOW = sizeof(double) };
 
+/* Tokens that share scales are coded in whole blocks. */
+static uint64_t coded_bytes(const kvb_codebook *c, uint32_t head_dim, uint64_t tokens)
+{
+    return tokens / kvb_codebook_block(c) * kvb_codebook_block_bytes(c, head_dim);
+}
+
 /* `row`: bytes of a key and a value in the window or as an anchor. */
 static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_dim, uint64_t row,
                      const kvb_policy *policy, const kvb_codebook *keys, const kvb_codebook *values)
@@ -20,13 +26,14 @@ static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_di
     if (kvb_policy_scores_attention(policy))
         b->index += n->window * INDEX_WINDOW;
     if (keys != NULL && values != NULL)
-        b->codes += n->coded * (kvb_packed_bytes(keys->groups, keys->code_bits) +
-                                kvb_packed_bytes(values->groups, values->code_bits));
+        b->codes += coded_bytes(keys, head_dim, n->coded) + coded_bytes(values, head_dim, n->coded);
     b->elements += (n->sinks + n->window + n->anchors + n->coded) * 2 * head_dim;
 }
 
 static uint64_t table_bytes(const kvb_codebook *c)
 {
+    if (c != NULL && c->scaling != NULL)
+        return c->table != NULL ? c->centroids * sizeof(uint16_t) : 0;
     return c != NULL ? (uint64_t)c->groups * c->channels * c->stages * c->stage_centroids * sizeof(uint16_t) : 0;
 }
 
@@ -82,11 +89,12 @@ kvb_cache_bytes kvb_cache_count_bytes(const kvb_cache *cache)
     return b;
 }
 
-static token_counts predict_tokens(const kvb_policy *policy, uint64_t tokens)
+static token_counts predict_tokens(const kvb_policy *policy, uint32_t block, uint64_t tokens)
 {
     token_counts n = {.sinks = tokens < policy->sinks ? tokens : policy->sinks};
     n.window = tokens - n.sinks < policy->window ? tokens - n.sinks : policy->window;
-    uint64_t left = tokens - n.sinks - n.window;
+    uint64_t left = (tokens - n.sinks - n.window) / block * block;
+    n.window = tokens - n.sinks - left;
     n.anchors = kvb_pool_capacity(policy->anchor_fraction, left);
     n.coded = left - n.anchors;
     return n;
@@ -101,7 +109,7 @@ kvb_cache_bytes kvb_cache_predict_bytes(const kvb_book *book, const kvb_policy *
         for (uint32_t g = 0; g < layer->kv_heads; g++) {
             const kvb_codebook *keys = kvb_book_codebook(book, i, g, KVB_KEY);
             const kvb_policy *applied = keys != NULL ? policy : &exact;
-            token_counts n = predict_tokens(applied, tokens);
+            token_counts n = predict_tokens(applied, keys != NULL ? kvb_layer_block(book, i) : 1, tokens);
             const uint64_t row = kvb_row_pair_bytes(applied->exact, layer->head_dim, kvb_book_fine(book, i, g, KVB_KEY),
                                                     kvb_book_fine(book, i, g, KVB_VALUE));
             add_head(&b, &n, layer->head_dim, row, applied, keys, kvb_book_codebook(book, i, g, KVB_VALUE));

@@ -52,9 +52,8 @@ static void load_coded(const kvb_cache_layer *l, const kvb_rope_table *rope, con
 {
     const uint32_t dim = l->geometry.head_dim;
     kvb_codec *const *codec = head->codec;
-    kvb_codec_decode_packed(codec[KVB_KEY], head->codes[KVB_KEY] + slot * codec[KVB_KEY]->packed_bytes, count, keys);
-    kvb_codec_decode_packed(codec[KVB_VALUE], head->codes[KVB_VALUE] + slot * codec[KVB_VALUE]->packed_bytes, count,
-                            values);
+    kvb_codec_decode_packed(codec[KVB_KEY], head->codes[KVB_KEY], slot, count, keys);
+    kvb_codec_decode_packed(codec[KVB_VALUE], head->codes[KVB_VALUE], slot, count, values);
     for (uint32_t i = 0; i < count; i++)
         kvb_frame_finish(&l->geometry, rope, position + i, keys + (size_t)i * dim);
 }
@@ -105,8 +104,7 @@ kvb_status kvb_cache_read(const kvb_cache *cache, uint32_t layer, uint32_t head,
         return KVB_OK;
     }
     for (int kind = 0; kind < 2; kind++)
-        kvb_codec_decode_packed(h->codec[kind], h->codes[kind] + at.at * h->codec[kind]->packed_bytes, 1,
-                                kind == KVB_KEY ? key : value);
+        kvb_codec_decode_packed(h->codec[kind], h->codes[kind], at.at, 1, kind == KVB_KEY ? key : value);
     kvb_frame_leave(&l->geometry, cache->rope + l->rope, p, key);
     return KVB_OK;
 }

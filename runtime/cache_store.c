@@ -15,12 +15,13 @@ uint32_t kvb_layer_window_first(const kvb_cache_layer *layer, uint32_t length)
 {
     uint32_t first = length > layer->policy.window ? length - layer->policy.window : 0;
     uint32_t sinks = kvb_layer_sinks(layer, length);
-    return first > sinks ? first : sinks;
+    return first > sinks ? sinks + (first - sinks) / layer->block * layer->block : sinks;
 }
 
 void kvb_store_free(kvb_cache_head *head)
 {
     free(head->score);
+    free(head->waiting);
     kvb_pool_free(&head->pool);
     kvb_row_form_free(&head->form);
     for (int kind = 0; kind < 2; kind++) {
@@ -99,6 +100,11 @@ static kvb_status reserve_codecs(const kvb_cache *cache, uint32_t layer, uint32_
         if (status != KVB_OK)
             return status;
     }
+    if (l->block > 1 && l->head[g].waiting == NULL) {
+        l->head[g].waiting = kvb_alloc_array((size_t)l->block * l->geometry.head_dim, sizeof(float));
+        if (l->head[g].waiting == NULL)
+            return kvb_fail_memory(err, "a block of tokens");
+    }
     return KVB_OK;
 }
 
@@ -114,21 +120,24 @@ static bool reserve_leaving(const kvb_cache *cache, const kvb_cache_layer *layer
     }
     if (head->coded < head->code_room)
         return true;
-    uint32_t room = larger_room(head->code_room, head->coded + 1, cache->reserve, UINT32_MAX);
-    if (!grow((void **)&head->codes[KVB_KEY], room, head->codec[KVB_KEY]->packed_bytes) ||
-        !grow((void **)&head->codes[KVB_VALUE], room, head->codec[KVB_VALUE]->packed_bytes))
-        return false;
+    /* Whole blocks: the layer's is a multiple of each codec's. */
+    uint32_t room = larger_room(head->code_room / layer->block, head->coded / layer->block + 1, cache->reserve / layer->block,
+                                UINT32_MAX / layer->block) * layer->block;
+    for (int kind = 0; kind < 2; kind++)
+        if (!grow((void **)&head->codes[kind], room / head->codec[kind]->block, head->codec[kind]->packed_bytes))
+            return false;
     head->code_room = room;
     return true;
 }
 
-/* Position of the token that leaves the window when the next one comes, or UINT32_MAX. */
+/* Position of the first token that leaves the window when the next one comes, or UINT32_MAX; a block of them leaves. */
 static uint32_t next_to_leave(const kvb_cache_layer *layer)
 {
-    uint32_t w = layer->policy.window;
-    if (!layer->has_codes || layer->length < w || layer->length - w < layer->policy.sinks)
+    const uint32_t now = kvb_layer_window_first(layer, layer->length);
+    if (!layer->has_codes || layer->length < layer->policy.sinks ||
+        kvb_layer_window_first(layer, layer->length + 1) <= now)
         return UINT32_MAX;
-    return layer->length - w;
+    return now;
 }
 
 static bool reserve_exact(const kvb_cache *cache, const kvb_cache_layer *layer, kvb_cache_head *head)
@@ -143,9 +152,11 @@ static bool reserve_exact(const kvb_cache *cache, const kvb_cache_layer *layer, 
         head->sink_room = room;
         return true;
     }
-    /* A window of no tokens still has one row, through which each token passes. */
-    uint32_t most = layer->policy.window != 0 ? layer->policy.window : 1;
-    uint32_t need = length + 1 - kvb_layer_window_first(layer, length + 1);
+    /* A window of no tokens still has one row, through which each token passes, and the rest of a block waits behind it. */
+    const uint32_t wait = layer->block - 1, window = layer->policy.window != 0 ? layer->policy.window : 1;
+    uint32_t most = window < UINT32_MAX - wait ? window + wait : UINT32_MAX;
+    uint32_t need = length + 1 - kvb_layer_window_first(layer, length);
+    need = need < most ? need : most;
     if (head->window_room >= (need != 0 ? need : 1))
         return true;
     return grow_window(layer, head, larger_room(head->window_room, need, cache->reserve, most));
@@ -202,7 +213,7 @@ static void insert_codes(kvb_cache *cache, uint32_t layer, kvb_cache_head *head,
     float *x = cache->keys;
     for (int kind = 0; kind < 2; kind++) {
         kvb_codec *codec = head->codec[kind];
-        size_t bytes = codec->packed_bytes;
+        const size_t bytes = codec->packed_bytes;
         kvb_row_load(&head->form, (kvb_kind)kind, rows[kind] + at * kvb_row_bytes(&head->form, (kvb_kind)kind), 1, x);
         if (kind == KVB_KEY)
             kvb_row_key_to_frame(&head->form, &l->geometry, cache->rope + l->rope, position, x);
@@ -236,6 +247,31 @@ static void drop_anchor(kvb_cache_head *head, uint32_t at, uint32_t count)
     }
 }
 
+/* A block of tokens becomes codes. Rows of the ring are gathered in `together` of the codec that wants them so. */
+static void leave_in_block(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t first)
+{
+    const kvb_cache_layer *l = cache->layer + layer;
+    kvb_cache_head *head = l->head + g;
+    const uint32_t dim = l->geometry.head_dim;
+    for (int kind = 0; kind < 2; kind++) {
+        kvb_codec *codec = head->codec[kind];
+        for (uint32_t done = 0; done < l->block; done += codec->block) {
+            for (uint32_t i = 0; i < codec->block; i++) {
+                const uint32_t p = first + done + i;
+                float *x = head->waiting + (size_t)i * dim;
+                kvb_row_load(&head->form, (kvb_kind)kind,
+                             head->window[kind] + p % head->window_room * kvb_row_bytes(&head->form, (kvb_kind)kind), 1, x);
+                if (kind == KVB_KEY)
+                    kvb_row_key_to_frame(&head->form, &l->geometry, cache->rope + l->rope, p, x);
+            }
+            kvb_codec_encode_packed(codec, head->waiting, dim, codec->block,
+                                    head->codes[kind] + kvb_codec_bytes(codec, head->coded + done));
+        }
+    }
+    head->coded += l->block;
+    head->pool.left += l->block;
+}
+
 /* The token enters the anchors, and the one that loses its place there becomes codes, or it becomes codes itself. */
 static void leave_window(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t position)
 {
@@ -259,6 +295,14 @@ static void leave_window(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t 
     }
 }
 
+static void leave(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t first)
+{
+    if (cache->layer[layer].block > 1)
+        leave_in_block(cache, layer, g, first);
+    else
+        leave_window(cache, layer, g, first);
+}
+
 static void put_token(kvb_cache *cache, const kvb_cache_layer *l, const kvb_row_form *form, uint8_t *const rows[2],
                       uint32_t at, uint32_t position, const float *const x[2])
 {
@@ -276,16 +320,17 @@ void kvb_store_append(kvb_cache *cache, uint32_t layer, const float *keys, const
     for (uint32_t g = 0; g < l->geometry.kv_heads; g++) {
         kvb_cache_head *head = l->head + g;
         const float *const x[2] = {keys + (size_t)g * dim, values + (size_t)g * dim};
-        if (leaver != UINT32_MAX && leaver != p)
-            leave_window(cache, layer, g, leaver);
+        const bool now = leaver != UINT32_MAX && l->policy.window == 0; /* the token that comes leaves at once */
+        if (leaver != UINT32_MAX && !now)
+            leave(cache, layer, g, leaver);
         if (p < l->policy.sinks) {
             put_token(cache, l, &l->half, head->sinks, p, p, x);
             continue;
         }
         put_token(cache, l, &head->form, head->window, p % head->window_room, p, x);
         head->score[p % head->window_room] = 0.0;
-        if (leaver == p) /* a window of no tokens */
-            leave_window(cache, layer, g, p);
+        if (now)
+            leave(cache, layer, g, leaver);
     }
     l->length++;
 }

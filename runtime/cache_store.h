@@ -2,7 +2,10 @@
  *
  * A token of one KV head lives in exactly one place: the sinks, the window (a ring), the anchors, or the codes. The first
  * three hold rows of runtime/row_form.h, keys and values apart. Codes are dense: the slot of a coded token is its rank
- * among the tokens that have left the window, less the anchors before it. */
+ * among the tokens that have left the window, less the anchors before it.
+ *
+ * Where tokens share scales (channel axis of kvb_scaling) they leave the window in blocks, counted from the first token that is no
+ * sink; there are no anchors then. A token that has had its time in the window waits there for the rest of its block. */
 #ifndef KVB_RUNTIME_CACHE_STORE_H
 #define KVB_RUNTIME_CACHE_STORE_H
 
@@ -16,18 +19,20 @@ typedef struct kvb_cache_head {
     uint8_t *sinks[2];   /* [sinks], half floats */
     uint8_t *window[2];  /* ring: position p is row p % window_room */
     uint8_t *anchors[2]; /* [anchor_room], in the order of the pool */
-    uint8_t *codes[2];   /* [coded][packed bytes] */
+    uint8_t *codes[2];   /* kvb_codec_bytes() of `coded` tokens */
     double *score;       /* [window_room] what each token of the window has gained so far */
     kvb_anchor_pool pool;
     kvb_row_form form;   /* of window and anchors; fine codecs are made with the first token */
     uint32_t coded;    /* rows of codes */
     kvb_codec *codec[2];
+    float *waiting;    /* [block][D] scratch, where tokens leave in blocks */
     uint32_t sink_room, window_room, anchor_room, code_room;
 } kvb_cache_head;
 
 typedef struct kvb_cache_layer {
     kvb_layer geometry;
     bool has_codes;         /* false: every token stays in the window */
+    uint32_t block;         /* tokens that leave the window together: the most that share scales in a head; else 1 */
     kvb_policy policy;      /* as it applies to this layer */
     uint32_t length;        /* tokens */
     uint32_t scored_length; /* the length at which attention last added scores */

@@ -74,6 +74,18 @@ static bool make_groups(kvb_codec *c)
     return good;
 }
 
+static bool make_scaled(kvb_codec *c)
+{
+    if (c->codebook->scaling == NULL)
+        return true;
+    c->scaled = malloc(sizeof *c->scaled);
+    c->together = kvb_alloc_array((size_t)c->block * c->head_dim, sizeof *c->together);
+    if (c->scaled == NULL || c->together == NULL)
+        return false;
+    kvb_scaled_init(c->scaled, c->codebook, c->head_dim);
+    return true;
+}
+
 kvb_status kvb_codec_create(const kvb_codebook *codebook, uint32_t head_dim, bool encodes, kvb_codec **codec,
                             kvb_error *err)
 {
@@ -84,8 +96,10 @@ kvb_status kvb_codec_create(const kvb_codebook *codebook, uint32_t head_dim, boo
     c->codebook = codebook;
     c->kernels = kvb_kernels_best();
     c->head_dim = head_dim;
-    c->packed_bytes = kvb_packed_bytes(codebook->groups, codebook->code_bits);
-    if (!make_transforms(c) || !make_scratch(c) || (encodes && !make_groups(c))) {
+    c->block = kvb_codebook_block(codebook);
+    c->packed_bytes = kvb_codebook_block_bytes(codebook, head_dim);
+    if (!make_transforms(c) || !make_scratch(c) || !make_scaled(c) ||
+        (encodes && codebook->scaling == NULL && !make_groups(c))) {
         kvb_codec_destroy(c);
         return kvb_fail_memory(err, "codec of a codebook");
     }
@@ -100,6 +114,8 @@ void kvb_codec_destroy(kvb_codec *c)
     for (uint32_t s = 0; c->group != NULL && s < c->codebook->groups; s++)
         kvb_nearest_destroy(c->group[s]);
     free(c->group);
+    free(c->scaled);
+    free(c->together);
     free(c->forward_t);
     free(c->inverse_t);
     free(c->rows);
@@ -168,23 +184,37 @@ static void gather_stage(kvb_codec *c, const uint32_t *codes, size_t n, uint32_t
     kvb_half_to_floats(y, c->halves, n * c->head_dim);
 }
 
-/* x = inverse * y' + mean, y' being the centroids that the codes name. */
+/* Where y' of up to KVB_CODEC_ROWS rows goes before restore_rows() makes x of it. */
+static float *rows_to_restore(const kvb_codec *c, float *x)
+{
+    return c->inverse_t != NULL ? c->turned : x;
+}
+
+/* x = inverse * y' + mean */
+static void restore_rows(kvb_codec *c, size_t n, float *x)
+{
+    const uint32_t dim = c->head_dim;
+    const float *mean = c->codebook->mean;
+    if (c->inverse_t != NULL)
+        c->kernels->gemm(n, dim, dim, c->turned, dim, c->inverse_t, dim, x, dim, false);
+    for (size_t i = 0; mean != NULL && i < n; i++)
+        for (uint32_t j = 0; j < dim; j++)
+            x[i * dim + j] += mean[j];
+}
+
+/* y' being the centroids that the codes name. */
 static void decode_block(kvb_codec *c, const uint32_t *codes, size_t n, float *x)
 {
     const kvb_codebook *b = c->codebook;
     const uint32_t dim = c->head_dim;
-    float *y = c->inverse_t != NULL ? c->turned : x;
+    float *y = rows_to_restore(c, x);
     gather_stage(c, codes, n, 0, y);
     for (uint32_t m = 1; m < b->stages; m++) {
         gather_stage(c, codes, n, m, c->rows);
         for (size_t i = 0; i < n * dim; i++)
             y[i] += c->rows[i];
     }
-    if (c->inverse_t != NULL)
-        c->kernels->gemm(n, dim, dim, y, dim, c->inverse_t, dim, x, dim, false);
-    for (size_t i = 0; b->mean != NULL && i < n; i++)
-        for (uint32_t j = 0; j < dim; j++)
-            x[i * dim + j] += b->mean[j];
+    restore_rows(c, n, x);
 }
 
 static size_t block_rows(size_t left)
@@ -208,10 +238,23 @@ void kvb_codec_decode(kvb_codec *c, const uint32_t *codes, size_t n, float *x)
     }
 }
 
+/* One block of tokens that share scales, or one token with its own. */
+static void encode_scaled(kvb_codec *c, const float *x, size_t stride, uint8_t *packed)
+{
+    for (size_t i = 0, many; i < c->block; i += many) {
+        many = block_rows(c->block - i);
+        memcpy(c->together + i * c->head_dim, transform_rows(c, x + i * stride, stride, many),
+               many * c->head_dim * sizeof(float));
+    }
+    kvb_scaled_encode(c->scaled, c->together, packed, c->codes);
+}
+
 void kvb_codec_encode_packed(kvb_codec *c, const float *x, size_t stride, size_t n, uint8_t *packed)
 {
     const kvb_codebook *b = c->codebook;
-    for (size_t i = 0, many; i < n; i += many) {
+    for (size_t i = 0; c->scaled != NULL && i < n; i += c->block)
+        encode_scaled(c, x + i * stride, stride, packed + kvb_codec_bytes(c, i));
+    for (size_t i = 0, many; c->scaled == NULL && i < n; i += many) {
         many = block_rows(n - i);
         encode_block(c, x + i * stride, stride, many, c->codes);
         for (size_t r = 0; r < many; r++)
@@ -219,13 +262,30 @@ void kvb_codec_encode_packed(kvb_codec *c, const float *x, size_t stride, size_t
     }
 }
 
-void kvb_codec_decode_packed(kvb_codec *c, const uint8_t *packed, size_t n, float *x)
+/* Up to KVB_CODEC_ROWS tokens that share scales, or have their own. */
+static void decode_scaled(kvb_codec *c, const uint8_t *packed, size_t first, size_t n, float *x)
+{
+    float *y = rows_to_restore(c, x);
+    for (size_t i = 0, many; i < n; i += many) {
+        const size_t in_block = (first + i) % c->block, left = c->block - in_block;
+        many = n - i < left ? n - i : left;
+        kvb_scaled_decode(c->scaled, packed + (first + i) / c->block * c->packed_bytes, (uint32_t)in_block, (uint32_t)many,
+                          y + i * c->head_dim, c->codes);
+    }
+    restore_rows(c, n, x);
+}
+
+void kvb_codec_decode_packed(kvb_codec *c, const uint8_t *packed, size_t first, size_t n, float *x)
 {
     const kvb_codebook *b = c->codebook;
     for (size_t i = 0, many; i < n; i += many) {
         many = block_rows(n - i);
+        if (c->scaled != NULL) {
+            decode_scaled(c, packed, first + i, many, x + i * c->head_dim);
+            continue;
+        }
         for (size_t r = 0; r < many; r++)
-            kvb_unpack_codes(packed + (i + r) * c->packed_bytes, b->groups, b->code_bits, c->codes + r * b->groups);
+            kvb_unpack_codes(packed + (first + i + r) * c->packed_bytes, b->groups, b->code_bits, c->codes + r * b->groups);
         decode_block(c, c->codes, many, x + i * c->head_dim);
     }
 }

@@ -6,6 +6,7 @@
 #include "format/base/kernels.h"
 #include "format/base/nearest.h"
 #include "kvbook/cache.h"
+#include "runtime/scaled.h"
 
 enum { KVB_CODEC_ROWS = 64 }; /* rows encoded or decoded at a time */
 
@@ -13,7 +14,10 @@ typedef struct kvb_codec {
     const kvb_codebook *codebook;
     const kvb_kernels *kernels;
     uint32_t head_dim;   /* D = S*d */
-    size_t packed_bytes; /* of one row of codes */
+    uint32_t block;      /* tokens that are coded together: 1, but where tokens share scales */
+    size_t packed_bytes; /* of the codes of a block, with its scales */
+    kvb_scaled *scaled;  /* of a scalar quantiser; NULL: centroids */
+    float *together;     /* [block][D] y of a block, where tokens share scales */
     kvb_nearest **group; /* [S]; NULL in a codec that only decodes */
     float *forward_t;    /* [D][D] transpose of the forward transform, or NULL */
     float *inverse_t;    /* [D][D] transpose of the inverse transform, or NULL */
@@ -30,13 +34,20 @@ kvb_status kvb_codec_create(const kvb_codebook *codebook, uint32_t head_dim, boo
                             kvb_error *err);
 void kvb_codec_destroy(kvb_codec *c); /* NULL is allowed */
 
-/* Neither can fail. Row i of x is at x + i*stride; a row's codes do not depend on its neighbours. */
+/* None can fail. Row i of x is at x + i*stride; a row's codes do not depend on its neighbours. Codebooks only: what a scalar
+ * quantiser makes of a row lies in its scales too. */
 void kvb_codec_encode(kvb_codec *c, const float *x, size_t stride, size_t n, uint32_t *codes);
 void kvb_codec_decode(kvb_codec *c, const uint32_t *codes, size_t n, float *x);
 
-/* The same to and from packed codes [n][packed_bytes]. */
+/* Bytes of `tokens` packed tokens, a multiple of the block. */
+static inline size_t kvb_codec_bytes(const kvb_codec *c, size_t tokens)
+{
+    return tokens / c->block * c->packed_bytes;
+}
+/* To packed codes: n rows, a multiple of the block. */
 void kvb_codec_encode_packed(kvb_codec *c, const float *x, size_t stride, size_t n, uint8_t *packed);
-void kvb_codec_decode_packed(kvb_codec *c, const uint8_t *packed, size_t n, float *x);
+/* Rows first .. first+n-1 of those packed at `packed`. */
+void kvb_codec_decode_packed(kvb_codec *c, const uint8_t *packed, size_t first, size_t n, float *x);
 
 /* Index of the first value that is not finite, or `count`. */
 size_t kvb_first_bad_value(const float *x, size_t count);

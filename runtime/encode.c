@@ -6,6 +6,8 @@ static kvb_status check_shape(const kvb_codebook *b, uint32_t head_dim, kvb_erro
 {
     if (b == NULL)
         return kvb_fail(err, KVB_E_USAGE, "codebook", "found NULL: take one from kvb_book_codebook()");
+    if (b->scaling != NULL)
+        return kvb_fail(err, KVB_E_USAGE, "codebook", "a scalar quantiser, whose codes mean nothing without scales: append to a cache");
     if ((uint64_t)b->groups * b->channels != head_dim)
         return kvb_fail(err, KVB_E_USAGE, "head_dim", "found %u, but the codebook has %u groups of %u channels",
                         head_dim, b->groups, b->channels);

@@ -70,6 +70,7 @@ void kvb_work_transpose(const kvb_prefill_work *w, const float *x, float *tiles)
 
 static kvb_status start(kvb_prefill_work *w, kvb_error *err)
 {
+    w->block = w->has_codes ? kvb_layer_block(w->p->book, w->p->layer) : 1;
     const uint32_t heads = w->layer->kv_heads;
     w->fine_from = w->policy.exact == KVB_EXACT_FINE && w->policy.sinks < w->tokens ? w->policy.sinks : w->tokens;
     kvb_status status = kvb_rope_table_create(&w->rope, w->layer, 0, w->tokens, err);

@@ -27,13 +27,27 @@ static bool code_rows(const kvb_prefill_work *w, const kvb_codebook *codebook, u
         return true;
     if (kvb_codec_create(codebook, dim, true, &codec, NULL) != KVB_OK)
         return false;
-    for (uint32_t first = from, many; first < w->tokens; first += many) {
-        many = w->tokens - first < KVB_CODEC_ROWS ? w->tokens - first : KVB_CODEC_ROWS;
-        kvb_codec_encode(codec, x + (size_t)first * dim, dim, many, codec->codes);
-        kvb_codec_decode(codec, codec->codes, many, x + (size_t)first * dim);
+    /* Blocks of tokens that share scales, the unfinished last one left alone; else as many as the codec takes at a time. */
+    const uint32_t step = codec->block > 1 ? codec->block : KVB_CODEC_ROWS;
+    uint8_t *packed = kvb_alloc_array(kvb_codec_bytes(codec, step), 1);
+    for (uint32_t first = from, many; packed != NULL && first < w->tokens; first += many) {
+        many = w->tokens - first < step ? w->tokens - first : step;
+        if (many % codec->block != 0)
+            break;
+        kvb_codec_encode_packed(codec, x + (size_t)first * dim, dim, many, packed);
+        kvb_codec_decode_packed(codec, packed, 0, many, x + (size_t)first * dim);
     }
+    const bool good = packed != NULL;
+    free(packed);
     kvb_codec_destroy(codec);
-    return true;
+    return good;
+}
+
+/* Where codes begin. Blocks are counted from the first token that is no sink; without blocks sinks may be coded too, and nobody
+ * reads it. */
+static uint32_t coded_from(const kvb_prefill_work *w)
+{
+    return w->block > 1 ? w->policy.sinks : 0;
 }
 
 static bool mirror_values(const kvb_prefill_work *w, uint32_t g)
@@ -48,7 +62,7 @@ static bool mirror_values(const kvb_prefill_work *w, uint32_t g)
     if ((h->coded_v = kvb_alloc_array(values, sizeof(float))) == NULL)
         return false;
     memcpy(h->coded_v, h->exact_v, values * sizeof(float));
-    return code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_VALUE), 0, h->coded_v);
+    return code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_VALUE), coded_from(w), h->coded_v);
 }
 
 static bool score_keys(const kvb_prefill_work *w, uint32_t g)
@@ -82,7 +96,7 @@ static bool mirror_keys(const kvb_prefill_work *w, uint32_t g)
         memcpy(h->coded_k, h->exact_k, values * sizeof(float));
         for (uint32_t j = 0; j < w->fine_from; j++)
             kvb_frame_enter(w->layer, &w->rope, j, h->coded_k + (size_t)j * dim);
-        if (!code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_KEY), 0, h->coded_k))
+        if (!code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_KEY), coded_from(w), h->coded_k))
             return false;
         for (uint32_t j = 0; j < w->tokens; j++)
             kvb_frame_finish(w->layer, &w->rope, j, h->coded_k + (size_t)j * dim);

@@ -6,15 +6,18 @@
 #include "format/base/fail.h"
 #include "runtime/prefill_work.h"
 
-static uint32_t leaves_at(uint32_t position, uint32_t window)
+/* The last token of a block takes all of it along. */
+static uint32_t leaves_at(const kvb_prefill_work *w, uint32_t position)
 {
-    return position < UINT32_MAX - window ? position + window : KVB_UNTIL_EVER;
+    const uint64_t sinks = w->policy.sinks, last = sinks + (position - sinks) / w->block * w->block + w->block - 1;
+    const uint64_t leaves = last + w->policy.window;
+    return leaves < KVB_UNTIL_EVER ? (uint32_t)leaves : KVB_UNTIL_EVER;
 }
 
 static void fill_window_and_sinks(const kvb_prefill_work *w, uint32_t *until)
 {
     for (uint32_t j = 0; j < w->tokens; j++)
-        until[j] = j < w->policy.sinks ? KVB_UNTIL_EVER : leaves_at(j, w->policy.window);
+        until[j] = j < w->policy.sinks ? KVB_UNTIL_EVER : leaves_at(w, j);
 }
 
 /* Plays the pool of one head through the sequence: scores are known at once, so no attention is needed. */

@@ -19,6 +19,7 @@ typedef struct kvb_prefill_work {
     const kvb_layer *layer;
     kvb_policy policy; /* as it applies to this layer */
     bool has_codes;
+    uint32_t block;         /* tokens that leave the window together */
     uint32_t fine_from;     /* tokens from here on go through fine codes: the sinks, or T where the form is half floats */
     uint32_t tokens, tiles; /* T, and tiles of KVB_ATTN_COLS keys */
     kvb_rope_table rope;

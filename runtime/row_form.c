@@ -53,7 +53,7 @@ void kvb_row_store(const kvb_row_form *form, kvb_kind kind, const kvb_layer *lay
 void kvb_row_load(const kvb_row_form *form, kvb_kind kind, const uint8_t *rows, size_t n, float *x)
 {
     if (form->codec[kind] != NULL)
-        kvb_codec_decode_packed(form->codec[kind], rows, n, x);
+        kvb_codec_decode_packed(form->codec[kind], rows, 0, n, x);
     else
         kvb_half_to_floats(x, (const uint16_t *)(const void *)rows, n * form->head_dim);
 }

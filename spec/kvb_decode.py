@@ -16,7 +16,7 @@ import zlib
 MAGIC = b"\x89KVB\r\n\x1a\n"
 SHARED = 0xFFFFFFFF
 ELEMENT = {0: 1, 1: 2, 2: 4}
-KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "FINE", "MEAN", "XFRM", "qual")
+KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "FINE", "MEAN", "XFRM", "qual")
 MAX_META = 1 << 20
 MIN_NORMAL32 = 2.0 ** -126
 MIN_NORMAL64 = sys.float_info.min
@@ -281,7 +281,9 @@ def read_codebooks(data, entries, layers, name):
                  "%s: all centroids of group %d, stage %d are equal" % (name, s // M, s % M))
         books[key] = {"layer": e["layer"], "head": e["head"], "kind": KINDS[e["kind"]], "d": d, "K": K, "S": D // d,
                       "M": M, "bits": bits, "table": table, "mean": None, "forward": None, "inverse": None, "quality": None,
-                      "fine": None}
+                      "fine": None, "scaling": None}
+    if name == "CODE":
+        read_scalings(data, entries, layers, books)
     wanted = {(i, g, kind) for i, l in enumerate(layers) if l["kind"] != 2 for g in range(l["kv_heads"])
               for kind in (0, 1)}
     need(wanted and (set(books) == wanted or (name == "FINE" and not books)),
@@ -289,10 +291,35 @@ def read_codebooks(data, entries, layers, name):
     return books
 
 
+def read_scalings(data, entries, layers, books):
+    """The sections SCAL, each in place of a CODE section."""
+    for e in entries:
+        if e["type"] != "SCAL":
+            continue
+        key, D = owner(e, layers)
+        need(key not in books, "SCAL: beside CODE, or twice")
+        expect(e, 0, [e["raw_size"]], *(e["kind"], e["layer"], e["head"]))
+        raw = content(data, e)
+        need(len(raw) >= 32, "SCAL: size")
+        bits, axis, form, group, clip, levels, reserved = struct.unpack_from("<IIIIfIQ", raw)
+        need(1 <= bits <= 8 and axis <= 1 and form <= 2 and reserved == 0, "SCAL: fields")
+        need(2 <= group <= 1024 and group & (group - 1) == 0 if axis == 0 else 1 <= group and D % group == 0, "SCAL: group")
+        need(positive(clip, MIN_NORMAL32) and clip <= 16, "SCAL: clip")
+        need(levels in (0, 1 << bits) and len(raw) == 32 + 2 * levels, "SCAL: levels")
+        table = all_finite(floats(raw[32:], 1), "SCAL")
+        need(all(a < b for a, b in zip(table, table[1:])), "SCAL: levels out of order")
+        books[key] = {"layer": e["layer"], "head": e["head"], "kind": KINDS[e["kind"]], "d": 1, "K": 1 << bits, "S": D, "M": 1,
+                      "bits": bits, "table": table or None, "mean": None, "forward": None, "inverse": None, "quality": None,
+                      "fine": None, "scaling": {"axis": axis, "form": form, "group": group, "clip": clip}}
+
+
 def read_fine(data, entries, layers, books, policy):
     """The second codebook over the same y: it has a shape and a table, and shares the rest."""
     fine = read_codebooks(data, entries, layers, "FINE")
     need(fine or policy["exact_form"] == 0, "POLC wants fine codes, but there are no FINE sections")
+    scaled = [b["scaling"] for b in books.values() if b["scaling"]]
+    need(not (fine and scaled), "FINE beside SCAL")
+    need(policy["anchor_fraction"] == 0 or all(s["axis"] == 1 for s in scaled), "POLC: anchors where tokens share scales")
     for key in fine:
         books[key]["fine"] = {name: fine[key][name] for name in ("d", "K", "S", "table")}
 
@@ -327,6 +354,7 @@ def read_quality(data, entries, layers, books):
             continue
         key, _ = owner(e, layers)
         need(books[key]["quality"] is None, "qual: twice")
+        need(books[key]["scaling"] is None, "qual: of a scalar quantiser")
         expect(e, 2, [books[key]["S"], 4], e["kind"], e["layer"], e["head"], may_compress=True)
         values = floats(content(data, e), 2)
         need(all(math.isnan(v) or 0 <= v < math.inf for v in values), "qual: figures")

@@ -177,6 +177,10 @@ static void say_result(kvb_progress *p, const kvb_train_report *r)
     if (isfinite(r->key_heldout_error) && isfinite(r->value_heldout_error))
         snprintf(heldout, sizeof heldout, "; held out: keys %.4f, values %.4f", r->key_heldout_error,
                  r->value_heldout_error);
+    if (isnan(r->key_error) && isnan(r->value_error)) {
+        kvb_say(p, "nothing to train: numbers are coded one by one, with scales found while coding");
+        return;
+    }
     kvb_say(p, "relative error: keys %.4f, values %.4f%s", r->key_error, r->value_error, heldout);
     if (r->points_per_centroid < KVB_KMEANS_FEW_POINTS)
         kvb_warn(p, "%.0f points per centroid: under 64 the codebooks fit the sample, not the model; give more text",

@@ -99,7 +99,11 @@ kvb_layer_quality kvb_average_book_quality(const kvb_book *book, kvb_kind kind)
 
 const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT])
 {
-    return kvb_shape_text(c->channels, c->stage_centroids, c->stages, text);
+    if (c->scaling == NULL)
+        return kvb_shape_text(c->channels, c->stage_centroids, c->stages, text);
+    snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a scale for %u %s", c->code_bits, c->scaling->group,
+             c->scaling->axis == KVB_AXIS_CHANNEL ? "tokens of a channel" : "channels of a token");
+    return text;
 }
 
 const char *kvb_frame_text(const kvb_layer *layer, char text[32])

@@ -58,24 +58,50 @@ typedef struct kvb_layer {
     double attention_scale;     /* what q.k is multiplied by, usually 1/sqrt(D) */
 } kvb_layer;
 
+/* Which numbers of y share one scale. */
+typedef enum kvb_scale_axis {
+    KVB_AXIS_CHANNEL = 0, /* one channel of `group` tokens that follow each other, counted from the first that is no sink */
+    KVB_AXIS_TOKEN = 1,   /* one token's `group` channels that follow each other */
+} kvb_scale_axis;
+
+/* How offset and scale follow from the numbers of a group. */
+typedef enum kvb_scale_form {
+    KVB_SCALE_RANGE = 0,  /* offset (min + max) / 2, scale clip * (max - min) / 2 */
+    KVB_SCALE_ABSMAX = 1, /* offset 0, scale clip * max |y| */
+    KVB_SCALE_RMS = 2,    /* offset 0, scale clip * sqrt(mean y^2) */
+} kvb_scale_form;
+
+/* A scalar quantiser whose scales are found while coding: each number of y becomes the code of a level, and
+ * y' = offset + scale * level, offset and scale being those of its group, kept as half floats beside the codes. */
+typedef struct kvb_scaling {
+    kvb_scale_axis axis;
+    kvb_scale_form form;
+    uint32_t group; /* tokens (a power of two, 2 .. 1024) or channels (a divisor of D) */
+    float clip;
+} kvb_scaling;
+
 /* Codebooks of one (layer, KV head, K or V). A vector x of D channels is encoded as
  * y = forward * (x - mean), cut into S groups, each replaced by its nearest centroid; decoded as inverse * y' + mean.
  * mean, forward and inverse are NULL where the book has none (zero, identity).
  *
  * With M stages, code k = c_0 + c_1 Km + c_2 Km^2 ... names row c_m of each stage m, and its centroid is
  * ((row of stage 0 + row of stage 1) + row of stage 2) ..., each row widened to float and added in float in that order.
- * A plain codebook is the case M = 1. */
+ * A plain codebook is the case M = 1.
+ *
+ * With a scaling d = 1, S = D, M = 1, and the table holds the K levels in ascending order, or is NULL: K levels spread
+ * evenly from -1 to 1. */
 typedef struct kvb_codebook {
     uint32_t channels;         /* d */
     uint32_t centroids;        /* K = Km^M, a power of two: the codes are 0 .. K-1 */
     uint32_t groups;           /* S */
     uint32_t code_bits;        /* log2 K */
-    const uint16_t *table;     /* [S][M][Km][d] IEEE half floats, 256-byte aligned in the file */
+    const uint16_t *table;     /* [S][M][Km][d] IEEE half floats, 256-byte aligned in the file; with a scaling [K] or NULL */
     const float *mean;         /* [D] */
     const float *forward;      /* [D][D] row-major, y_i = sum_j forward[i][j] * (x_j - mean_j) */
     const float *inverse;      /* [D][D] row-major */
     uint32_t stages;           /* M: 1 for a plain codebook, 2..8 for an additive one */
     uint32_t stage_centroids;  /* Km, a power of two; K where M is 1 */
+    const kvb_scaling *scaling; /* NULL: vectors are coded as they are */
 } kvb_codebook;
 
 /* How a token's importance is estimated when anchors are chosen (AnTKV, arXiv 2506.19505). */

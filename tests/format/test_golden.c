@@ -39,6 +39,8 @@ static void test_writer_is_stable(void **state)
     expect_written(&sample, "additive.kvb");
     sample_fine(&sample);
     expect_written(&sample, "fine.kvb");
+    sample_scaled(&sample);
+    expect_written(&sample, "scaled.kvb");
 }
 
 static void expect_sample_content(const char *name)
@@ -82,7 +84,8 @@ static void test_additive_book_opens(void **state)
     kvb_book_close(book);
 }
 
-static const char *const golden[] = {"minimal.kvb", "additive.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb", "fine.kvb"};
+static const char *const golden[] = {"minimal.kvb", "additive.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb", "fine.kvb",
+                                     "scaled.kvb"};
 
 static void expect_damage_seen(const uint8_t *bytes, size_t size, const char *how, size_t at)
 {

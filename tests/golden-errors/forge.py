@@ -143,6 +143,10 @@ def additive():
     return Book("additive.kvb")
 
 
+def scaled():
+    return Book("scaled.kvb")
+
+
 def fine():
     return Book("fine.kvb")
 
@@ -430,6 +434,28 @@ def additive_cases():
     case("additive-stage-equal", "group 1, stage 1: all 2 centroids are equal", b.build())
 
 
+def scaled_cases():
+    for name, message, offset, form, value in (
+            ("bits-0", "1 levels", 0, "I", 0), ("bits-9", "512 levels", 0, "I", 9), ("bits-40", "0 levels", 0, "I", 40),
+            ("axis-2", "scale axis 2", 4, "I", 2), ("form-3", "scale form 3", 8, "I", 3), ("group-3", "every 3 tokens", 12, "I", 3),
+            ("group-2048", "every 2048 tokens", 12, "I", 2048), ("clip-0", "clip 0", 16, "f", 0.0),
+            ("clip-nan", "clip nan", 16, "f", float("nan")), ("clip-17", "clip 17", 16, "f", 17.0), ("levels-3", "3 levels in", 20, "I", 3),
+            ("reserved", "reserved bytes are not zero", 24, "Q", 1)):
+        content_case("scaled-" + name, message, "SCAL", offset, form, value, base=scaled)
+    content_case("scaled-group-of-channels", "every 3 channels", "SCAL", 12, "I", 3, base=scaled, nth=1)
+    content_case("scaled-levels-equal", "level 1 is -0.75", "SCAL", 34, "H", 0xBA00, base=scaled, nth=1)
+    content_case("scaled-level-nan", "level 0 is nan", "SCAL", 32, "H", 0x7E00, base=scaled, nth=1)
+    b = scaled()
+    s = b.find("SCAL")
+    s.raw(s.data[:24]).set(shape0=24)
+    case("scaled-short", "shorter than 32 bytes", b.build())
+    b = scaled()
+    case("scaled-beside-code", "a CODE or SCAL section already", b.add(b.find("SCAL").copy().set(kind=1)).build())
+    b = scaled()
+    case("scaled-missing", "no CODE or SCAL section for layer 0, head 0, value", b.drop("SCAL", 1).build())
+    content_case("scaled-anchors", "anchor fraction 0.25", "POLC", 0, "d", 0.25, base=scaled)
+
+
 def fine_cases():
     b = fine()
     case("fine-missing", "no FINE section for layer 1, head 0, value", b.drop("FINE", 5).build())
@@ -511,6 +537,7 @@ def main():
     geometry_cases()
     code_cases()
     additive_cases()
+    scaled_cases()
     fine_cases()
     transform_cases()
     names = [c[0] for c in CASES]

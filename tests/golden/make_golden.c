@@ -49,6 +49,9 @@ int main(int argc, char **argv)
     sample_fine(&book);
     if (status == KVB_OK)
         status = write_book(&book.spec, argv[1], "fine.kvb", &err);
+    sample_scaled(&book);
+    if (status == KVB_OK)
+        status = write_book(&book.spec, argv[1], "scaled.kvb", &err);
     if (status != KVB_OK)
         fprintf(stderr, "%s: %s\n", err.where, err.message);
     return (int)status;

@@ -81,11 +81,15 @@ static void make_fine(const rt_shape *s, kvb_book_part *part, kvb_book_part *fin
     part->fine = fine;
 }
 
-static void make_part(const rt_shape *s, kvb_book_part *part, float *memory, uint64_t key)
+static void make_part(const rt_shape *s, const kvb_scaling *scaling, kvb_book_part *part, float *memory, uint64_t key)
 {
     const size_t dim = s->head_dim, table = table_floats(s);
     *part = (kvb_book_part){.channels = s->channels, .centroids = s->centroids, .stages = s->stages, .table = memory};
     rt_normal(memory, table, key);
+    if (scaling->group != 0) {
+        part->scaling = scaling;
+        part->table = NULL;
+    }
     if (!s->transform)
         return;
     float *mean = memory + table, *forward = mean + dim, *inverse = forward + dim * dim;
@@ -119,7 +123,7 @@ kvb_book *rt_book_make(const rt_shape *s, const kvb_policy *policy)
     kvb_book *book = NULL;
     if (layer != NULL && part != NULL && memory != NULL) {
         for (size_t i = 0; i < parts; i++) {
-            make_part(s, part + i, memory + i * floats, kvb_rng_key(s->seed, i, 1, 2, 3));
+            make_part(s, &s->scaling[i % 2], part + i, memory + i * floats, kvb_rng_key(s->seed, i, 1, 2, 3));
             make_fine(s, part + i, part + parts + i, memory + parts * floats + i * fine_floats(s),
                       kvb_rng_key(s->seed, i, 1, 2, 3));
         }

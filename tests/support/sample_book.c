@@ -28,6 +28,17 @@ void sample_minimal(sample_book *b)
                               .policy = {.anchor_fraction = 0.25, .window = 32}, .meta_json = SAMPLE_META};
 }
 
+void sample_scaled(sample_book *b)
+{
+    static const kvb_scaling keys = {KVB_AXIS_CHANNEL, KVB_SCALE_RANGE, 8, 1.0f}, values = {KVB_AXIS_TOKEN, KVB_SCALE_RMS, 4, 1.25f};
+    sample_minimal(b);
+    b->table[1][0] = -0.75f;
+    b->table[1][1] = 0.875f;
+    b->part[0] = (kvb_book_part){.centroids = 4, .scaling = &keys};
+    b->part[1] = (kvb_book_part){.centroids = 2, .scaling = &values, .table = b->table[1]};
+    b->spec.policy.anchor_fraction = 0;
+}
+
 void sample_additive(sample_book *b)
 {
     memset(b, 0, sizeof *b);

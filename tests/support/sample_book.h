@@ -25,6 +25,9 @@ void sample_minimal(sample_book *b);
 void sample_full(sample_book *b);
 /* sample_full() with fine codebooks, which the policy uses. */
 void sample_fine(sample_book *b);
+/* One layer of one head, D = 4: keys of 2 bits with a range for 8 tokens of a channel, values of 1 bit in units of a token's root
+ * mean square, with levels. */
+void sample_scaled(sample_book *b);
 /* One layer of one head, D = 8: keys of 2 stages of 4 in groups of 4, values of 3 stages of 2 in groups of 2. */
 void sample_additive(sample_book *b);
 

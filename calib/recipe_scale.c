@@ -1,0 +1,76 @@
+/* "scale" of a recipe's keys or values: numbers coded one by one, with offsets and scales found while coding. */
+#include <stdio.h>
+#include <string.h>
+
+#include "calib/recipe_read.h"
+#include "format/kvb_layout.h"
+
+static const char *const axes[] = {"channel", "token"};          /* by kvb_scale_axis */
+static const char *const forms[] = {"range", "absmax", "rms"};   /* by kvb_scale_form */
+static const char *const levels[] = {"even", "normal"};          /* by kvb_recipe_levels */
+
+static const char *at(const char *name, const char *member, char text[64])
+{
+    snprintf(text, 64, "%s.scale%s%s", name, member[0] != '\0' ? "." : "", member);
+    return text;
+}
+
+static kvb_status read_then(const recipe_reader *r, const char *name, const kvb_json *object, kvb_recipe_scale *s)
+{
+    static const char *const members[] = {"layer", "bits"};
+    char place[64];
+    kvb_status status = kvb_recipe_check_members(r, at(name, "then", place), object, members, COUNT(members));
+    if (status != KVB_OK || object == NULL)
+        return status;
+    status = kvb_recipe_read_number(r, at(name, "then.layer", place), kvb_json_get(object, "layer"), 0, 1024, &s->then_layer);
+    if (status == KVB_OK)
+        status = kvb_recipe_read_u32(r, at(name, "then.bits", place), kvb_json_get(object, "bits"), 1, KVB_MAX_SCALED_BITS,
+                                     &s->then_bits);
+    if (status == KVB_OK && (s->then_bits == 0 || kvb_json_get(object, "layer") == NULL))
+        return kvb_recipe_refuse(r, at(name, "then", place), "expected both \"layer\" and \"bits\"");
+    return status;
+}
+
+/* A group fits some head, whatever the model; the head's own size is checked when the book is made. */
+static kvb_status check_group(const recipe_reader *r, const char *name, const kvb_scaling *s)
+{
+    char place[64];
+    if (s->axis == KVB_AXIS_CHANNEL && (s->group < 2 || s->group > KVB_MAX_TOKEN_GROUP || (s->group & (s->group - 1)) != 0))
+        return kvb_recipe_refuse(r, at(name, "group", place), "found %u; along channels expected a power of two from 2 to %d tokens",
+                                 s->group, KVB_MAX_TOKEN_GROUP);
+    return KVB_OK;
+}
+
+kvb_status kvb_recipe_read_scale(const recipe_reader *r, const char *name, const kvb_json *object, kvb_recipe_scale *s)
+{
+    static const char *const members[] = {"axis", "group", "form", "clip", "levels", "then"};
+    char place[64];
+    uint32_t axis = KVB_AXIS_TOKEN, form = KVB_SCALE_RANGE, spread = KVB_LEVELS_EVEN;
+    double clip = 1.0;
+    kvb_status status = kvb_recipe_check_members(r, at(name, "", place), object, members, COUNT(members));
+    if (status != KVB_OK || object == NULL)
+        return status;
+    s->used = true;
+    s->scaling.group = 32;
+    status = kvb_recipe_read_word(r, at(name, "axis", place), kvb_json_get(object, "axis"), axes, COUNT(axes), &axis);
+    if (status == KVB_OK)
+        status = kvb_recipe_read_word(r, at(name, "form", place), kvb_json_get(object, "form"), forms, COUNT(forms), &form);
+    if (status == KVB_OK)
+        status = kvb_recipe_read_word(r, at(name, "levels", place), kvb_json_get(object, "levels"), levels, COUNT(levels), &spread);
+    if (status == KVB_OK)
+        status = kvb_recipe_read_u32(r, at(name, "group", place), kvb_json_get(object, "group"), 0, KVB_MAX_TOKEN_GROUP,
+                                     &s->scaling.group);
+    if (status == KVB_OK)
+        status = kvb_recipe_read_number(r, at(name, "clip", place), kvb_json_get(object, "clip"), 1e-3, KVB_MAX_CLIP, &clip);
+    if (status == KVB_OK)
+        status = read_then(r, name, kvb_json_get(object, "then"), s);
+    if (status != KVB_OK)
+        return status;
+    s->scaling.axis = (kvb_scale_axis)axis;
+    s->scaling.form = (kvb_scale_form)form;
+    s->scaling.clip = (float)clip;
+    s->levels = (kvb_recipe_levels)spread;
+    if (s->levels == KVB_LEVELS_NORMAL && s->scaling.form != KVB_SCALE_RMS)
+        return kvb_recipe_refuse(r, at(name, "levels", place), "\"normal\" levels are of unit deviation: expected \"form\": \"rms\"");
+    return check_group(r, name, &s->scaling);
+}

@@ -1,0 +1,86 @@
+/* SCAL sections: scalar quantisers whose scales are found while coding, in place of codebooks. */
+#include <math.h>
+#include <string.h>
+
+#include "format/base/cursor.h"
+#include "format/base/half.h"
+#include "format/book_reader.h"
+
+/* What a section's head says; false where it is too short or its reserved bytes are not zero. */
+static bool parse_head(kvb_cursor *c, kvb_scaling *s, uint32_t *bits, uint32_t *levels)
+{
+    *bits = kvb_cursor_u32(c);
+    s->axis = (kvb_scale_axis)kvb_cursor_u32(c);
+    s->form = (kvb_scale_form)kvb_cursor_u32(c);
+    s->group = kvb_cursor_u32(c);
+    s->clip = kvb_cursor_f32(c);
+    *levels = kvb_cursor_u32(c);
+    return kvb_cursor_u64(c) == 0 && !c->failed;
+}
+
+static kvb_status check_levels(const kvb_reader *r, const kvb_entry *e, const uint16_t *level, uint32_t count)
+{
+    for (uint32_t k = 0; k < count; k++) {
+        const float now = kvb_half_to_float(level[k]), before = k > 0 ? kvb_half_to_float(level[k - 1]) : -INFINITY;
+        if (!isfinite(now) || !(now > before))
+            return kvb_section_fail(r, e, "level %u is %g, expected finite numbers in ascending order", k, (double)now);
+    }
+    return KVB_OK;
+}
+
+static kvb_status expect_entry(const kvb_reader *r, const kvb_entry *e)
+{
+    if (e->raw_size > KVB_SCALING_HEAD + (2u << KVB_MAX_SCALED_BITS))
+        return kvb_section_fail(r, e, "%llu bytes are too many", (unsigned long long)e->raw_size);
+    const kvb_entry want = {.dtype = KVB_ELEMENT_BYTE, .kind = e->kind, .layer = e->layer, .head = e->head, .dims = 1,
+                            .shape = {(uint32_t)e->raw_size}};
+    return kvb_section_expect(r, e, &want, false);
+}
+
+kvb_status kvb_reader_scaling(const kvb_reader *r, const kvb_entry *e)
+{
+    uint32_t slot = 0, bits, levels;
+    char problem[200];
+    kvb_status status = kvb_reader_slot(r, e, &slot);
+    if (status == KVB_OK)
+        status = expect_entry(r, e);
+    if (status != KVB_OK)
+        return status;
+    kvb_codebook *c = &r->book->codebook[slot];
+    kvb_scaling *s = &r->book->scaling[slot];
+    const uint32_t head_dim = r->book->layer[e->layer].head_dim;
+    if (c->channels != 0)
+        return kvb_section_fail(r, e, "the head has a CODE or SCAL section already");
+    const uint8_t *bytes = kvb_section_bytes(r, e);
+    kvb_cursor cursor = kvb_cursor_over(bytes, (size_t)e->raw_size);
+    if (!parse_head(&cursor, s, &bits, &levels))
+        return kvb_section_fail(r, e, "shorter than %d bytes, or its reserved bytes are not zero", KVB_SCALING_HEAD);
+    if (kvb_scaling_problem(s, head_dim, bits < 32 ? 1u << bits : 0, problem, sizeof problem))
+        return kvb_section_fail(r, e, "%s", problem);
+    if ((levels != 0 && levels != 1u << bits) || e->raw_size != KVB_SCALING_HEAD + 2 * (uint64_t)levels)
+        return kvb_section_fail(r, e, "%u levels in %llu bytes, expected none or %u, of 2 bytes each after %d", levels,
+                                (unsigned long long)e->raw_size, 1u << bits, KVB_SCALING_HEAD);
+    c->channels = c->stages = 1;
+    c->centroids = c->stage_centroids = 1u << bits;
+    c->groups = head_dim;
+    c->code_bits = bits;
+    c->table = levels != 0 ? (const uint16_t *)(const void *)(bytes + KVB_SCALING_HEAD) : NULL;
+    c->scaling = s;
+    return check_levels(r, e, c->table, levels);
+}
+
+kvb_status kvb_reader_check_scaled(const kvb_reader *r)
+{
+    const kvb_book *book = r->book;
+    if (book->scaling == NULL)
+        return KVB_OK;
+    if (book->fine != NULL)
+        return kvb_reader_fail(r, "section table", "FINE sections beside SCAL sections; a book has one or the other");
+    for (uint32_t i = 0; i < book->codebooks; i++) {
+        const kvb_scaling *s = book->codebook[i].scaling;
+        if (s != NULL && s->axis == KVB_AXIS_CHANNEL && book->policy.anchor_fraction > 0)
+            return kvb_reader_fail(r, "POLC", "anchor fraction %g, expected 0: a token cannot leave or join the %u tokens "
+                                   "that share a scale", book->policy.anchor_fraction, s->group);
+    }
+    return KVB_OK;
+}

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Methods that code numbers one by one (kivi, asymkv, turboquant) from the command line: made, shown, scored at once and token by
+# token, and refused where a recipe contradicts itself.
+. "$(dirname "$0")/lib.sh"
+
+tiny_model "$tmp/tiny.gguf" 1
+words "$tmp/train.txt" 120 1
+words "$tmp/test.txt" 60 2
+model="--model $tmp/tiny.gguf"
+input="$model --text $tmp/train.txt --ctx 128 --chunks 2"
+score="$model --text $tmp/test.txt --ctx 128 --chunks 2"
+
+for name in kivi asymkv turboquant; do
+    expect "calibrate $name" 0 "wrote .* recipe $name" "$kvbook" calibrate $input --recipe $name --bits 2 -o "$work/$name.kvb"
+    expect "verify $name" 0 ' 0 failed' "$kvbook" verify "$work/$name.kvb" $model
+    expect "spec/kvb_decode.py reads $name" 0 '"scaling": \{' python3 spec/kvb_decode.py --tables "$work/$name.kvb"
+    expect "eval $name token by token" 0 'attention given the same inputs by' "$kvbook" eval $score --book "$work/$name.kvb" --decode 64 --window 16
+    expect "generate with $name" 0 . "$kvbook" generate $model --book "$work/$name.kvb" --prompt 'a b c' -n 80
+    expect "report of $name" 0 . "$kvbook" report "$work/$name.kvb" -o "$work/$name.html"
+done
+expect "nothing is trained" 0 'nothing to train: numbers are coded one by one' "$kvbook" calibrate $input --recipe kivi --bits 4 -o "$work/k4.kvb"
+expect "info" 0 'keys 2-bit numbers, a scale for 32 tokens of a channel' "$kvbook" info "$work/kivi.kvb"
+"$kvbook" info --json "$work/asymkv.kvb" >"$tmp/info.json"
+json "bits by layer" "$tmp/info.json" 'd["keys"]["bits"] == 1.5 and d["keys"]["bits_most"] == 2 and d["values"]["bits"] == 1'
+for w in 0 16; do
+    for bits in 2 4; do
+        book=$work/kivi.kvb; [ $bits = 2 ] || book=$work/k4.kvb
+        "$kvbook" eval $score --book "$book" --window $w --json >"$tmp/e$bits.json" 2>"$err"
+    done
+    python3 -c 'import json, sys; a, b = (json.load(open(p))["kl"] for p in sys.argv[1:]); sys.exit(not a > b > 0)' "$tmp/e2.json" \
+        "$tmp/e4.json" && ok "4 bits are nearer to exact than 2, window $w" || fail "4 bits are nearer to exact than 2, window $w" "they are not"
+done
+
+recipe() { printf '{"schema": 1, "name": "mine", %s}' "$1" >"$tmp/mine.json"; }
+bad() { # bad NAME MESSAGE MEMBERS
+    recipe "$3"
+    refuse "$1" 3 "$2" "$kvbook" calibrate $input --recipe "$tmp/mine.json" --bits 2 -o "$work/x.kvb"
+}
+bad "an unknown axis" 'keys.scale.axis: unknown value "channels"; did you mean "channel"' '"keys": {"scale": {"axis": "channels"}}'
+bad "an unknown member" 'unknown key "grup"; did you mean "group"' '"keys": {"scale": {"grup": 32}}'
+bad "a group of 3 tokens" 'keys.scale.group: found 3; along channels expected a power of two' '"keys": {"scale": {"axis": "channel", "group": 3}}'
+bad "normal levels in a range" 'expected "form": "rms"' '"values": {"scale": {"levels": "normal"}}'
+bad "scales and weights" 'contradicts weights' '"keys": {"weights": "exact-k", "scale": {}}'
+bad "scales and fine codes" 'contradicts "fine"' '"keys": {"fine": "2x256", "scale": {}}, "values": {"fine": "2x256"}'
+bad "anchors that share scales" 'cannot stay behind' '"keys": {"scale": {"axis": "channel"}}, "cache": {"anchors": 0.01, "window": 8}'
+bad "then without bits" 'expected both "layer" and "bits"' '"keys": {"scale": {"then": {"layer": 2}}}'
+refuse "1.5 bits" 2 'expected a whole number from 1 to 8' "$kvbook" calibrate $input --recipe kivi --bits 1.5 -o "$work/x.kvb"
+refuse "a shape of 8 channels" 2 'expected 1xK' "$kvbook" calibrate $input --recipe kivi --bits 2 --k 8x256 -o "$work/x.kvb"
+refuse "bits dealt out" 2 'no codebooks to deal bits out over' "$kvbook" calibrate $input --recipe kivi --allocate --bits 2 -o "$work/x.kvb"
+recipe '"values": {"scale": {"group": 7}}, "keys": {"shape": "4x4"}'
+refuse "a group that does not divide a head" 2 'does not divide a head' "$kvbook" calibrate $input --recipe "$tmp/mine.json" --v 1x4 -o "$work/x.kvb"
+refuse "tuning" 2 'no centroids to tune' "$kvbook" tune "$work/kivi.kvb" $input -o "$work/x.kvb"
+refuse "anchors over scales of several tokens" 2 'tokens share scales' "$kvbook" eval $score --book "$work/kivi.kvb" --anchors '1%'
