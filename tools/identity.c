@@ -97,7 +97,7 @@ static kvb_status check_geometry(const kvb_book *book, const char *path, const k
 }
 
 static kvb_status check_hash(const kvb_json *meta, const char *key, const uint8_t expected[32], const char *path,
-                             const char *what, const char *override, kvb_error *err)
+                             const char *what, const char *override, const char *remedy, kvb_error *err)
 {
     char hex[65];
     kvb_sha256_hex(expected, hex);
@@ -105,30 +105,44 @@ static kvb_status check_hash(const kvb_json *meta, const char *key, const uint8_
     if (strcmp(found, hex) == 0)
         return KVB_OK;
     return kvb_fail(err, KVB_E_MISMATCH, path,
-                    "was made for another %s: its %s is %.12s, this model's %.12s; calibrate a book for this model, or "
-                    "use it all the same with %s",
-                    what, key, found[0] != '\0' ? found : "missing", hex, override);
+                    "was made for another %s: its %s is %.12s, this model's %.12s; %s, or use it all the same with %s",
+                    what, key, found[0] != '\0' ? found : "missing", hex, remedy, override);
+}
+
+kvb_status kvb_check_hashes(const char *meta_json, size_t size, const char *path, const char *remedy,
+                            const kvb_model *model, const kvb_override_args *allow, kvb_error *err)
+{
+    const kvb_model_info *info = kvb_model_get_info(model);
+    const uint8_t *tokenizer = kvb_tokenizer_id(kvb_model_tokenizer(model));
+    kvb_json_doc *doc = NULL;
+    kvb_status status = kvb_json_parse(meta_json, size, path, &doc, err);
+    const kvb_json *meta = status == KVB_OK ? kvb_json_root(doc) : NULL;
+    if (status == KVB_OK && !allow->tokenizer)
+        status = check_hash(meta, "tokenizer.sha256", tokenizer, path, "tokenizer", "--allow-tokenizer-mismatch", remedy,
+                            err);
+    if (status == KVB_OK && !allow->model)
+        status = check_hash(meta, "model.weights_sha256", info->weights_sha256, path, "model", "--allow-model-mismatch",
+                            remedy, err);
+    if (status == KVB_OK && !allow->model)
+        status = check_hash(meta, "model.meta_sha256", info->meta_sha256, path, "model", "--allow-model-mismatch", remedy,
+                            err);
+    kvb_json_free(doc);
+    return status;
 }
 
 kvb_status kvb_check_identity(const kvb_book *book, const char *path, const kvb_model *model,
                               const kvb_override_args *allow, kvb_error *err)
 {
-    const kvb_model_info *info = kvb_model_get_info(model);
-    kvb_json_doc *doc = NULL;
     size_t size;
     const char *text = kvb_book_meta(book, &size);
-    kvb_status status = check_geometry(book, path, info, err);
-    if (status == KVB_OK)
-        status = kvb_json_parse(text, size, path, &doc, err);
-    const kvb_json *meta = status == KVB_OK ? kvb_json_root(doc) : NULL;
-    if (status == KVB_OK && !allow->tokenizer)
-        status = check_hash(meta, "tokenizer.sha256", kvb_tokenizer_id(kvb_model_tokenizer(model)), path, "tokenizer",
-                            "--allow-tokenizer-mismatch", err);
-    if (status == KVB_OK && !allow->model)
-        status = check_hash(meta, "model.weights_sha256", info->weights_sha256, path, "model",
-                            "--allow-model-mismatch", err);
-    if (status == KVB_OK && !allow->model)
-        status = check_hash(meta, "model.meta_sha256", info->meta_sha256, path, "model", "--allow-model-mismatch", err);
-    kvb_json_free(doc);
-    return status;
+    kvb_status status = check_geometry(book, path, kvb_model_get_info(model), err);
+    return status == KVB_OK
+               ? kvb_check_hashes(text, size, path, "calibrate a book for this model", model, allow, err)
+               : status;
+}
+
+const char *kvb_base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
 }

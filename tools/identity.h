@@ -12,6 +12,13 @@
 kvb_status kvb_check_identity(const kvb_book *book, const char *path, const kvb_model *model,
                               const kvb_override_args *allow, kvb_error *err);
 
+/* The same by hashes alone, for a META of any kind of file at `path`; `remedy` says what to do instead. */
+kvb_status kvb_check_hashes(const char *meta_json, size_t size, const char *path, const char *remedy,
+                            const kvb_model *model, const kvb_override_args *allow, kvb_error *err);
+
+/* What follows the last slash: folders are the user's business, and differ between machines. */
+const char *kvb_base_name(const char *path);
+
 /* A string of a META object by its path, such as "model.name"; "" where there is none. */
 const char *kvb_meta_string(const kvb_json *meta, const char *path);
 const kvb_json *kvb_meta_find(const kvb_json *meta, const char *path);
