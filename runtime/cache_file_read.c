@@ -389,6 +389,11 @@ const uint8_t *kvb_cache_file_book_id(const kvb_cache_file *f)
     return f->has_book ? f->book_id : NULL;
 }
 
+uint64_t kvb_cache_file_size(const kvb_cache_file *f)
+{
+    return f->r.size;
+}
+
 const char *kvb_cache_file_meta(const kvb_cache_file *f, size_t *size)
 {
     if (size != NULL)
@@ -415,12 +420,14 @@ kvb_prompt_info kvb_cache_file_prompt(const kvb_cache_file *f, uint32_t prompt)
     const kvb_saved *p = f->prompt + prompt;
     kvb_prompt_info info = {.name = p->name, .tokens = p->tokens, .has_ids = p->ids != NULL,
                             .hidden_count = p->hidden != NULL ? p->hidden->shape[0] : 0};
-    for (uint32_t l = 0; l < f->layers; l++)
+    for (uint32_t l = 0; l < f->layers; l++) {
+        info.elements += (uint64_t)p->tokens * 2 * f->layer[l].kv_heads * f->layer[l].head_dim;
         for (int s = 0; s < KVB_SAVED_SECTIONS; s++) {
             const kvb_entry *e = p->section[l].at[s];
             info.stored_size += e != NULL ? e->stored_size : 0;
             info.raw_size += e != NULL ? e->raw_size : 0;
         }
+    }
     return info;
 }
 

@@ -1,5 +1,4 @@
 #include <stdlib.h>
-#include <string.h>
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
@@ -143,13 +142,9 @@ static kvb_status take_packed(generate_run *r, kvb_error *err)
         kvb_prompt_open_packed(a->packed, a->packed_name, r->model, &a->allow, &r->packed, &prompt, err);
     if (status != KVB_OK)
         return status;
-    const uint8_t *id = kvb_cache_file_book_id(r->packed);
-    if (r->book == NULL && id != NULL)
-        return kvb_fail(err, KVB_E_USAGE, "--book", "missing: %s was packed with a book; give the same one", a->packed);
-    if (r->book != NULL && (id == NULL || memcmp(id, kvb_book_id(r->book), 32) != 0))
-        return kvb_fail(err, KVB_E_MISMATCH, a->packed, "was packed %s %s; %s", id == NULL ? "without a book, not with" :
-                        "with another book than", a->book, id == NULL ? "leave --book out" : "give that book, or pack the "
-                        "prompt again with this one");
+    status = kvb_check_packed_book(r->packed, a->packed, r->book, a->book, err);
+    if (status != KVB_OK)
+        return status;
     kvb_cache_file_options(r->packed, &options);
     status = kvb_prompt_cache(r->model, r->book, &options, &r->cache, err);
     if (status == KVB_OK)

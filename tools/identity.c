@@ -141,6 +141,20 @@ kvb_status kvb_check_identity(const kvb_book *book, const char *path, const kvb_
                : status;
 }
 
+kvb_status kvb_check_packed_book(const kvb_cache_file *file, const char *path, const kvb_book *book, const char *book_path,
+                                 kvb_error *err)
+{
+    const uint8_t *id = kvb_cache_file_book_id(file);
+    if (book == NULL && id != NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--book", "missing: %s was packed with a book; give the same one", path);
+    if (book == NULL || (id != NULL && memcmp(id, kvb_book_id(book), 32) == 0))
+        return KVB_OK;
+    if (id == NULL)
+        return kvb_fail(err, KVB_E_MISMATCH, path, "was packed without a book, not with %s; leave --book out", book_path);
+    return kvb_fail(err, KVB_E_MISMATCH, path, "was packed with another book than %s; give that book, or pack the prompt "
+                    "again with this one", book_path);
+}
+
 const char *kvb_base_name(const char *path)
 {
     const char *slash = strrchr(path, '/');

@@ -70,6 +70,7 @@ KVB_API void kvb_cache_file_close(kvb_cache_file *file); /* NULL is allowed */
 /* 32 bytes each: the identity of the file, and of the book whose codes it holds (NULL: every token is exact). */
 KVB_API const uint8_t *kvb_cache_file_id(const kvb_cache_file *file);
 KVB_API const uint8_t *kvb_cache_file_book_id(const kvb_cache_file *file);
+KVB_API uint64_t kvb_cache_file_size(const kvb_cache_file *file);
 /* The META section: UTF-8 JSON, NUL-terminated; *size excludes the NUL and may be NULL. */
 KVB_API const char *kvb_cache_file_meta(const kvb_cache_file *file, size_t *size);
 /* The options that a cache must have to take what is saved here. */
@@ -81,6 +82,7 @@ typedef struct kvb_prompt_info {
     uint32_t tokens;
     int has_ids;
     uint32_t hidden_count;         /* 0: no hidden state */
+    uint64_t elements;              /* numbers of K and V that the cache stands for */
     uint64_t stored_size, raw_size; /* bytes in the file and decompressed: all of the prompt but its ids and hidden state */
 } kvb_prompt_info;
 KVB_API uint32_t kvb_cache_file_prompts(const kvb_cache_file *file);

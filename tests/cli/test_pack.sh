@@ -46,6 +46,37 @@ expect "goes on with more text" 0 'tokens came with' "$kvbook" generate $model $
 go "$tmp/file" $book --cache "$work/two.kvp" --cache-name other --prompt "and then"
 if cmp -s "$tmp/memory" "$tmp/file"; then fail "more text counts" "the same tokens as without it"; else ok "more text counts"; fi
 
+expect "info" 0 'system: [0-9]+ tokens' "$kvbook" info "$work/two.kvp"
+"$kvbook" info --json "$work/zlib.kvp" >"$out" 2>"$err"
+json "info --json" "$out" 'd["schema"] == 1 and [p["name"] for p in d["prompts"]] == ["system", "other"] and
+    d["prompts"][0]["bytes"] < d["prompts"][0]["bytes_raw"] and d["meta"]["book"]["name"] == "one1.kvb" and
+    d["policy"]["window"] == 16 and d["prompts"][0]["has_ids"]'
+expect "info without a book" 0 'every token is exact' "$kvbook" info "$work/exact.kvp"
+expect "verify" 0 '2 prompts of [0-9]+ tokens, all bytes whole' "$kvbook" verify "$work/two.kvp" $model $book
+"$kvbook" verify --json "$work/zlib.kvp" >"$out" 2>"$err"
+json "verify --json" "$out" 'd["ok"] and d["prompts"] == 2'
+refuse "verify: another book" 6 'another book' "$kvbook" verify "$work/two.kvp" --book "$tmp/one2.kvb"
+refuse "verify: another model" 6 'another model' "$kvbook" verify "$work/two.kvp" --model "$tmp/two.gguf"
+refuse "verify: a book's book" 2 '--book' "$kvbook" verify "$tmp/one1.kvb" $book
+
+# Every part missing, every kind of byte turned over.
+size=$(wc -c <"$work/zlib.kvp")
+wrong=0
+for i in $(seq 0 59); do
+    head -c $((size * i / 60)) "$work/zlib.kvp" >"$tmp/cut.kvp"
+    "$kvbook" verify "$tmp/cut.kvp" >"$out" 2>"$err"
+    [ $? -eq 3 ] || wrong=$((wrong + 1))
+    python3 - "$work/zlib.kvp" "$tmp/cut.kvp" $(((size - 1) * i / 59)) <<'PY'
+import sys
+data = bytearray(open(sys.argv[1], "rb").read())
+data[int(sys.argv[3])] ^= 0x10
+open(sys.argv[2], "wb").write(data)
+PY
+    "$kvbook" verify "$tmp/cut.kvp" >"$out" 2>"$err"
+    [ $? -eq 3 ] || wrong=$((wrong + 1))
+done
+if [ $wrong -eq 0 ]; then ok "cut short and with bytes turned"; else fail "cut short and with bytes turned" "$wrong accepted"; fi
+
 # What does not belong together.
 generate="$kvbook generate $model --cache $work/two.kvp --cache-name system"
 refuse "another book" 6 'another book' $generate --book "$tmp/one2.kvb"
