@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "format/base/checked.h"
 #include "format/base/cursor.h"
 #include "format/base/utf8.h"
 #include "runtime/anchor_pool.h"
@@ -212,4 +213,13 @@ bool kvb_saved_name_problem(const char *name, size_t size, char *problem, size_t
         }
     }
     return false;
+}
+
+char *kvb_saved_copy(const char *text)
+{
+    const size_t size = strlen(text) + 1;
+    char *copy = kvb_alloc_array(size, 1);
+    if (copy != NULL)
+        memcpy(copy, text, size);
+    return copy;
 }

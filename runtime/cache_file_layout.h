@@ -67,6 +67,9 @@ void kvb_saved_from_planes(const kvb_policy *policy, const kvb_saved_layer *laye
 bool kvb_saved_problem(const kvb_policy *policy, const kvb_saved_layer *layer, uint32_t tokens,
                        kvb_saved_section section, const uint8_t *rows, char *problem, size_t size);
 
+/* A copy to free(); NULL if out of memory. */
+char *kvb_saved_copy(const char *text);
+
 /* Names are UTF-8 without control characters, of 1 to 255 bytes. */
 bool kvb_saved_name_problem(const char *name, size_t size, char *problem, size_t room);
 

@@ -272,7 +272,7 @@ static kvb_status take_section(kvb_cache_file *f, const kvb_reader *r, kvb_entry
     const int section = layer_section_of(e->type);
     const bool ids = strcmp(e->type, "toks") == 0, hidden = strcmp(e->type, "last") == 0;
     if (section < 0 && !ids && !hidden)
-        return KVB_OK;
+        return kvb_section_checksum(r, e);
     if (e->head >= f->prompts)
         return kvb_section_fail(r, e, "the file has %u prompts", f->prompts);
     kvb_status status = check_inflation(r, e);
@@ -318,7 +318,7 @@ static kvb_status open_bytes(kvb_cache_file *f, const uint8_t *bytes, size_t siz
 {
     kvb_status status;
     f->r = (kvb_reader){.kind = &kind, .bytes = bytes, .size = size};
-    f->name = strdup(name);
+    f->name = kvb_saved_copy(name);
     if (f->name == NULL) {
         status = kvb_fail_memory(err, name);
     } else if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) {

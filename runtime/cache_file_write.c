@@ -134,7 +134,7 @@ kvb_status kvb_cache_writer_create(const kvb_cache_writer_options *options, kvb_
     if (status != KVB_OK)
         return kvb_fail(err, status == KVB_E_MEMORY ? status : KVB_E_USAGE, why.where, "%s", why.message);
     kvb_cache_writer *w = calloc(1, sizeof *w);
-    if (w != NULL && (w->meta = strdup(options->meta_json)) == NULL) {
+    if (w != NULL && (w->meta = kvb_saved_copy(options->meta_json)) == NULL) {
         free(w);
         w = NULL;
     }
@@ -446,7 +446,7 @@ kvb_status kvb_cache_writer_add(kvb_cache_writer *w, const kvb_cache *cache, con
     if (status != KVB_OK)
         return status;
     const uint32_t before = w->count;
-    char *name = strdup(prompt->name);
+    char *name = kvb_saved_copy(prompt->name);
     char **names = realloc(w->name, (w->prompts + 1) * sizeof *names);
     w->name = names != NULL ? names : w->name;
     status = name != NULL && names != NULL ? save_prompt(w, cache, prompt, err) : kvb_fail_memory(err, "a saved cache");

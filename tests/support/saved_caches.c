@@ -25,31 +25,34 @@ kvb_cache *sc_cache(const kvb_book *book, const kvb_policy *policy, uint64_t see
 
 size_t sc_outputs(const kvb_book *book)
 {
-    const kvb_layer *l = kvb_book_layer(book, 0);
-    return (size_t)kvb_book_layers(book) * l->heads * l->head_dim;
+    size_t sum = 0;
+    for (uint32_t i = 0; i < kvb_book_layers(book); i++)
+        sum += (size_t)kvb_book_layer(book, i)->heads * kvb_book_layer(book, i)->head_dim;
+    return sum;
 }
 
 kvb_status sc_step(kvb_cache *cache, const kvb_book *book, uint32_t t, float *out, kvb_error *err)
 {
-    static float keys[MOST], values[MOST], q[MOST];
-    const kvb_layer *l = kvb_book_layer(book, 0);
-    const size_t kv = (size_t)l->kv_heads * l->head_dim, qs = (size_t)l->heads * l->head_dim;
+    float keys[MOST], values[MOST], q[MOST];
     kvb_status status = KVB_OK;
     memset(out, 0, sc_outputs(book) * sizeof *out);
     for (uint32_t i = 0; status == KVB_OK && i < kvb_book_layers(book); i++) {
+        const kvb_layer *l = kvb_book_layer(book, i);
+        const size_t kv = (size_t)l->kv_heads * l->head_dim, qs = (size_t)l->heads * l->head_dim;
         rt_normal(keys, kv, 16 * t + 3 * i);
         rt_normal(values, kv, 16 * t + 3 * i + 1);
         rt_normal(q, qs, 16 * t + 3 * i + 2);
         status = kvb_cache_append(cache, i, keys, values, err);
         if (status == KVB_OK && t % 7 != 6)
-            status = kvb_cache_attend(cache, i, q, out + i * qs, err);
+            status = kvb_cache_attend(cache, i, q, out, err);
+        out += qs;
     }
     return status;
 }
 
 bool sc_same(const kvb_cache *a, const kvb_cache *b, const kvb_book *book)
 {
-    static float x[4][MOST];
+    float x[4][MOST];
     for (uint32_t i = 0; i < kvb_book_layers(book); i++) {
         const kvb_layer *l = kvb_book_layer(book, i);
         if (kvb_cache_length(a, i) != kvb_cache_length(b, i))
