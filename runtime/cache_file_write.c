@@ -207,11 +207,12 @@ static kvb_status compress_section(saved_section *s, const uint8_t *raw, kvb_cod
         free(packed);
         return kvb_fail_memory(err, "a saved cache");
     }
-    uint8_t *fitted = size < s->entry.raw_size ? realloc(packed, size) : NULL;
-    if (fitted == NULL) {
+    if (size >= s->entry.raw_size) {
         free(packed);
         return KVB_OK;
     }
+    uint8_t *fitted = realloc(packed, size);
+    fitted = fitted != NULL ? fitted : packed;
     s->entry.raw_crc = kvb_crc_of(raw, (size_t)s->entry.raw_size);
     s->entry.codec = (uint16_t)codec;
     s->entry.stored_size = size;
