@@ -17,7 +17,7 @@ static kvb_book *const *golden_books(void)
 {
     static kvb_book *book[2];
     static sample_book sample;
-    for (int i = 0; book[i] == NULL && i < 2; i++) {
+    for (int i = 0; i < 2 && book[i] == NULL; i++) {
         uint8_t *image;
         size_t size;
         if (i == 0)
