@@ -228,8 +228,6 @@ static kvb_status take_layer_section(kvb_cache_file *f, const kvb_reader *r, kvb
     const kvb_entry **place = &p->section[e->layer].at[section];
     if (*place != NULL)
         return kvb_section_fail(r, e, "the layer has two of them");
-    if (e->codec == KVB_CODEC_ZLIB)
-        return kvb_section_fail(r, e, "codec 1 (zlib), expected 0 (raw) or 2 (zlib of planes)");
     *place = e;
     return kvb_section_expect(r, e, &want, true);
 }

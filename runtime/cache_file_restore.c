@@ -16,14 +16,17 @@ typedef struct loaded {
     uint8_t *owned;
 } loaded;
 
-static kvb_status load_planes(const kvb_cache_file *f, const kvb_reader *r, const kvb_saved *p, uint32_t layer,
-                              kvb_saved_section section, loaded *l)
+static kvb_status load_zlib(const kvb_cache_file *f, const kvb_reader *r, const kvb_saved *p, uint32_t layer,
+                            kvb_saved_section section, loaded *l)
 {
     const kvb_entry *e = p->section[layer].at[section];
-    uint8_t *planes = kvb_alloc_array((size_t)e->raw_size, 1);
     l->rows = l->owned = kvb_alloc_array((size_t)e->raw_size, 1);
-    kvb_status status = planes != NULL && l->owned != NULL ? kvb_section_copy(r, e, planes)
-                                                           : kvb_fail_memory(r->err, r->name);
+    if (l->owned == NULL)
+        return kvb_fail_memory(r->err, r->name);
+    if (e->codec == KVB_CODEC_ZLIB)
+        return kvb_section_copy(r, e, l->owned);
+    uint8_t *planes = kvb_alloc_array((size_t)e->raw_size, 1);
+    kvb_status status = planes != NULL ? kvb_section_copy(r, e, planes) : kvb_fail_memory(r->err, r->name);
     if (status == KVB_OK)
         kvb_saved_from_planes(&f->policy, f->layer + layer, p->tokens, section, planes, l->owned);
     free(planes);
@@ -45,7 +48,7 @@ static kvb_status load_section(const kvb_cache_file *f, const kvb_reader *r, con
     if (e->codec == KVB_CODEC_RAW)
         l->rows = kvb_section_bytes(r, e);
     else
-        status = load_planes(f, r, p, layer, section, l);
+        status = load_zlib(f, r, p, layer, section, l);
     if (status == KVB_OK &&
         kvb_saved_problem(&f->policy, f->layer + layer, p->tokens, section, l->rows, problem, sizeof problem))
         return kvb_section_fail(r, e, "%s", problem);

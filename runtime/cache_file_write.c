@@ -198,18 +198,25 @@ static kvb_status add_section(kvb_cache_writer *w, const char *type, uint32_t la
     return KVB_OK;
 }
 
-/* Puts what zlib makes of `raw`, which has the section's size, in the place of the section's bytes where that is smaller. */
-static kvb_status compress_section(saved_section *s, const uint8_t *raw, kvb_codec_id codec, kvb_error *err)
+/* What zlib makes of `raw`, which has the section's size: allocated, *size bytes; NULL if out of memory. */
+static uint8_t *deflate_bytes(const saved_section *s, const uint8_t *raw, size_t *size)
 {
-    uLongf size = compressBound((uLong)s->entry.raw_size);
-    uint8_t *packed = kvb_alloc_array(size, 1);
-    if (packed == NULL || compress2(packed, &size, raw, (uLong)s->entry.raw_size, 6) != Z_OK) {
+    uLongf length = compressBound((uLong)s->entry.raw_size);
+    uint8_t *packed = kvb_alloc_array(length, 1);
+    if (packed != NULL && compress2(packed, &length, raw, (uLong)s->entry.raw_size, 6) != Z_OK) {
         free(packed);
-        return kvb_fail_memory(err, "a saved cache");
+        packed = NULL;
     }
-    if (size >= s->entry.raw_size) {
+    *size = length;
+    return packed;
+}
+
+/* Puts the zlib stream in the place of the section's bytes where it is smaller than what is there; takes it. */
+static void use_if_smaller(saved_section *s, uint8_t *packed, size_t size, const uint8_t *raw, kvb_codec_id codec)
+{
+    if (size >= s->entry.stored_size) {
         free(packed);
-        return KVB_OK;
+        return;
     }
     uint8_t *fitted = realloc(packed, size);
     fitted = fitted != NULL ? fitted : packed;
@@ -219,6 +226,15 @@ static kvb_status compress_section(saved_section *s, const uint8_t *raw, kvb_cod
     s->entry.stored_crc = kvb_crc_of(fitted, size);
     free(s->bytes);
     s->bytes = fitted;
+}
+
+static kvb_status compress_section(saved_section *s, kvb_error *err)
+{
+    size_t size;
+    uint8_t *packed = deflate_bytes(s, s->bytes, &size);
+    if (packed == NULL)
+        return kvb_fail_memory(err, "a saved cache");
+    use_if_smaller(s, packed, size, s->bytes, KVB_CODEC_ZLIB);
     return KVB_OK;
 }
 
@@ -270,14 +286,21 @@ static uint8_t *give_head(uint8_t *to, const kvb_cache_layer *l, const kvb_cache
     return to;
 }
 
-static kvb_status compress_planes(const kvb_cache_writer *w, uint32_t layer, uint32_t tokens,
-                                  kvb_saved_section section, saved_section *s, kvb_error *err)
+/* Rows hold what tokens have in common, columns what the codes of one group have: the smaller stream is kept. */
+static kvb_status compress_rows(const kvb_cache_writer *w, uint32_t layer, uint32_t tokens, kvb_saved_section section,
+                                saved_section *s, kvb_error *err)
 {
-    uint8_t *planes = kvb_alloc_array((size_t)s->entry.raw_size, 1);
-    if (planes == NULL)
-        return kvb_fail_memory(err, "a saved cache");
-    kvb_saved_to_planes(&w->policy, w->layer + layer, tokens, section, s->bytes, planes);
-    kvb_status status = compress_section(s, planes, KVB_CODEC_PLANES, err);
+    size_t size;
+    uint8_t *packed = NULL, *planes = kvb_alloc_array((size_t)s->entry.raw_size, 1);
+    if (planes != NULL) {
+        kvb_saved_to_planes(&w->policy, w->layer + layer, tokens, section, s->bytes, planes);
+        packed = deflate_bytes(s, planes, &size);
+    }
+    kvb_status status = packed != NULL ? compress_section(s, err) : kvb_fail_memory(err, "a saved cache");
+    if (status == KVB_OK)
+        use_if_smaller(s, packed, size, planes, KVB_CODEC_PLANES);
+    else
+        free(packed);
     free(planes);
     return status;
 }
@@ -305,7 +328,7 @@ static kvb_status save_section(kvb_cache_writer *w, const kvb_cache *cache, uint
         return kvb_fail(err, KVB_E_CHECK, "cache", "layer %u: %s", layer, problem);
     }
     kvb_status status = add_section(w, kvb_saved_names[section], layer, w->prompts, bytes, (size_t)size, &s, err);
-    return status == KVB_OK && w->compress ? compress_planes(w, layer, l->length, section, s, err) : status;
+    return status == KVB_OK && w->compress ? compress_rows(w, layer, l->length, section, s, err) : status;
 }
 
 /* --- a prompt --- */
@@ -332,7 +355,7 @@ static kvb_status save_ids(kvb_cache_writer *w, const uint32_t *ids, uint32_t co
     if (bytes != NULL)
         memcpy(bytes, ids, size);
     kvb_status status = add_section(w, "toks", KVB_SHARED, w->prompts, bytes, size, &s, err);
-    return status == KVB_OK && w->compress ? compress_section(s, s->bytes, KVB_CODEC_ZLIB, err) : status;
+    return status == KVB_OK && w->compress ? compress_section(s, err) : status;
 }
 
 static kvb_status save_hidden(kvb_cache_writer *w, const float *hidden, uint32_t count, kvb_error *err)
@@ -471,7 +494,7 @@ static kvb_status add_meta(kvb_cache_writer *w, kvb_error *err)
     if (bytes != NULL)
         memcpy(bytes, w->meta, size);
     kvb_status status = add_section(w, "META", KVB_SHARED, KVB_SHARED, bytes, size, &s, err);
-    return status == KVB_OK && w->compress ? compress_section(s, s->bytes, KVB_CODEC_ZLIB, err) : status;
+    return status == KVB_OK && w->compress ? compress_section(s, err) : status;
 }
 
 static kvb_status add_origin(kvb_cache_writer *w, kvb_error *err)

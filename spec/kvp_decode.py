@@ -19,7 +19,7 @@ from kvb_decode import Refused, SHARED, need  # noqa: E402
 
 MAGIC = b"\x89KVP\r\n\x1a\n"
 KNOWN = ("META", "CACH", "GEOM", "PROM", "KEPT", "CODE", "ANCH", "GAIN", "toks", "last")
-CODECS = {"META": (0, 1), "toks": (0, 1), "KEPT": (0, 2), "CODE": (0, 2), "ANCH": (0, 2), "GAIN": (0, 2)}
+CODECS = {"META": (0, 1), "toks": (0, 1), "KEPT": (0, 1, 2), "CODE": (0, 1, 2), "ANCH": (0, 1, 2), "GAIN": (0, 1, 2)}
 
 
 def read_origin(data, header, entries):
@@ -141,7 +141,7 @@ def layer_rows(data, e, policy, layer, n):
         for r, b in matrices(policy, layer, g, n, e["type"]):
             block = raw[at:at + r * b]
             at += r * b
-            parts.append([block[i::r] if e["codec"] else block[i * b:(i + 1) * b] for i in range(r)])
+            parts.append([block[i::r] if e["codec"] == 2 else block[i * b:(i + 1) * b] for i in range(r)])
         heads.append(parts)
     return heads
 

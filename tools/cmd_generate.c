@@ -67,7 +67,8 @@ typedef struct generate_run {
     kvb_cache_file *packed;
     kvb_prompt prompt;
     float *hidden; /* where nothing follows the packed prompt */
-    uint64_t held; /* tokens of the packed prompt */
+    uint64_t held; /* tokens of the packed prompt, and how long it took to bring them back */
+    double restored;
     uint64_t made;
 } generate_run;
 
@@ -138,6 +139,7 @@ static kvb_status take_packed(generate_run *r, kvb_error *err)
     const generate_args *a = r->args;
     uint32_t prompt = 0;
     kvb_cache_options options;
+    const double start = kvb_seconds();
     kvb_status status =
         kvb_prompt_open_packed(a->packed, a->packed_name, r->model, &a->allow, &r->packed, &prompt, err);
     if (status != KVB_OK)
@@ -152,6 +154,7 @@ static kvb_status take_packed(generate_run *r, kvb_error *err)
     if (status == KVB_OK && r->prompt.count == 0)
         status = take_hidden(r, prompt, err);
     r->held = kvb_cache_file_prompt(r->packed, prompt).tokens;
+    r->restored = kvb_seconds() - start;
     return status;
 }
 
@@ -171,7 +174,8 @@ static void say_cache(const generate_run *r, double seconds)
     kvb_cache_bytes b = kvb_cache_count_bytes(r->cache);
     char size[32], took[32];
     if (r->held > 0)
-        kvb_say(r->progress, "%llu tokens came with %s", (unsigned long long)r->held, r->args->packed);
+        kvb_say(r->progress, "%llu tokens came with %s in %.1f ms", (unsigned long long)r->held, r->args->packed,
+                1e3 * r->restored);
     kvb_say(r->progress, "%zu prompt tokens, %llu new ones in %s; cache %s, %.3f bits an element", r->prompt.count,
             (unsigned long long)r->made, kvb_time_text(seconds, took), kvb_size_text(b.total, size),
             b.elements > 0 ? 8.0 * (double)b.total / (double)b.elements : 0.0);

@@ -30,7 +30,7 @@ typedef struct kvb_cache_writer kvb_cache_writer;
 typedef struct kvb_cache_writer_options {
     uint32_t struct_size;  /* set by the init function */
     const char *meta_json; /* where the caches come from: a JSON object of at most 1 MiB; default "{}" */
-    int compress;          /* non-zero: zlib, column by column, where it makes a section smaller */
+    int compress;          /* non-zero: zlib, by rows or by columns, where it makes a section smaller */
 } kvb_cache_writer_options;
 KVB_API void kvb_cache_writer_options_init(kvb_cache_writer_options *options);
 
