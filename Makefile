@@ -142,7 +142,7 @@ $(FUZZERS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/test
 # The atomic writer is tested with each system call it makes failing in turn.
 $(BUILD)/tests/format/test_outfile: LDFLAGS += -Wl,--wrap=pwrite,--wrap=fsync,--wrap=close,--wrap=rename
 # So are the allocations of these.
-MEMORY_TESTS = format/test_format_memory runtime/test_cache_memory kmeans/test_kmeans_memory
+MEMORY_TESTS = format/test_format_memory runtime/test_cache_memory runtime/test_cache_file_memory kmeans/test_kmeans_memory
 $(MEMORY_TESTS:%=$(BUILD)/tests/%): LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
 # Examples link as a user's program would: public headers, the runtime library, libm and zlib.
@@ -172,6 +172,7 @@ fuzz:
 golden: $(BUILD)/tests/golden/make_golden
 	$(Q)$(BUILD)/tests/golden/make_golden tests/golden
 	$(Q)tests/golden-errors/forge.py
+	$(Q)tests/golden-errors/forge_kvp.py
 
 demo:
 	$(Q)tools/demo.sh

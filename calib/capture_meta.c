@@ -11,7 +11,7 @@ static void put_hash(kvb_json_writer *w, const char *key, const uint8_t digest[3
     kvb_json_put_string(w, key, hex);
 }
 
-static void put_model(kvb_json_writer *w, const kvb_model *model)
+void kvb_meta_put_model(kvb_json_writer *w, const kvb_model *model)
 {
     const kvb_model_info *info = kvb_model_get_info(model);
     kvb_json_begin_object(w, "model");
@@ -66,7 +66,7 @@ char *kvb_capture_meta_write(const kvb_model *model, const kvb_text *text, const
     kvb_json_begin_object(&w, NULL);
     kvb_json_put_string(&w, "tool", "kvbook");
     kvb_json_put_string(&w, "version", KVB_VERSION);
-    put_model(&w, model);
+    kvb_meta_put_model(&w, model);
     kvb_meta_put_text(&w, text, options, chunks);
     kvb_json_begin_object(&w, "capture");
     kvb_json_put_u64(&w, "rows", counts->rows);

@@ -21,6 +21,9 @@ typedef struct kvb_capture_counts {
 char *kvb_capture_meta_write(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
                              uint64_t chunks, const kvb_capture_counts *counts);
 
+/* "model" and "tokenizer": names and hashes, which tell whether two files belong together. */
+void kvb_meta_put_model(kvb_json_writer *w, const kvb_model *model);
+
 /* "text": the sources and how they were cut into chunks. */
 void kvb_meta_put_text(kvb_json_writer *w, const kvb_text *text, const kvb_capture_options *options, uint64_t chunks);
 

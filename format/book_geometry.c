@@ -8,52 +8,9 @@
 #include "format/base/fail.h"
 #include "format/book_reader.h"
 
-/* The one section of a type that a book has exactly once. */
-static kvb_status find_single(const kvb_reader *r, const char *type, const kvb_entry **found)
-{
-    *found = NULL;
-    for (uint32_t i = 0; i < r->header.sections; i++) {
-        if (strcmp(r->entry[i].type, type) != 0)
-            continue;
-        if (*found != NULL)
-            return kvb_section_fail(r, &r->entry[i], "a second %s section, expected one", type);
-        *found = &r->entry[i];
-    }
-    return *found != NULL ? KVB_OK : kvb_reader_fail(r, "section table", "there is no %s section", type);
-}
-
-/* Sections that belong to no layer: bytes without further structure in the table. */
-static kvb_status expect_bytes(const kvb_reader *r, const kvb_entry *e, bool may_compress)
-{
-    if (e->raw_size > UINT32_MAX)
-        return kvb_section_fail(r, e, "%llu bytes are too many", (unsigned long long)e->raw_size);
-    kvb_entry want = {.dtype = KVB_ELEMENT_BYTE, .kind = KVB_SHARED, .layer = KVB_SHARED, .head = KVB_SHARED, .dims = 1,
-                      .shape = {(uint32_t)e->raw_size}};
-    return kvb_section_expect(r, e, &want, may_compress);
-}
-
 static kvb_status read_meta(kvb_reader *r)
 {
-    const kvb_entry *e;
-    char where[256];
-    kvb_status status = find_single(r, "META", &e);
-    if (status == KVB_OK)
-        status = expect_bytes(r, e, true);
-    if (status != KVB_OK)
-        return status;
-    if (e->raw_size > KVB_MAX_META)
-        return kvb_section_fail(r, e, "%llu bytes, the limit is %d", (unsigned long long)e->raw_size, KVB_MAX_META);
-    kvb_book *book = r->book;
-    book->meta_size = (size_t)e->raw_size;
-    book->meta = kvb_alloc_array(book->meta_size + 1, 1);
-    if (book->meta == NULL)
-        return kvb_fail_memory(r->err, r->name);
-    book->meta[book->meta_size] = '\0';
-    status = kvb_section_copy(r, e, (uint8_t *)book->meta);
-    if (status != KVB_OK)
-        return status;
-    kvb_section_name(r, e, where, sizeof where);
-    return kvb_meta_check(book->meta, book->meta_size, where, r->err);
+    return kvb_section_meta(r, &r->book->meta, &r->book->meta_size);
 }
 
 static void parse_layer(kvb_cursor *c, kvb_layer *l, bool *reserved)
@@ -91,9 +48,9 @@ static kvb_status read_layer(const kvb_reader *r, const kvb_entry *e, kvb_cursor
 static kvb_status read_geometry(kvb_reader *r)
 {
     const kvb_entry *e;
-    kvb_status status = find_single(r, "GEOM", &e);
+    kvb_status status = kvb_section_single(r, "GEOM", &e);
     if (status == KVB_OK)
-        status = expect_bytes(r, e, false);
+        status = kvb_section_expect_bytes(r, e, false);
     if (status != KVB_OK)
         return status;
     kvb_cursor c = kvb_cursor_over(kvb_section_bytes(r, e), (size_t)e->raw_size);
@@ -120,9 +77,9 @@ static kvb_status read_geometry(kvb_reader *r)
 static kvb_status read_policy(kvb_reader *r)
 {
     const kvb_entry *e;
-    kvb_status status = find_single(r, "POLC", &e);
+    kvb_status status = kvb_section_single(r, "POLC", &e);
     if (status == KVB_OK)
-        status = expect_bytes(r, e, false);
+        status = kvb_section_expect_bytes(r, e, false);
     if (status != KVB_OK)
         return status;
     bool newer = r->header.minor > KVB_FILE_MINOR;

@@ -6,18 +6,25 @@
 #include "format/base/mapfile.h"
 #include "format/book_reader.h"
 
+static const char known_sections[][5] = {"META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "FINE", "MEAN", "XFRM", "qual"};
+static const kvb_file_kind book_kind = {.magic = KVB_MAGIC, .extension = "kvb", .owner = "head",
+                                        .known = known_sections,
+                                        .known_count = sizeof known_sections / sizeof *known_sections,
+                                        .most_codec = KVB_CODEC_ZLIB};
+
 kvb_status kvb_book_parse(kvb_book *book, const char *name, kvb_error *err)
 {
     /* Tables are used as they lie in the file. */
     if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__)
         return kvb_fail(err, KVB_E_FORMAT, name, "books can be read on little-endian machines only");
-    kvb_reader r = {.name = name, .book = book, .err = err};
+    kvb_reader r = {.kind = &book_kind, .name = name, .bytes = book->bytes, .size = book->size, .book = book,
+                    .err = err};
     kvb_status status = kvb_reader_table(&r);
     if (status == KVB_OK)
         status = kvb_reader_geometry(&r);
     if (status == KVB_OK)
         status = kvb_reader_codebooks(&r);
-    memcpy(book->id, r.header.book_id, sizeof book->id);
+    memcpy(book->id, r.header.id, sizeof book->id);
     free(r.entry);
     return status;
 }

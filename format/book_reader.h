@@ -3,7 +3,7 @@
 #define KVB_FORMAT_BOOK_READER_H
 
 #include "format/book_write.h"
-#include "format/kvb_layout.h"
+#include "format/section_reader.h"
 
 #define KVB_NO_CODEBOOKS UINT32_MAX
 
@@ -24,34 +24,6 @@ struct kvb_book {
     size_t meta_size;
     uint8_t id[32];
 };
-
-typedef struct kvb_reader {
-    const char *name; /* of the file, for errors */
-    kvb_book *book;
-    kvb_header header;
-    kvb_entry *entry; /* [header.sections] */
-    kvb_error *err;
-} kvb_reader;
-
-/* A failure at a place of the file ("header", "section table"). */
-kvb_status kvb_reader_fail(const kvb_reader *r, const char *place, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-/* A failure in one section, which is named with what it belongs to. */
-kvb_status kvb_section_fail(const kvb_reader *r, const kvb_entry *e, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-/* "FILE, section 3 (CODE, layer 0, head 1, value)" */
-void kvb_section_name(const kvb_reader *r, const kvb_entry *e, char *where, size_t size);
-
-/* book_table.c: header, table, placement of sections, checksums, padding. Allocates r->entry. */
-kvb_status kvb_reader_table(kvb_reader *r);
-
-/* book_section.c: the content of one section. */
-/* Compares everything the entry says of itself with what it must say; `want` has the fields type to shape filled. */
-kvb_status kvb_section_expect(const kvb_reader *r, const kvb_entry *e, const kvb_entry *want, bool may_compress);
-/* In place; only for sections that are stored raw. */
-const uint8_t *kvb_section_bytes(const kvb_reader *r, const kvb_entry *e);
-/* The raw content copied to out[raw_size], inflated where it is compressed. */
-kvb_status kvb_section_copy(const kvb_reader *r, const kvb_entry *e, uint8_t *out);
 
 /* book_geometry.c: META, GEOM, POLC, and the arrays they size. */
 kvb_status kvb_reader_geometry(kvb_reader *r);

@@ -10,9 +10,9 @@
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/half.h"
-#include "format/base/sha256.h"
 #include "format/book_reader.h"
 #include "format/book_spec.h"
+#include "format/section_write.h"
 
 /* A section on its way: its entry and where its bytes come from. */
 typedef struct section {
@@ -38,15 +38,12 @@ typedef struct bytes {
 
 static void put(bytes *b, uint64_t value, unsigned width)
 {
-    for (unsigned i = 0; i < width; i++)
-        *b->at++ = (uint8_t)(value >> (8 * i));
+    b->at = kvb_store_le(b->at, value, width);
 }
 
 static void put_f64(bytes *b, double value)
 {
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    put(b, bits, 8);
+    b->at = kvb_store_f64(b->at, value);
 }
 
 /* What is not a number, such as an error relative to no variance, is unknown; unknown has one spelling. */
@@ -55,11 +52,6 @@ static void put_figure(bytes *b, float value)
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     put(b, isfinite(value) ? bits : 0x7FC00000, 4);
-}
-
-static uint32_t crc_of(const uint8_t *from, size_t size)
-{
-    return (uint32_t)crc32_z(0, from, size);
 }
 
 /* --- the list of sections --- */
@@ -81,7 +73,7 @@ static kvb_status use_bytes(writer *w, section *s, uint8_t *raw, size_t size)
         return kvb_fail_memory(w->err, "book");
     s->bytes = raw;
     s->entry.stored_size = s->entry.raw_size = size;
-    s->entry.stored_crc = s->entry.raw_crc = crc_of(raw, size);
+    s->entry.stored_crc = s->entry.raw_crc = kvb_crc_of(raw, size);
     return KVB_OK;
 }
 
@@ -102,7 +94,7 @@ static kvb_status compress_section(writer *w, section *s)
     s->bytes = packed;
     s->entry.codec = KVB_CODEC_ZLIB;
     s->entry.stored_size = size;
-    s->entry.stored_crc = crc_of(packed, size);
+    s->entry.stored_crc = kvb_crc_of(packed, size);
     return KVB_OK;
 }
 
@@ -158,17 +150,9 @@ static kvb_status add_geometry(writer *w)
 
 static kvb_status add_policy(writer *w)
 {
-    const kvb_policy *p = &w->spec->policy;
     uint8_t *raw = kvb_alloc_array(KVB_POLICY_SIZE, 1);
-    if (raw != NULL) {
-        bytes b = {raw};
-        put_f64(&b, p->anchor_fraction);
-        put(&b, p->score, 4);
-        put(&b, p->window, 4);
-        put(&b, p->sinks, 4);
-        put(&b, p->exact, 4);
-        put(&b, 0, 8);
-    }
+    if (raw != NULL)
+        kvb_store_policy(raw, &w->spec->policy);
     return add_blob(w, "POLC", raw, KVB_POLICY_SIZE);
 }
 
@@ -363,54 +347,7 @@ static void fill_section(writer *w, section *s)
             memcpy(to, s->floats[i], s->counts[i] * sizeof(float));
         to += s->counts[i] * kvb_element_size(s->entry.dtype);
     }
-    s->entry.stored_crc = s->entry.raw_crc = crc_of(w->image + s->entry.offset, (size_t)s->entry.stored_size);
-}
-
-static void put_entry(bytes *b, const kvb_entry *e)
-{
-    memcpy(b->at, e->type, 4);
-    b->at += 4;
-    put(b, e->codec, 2);
-    put(b, e->dtype, 2);
-    put(b, e->kind, 4);
-    put(b, e->layer, 4);
-    put(b, e->head, 4);
-    put(b, e->first_group, 4);
-    put(b, e->groups, 4);
-    put(b, e->channels, 4);
-    put(b, e->centroids, 4);
-    put(b, e->dims, 4);
-    for (unsigned i = 0; i < 4; i++)
-        put(b, e->shape[i], 4);
-    put(b, e->offset, 8);
-    put(b, e->stored_size, 8);
-    put(b, e->raw_size, 8);
-    put(b, e->stored_crc, 4);
-    put(b, e->raw_crc, 4);
-    put(b, 0, 8);
-}
-
-static void put_header(const writer *w)
-{
-    const uint8_t *table = w->image + KVB_HEADER_SIZE;
-    size_t table_size = (size_t)w->count * KVB_ENTRY_SIZE;
-    bytes b = {w->image};
-    memcpy(b.at, KVB_MAGIC, KVB_MAGIC_SIZE);
-    b.at += KVB_MAGIC_SIZE;
-    put(&b, KVB_FILE_MAJOR, 2);
-    put(&b, KVB_FILE_MINOR, 2);
-    put(&b, KVB_HEADER_SIZE, 4);
-    put(&b, w->size, 8);
-    put(&b, 0, 4); /* incompatible flags */
-    put(&b, 0, 4); /* compatible flags */
-    put(&b, KVB_HEADER_SIZE, 8);
-    put(&b, w->count, 4);
-    put(&b, KVB_ENTRY_SIZE, 4);
-    put(&b, KVB_BYTE_ORDER, 4);
-    put(&b, crc_of(table, table_size), 4);
-    kvb_sha256_of(table, table_size, b.at);
-    b.at = w->image + KVB_HEADER_SIZE - 4;
-    put(&b, crc_of(w->image, KVB_HEADER_SIZE - 4), 4);
+    s->entry.stored_crc = s->entry.raw_crc = kvb_crc_of(w->image + s->entry.offset, (size_t)s->entry.stored_size);
 }
 
 /* What the reader would refuse must never be written. */
@@ -436,12 +373,12 @@ static kvb_status build_image(writer *w)
     kvb_status status = place_sections(w);
     if (status != KVB_OK)
         return status;
-    bytes table = {w->image + KVB_HEADER_SIZE};
+    uint8_t *entry = w->image + KVB_HEADER_SIZE;
     for (uint32_t i = 0; i < w->count; i++) {
         fill_section(w, &w->section[i]);
-        put_entry(&table, &w->section[i].entry);
+        entry = kvb_store_entry(entry, &w->section[i].entry);
     }
-    put_header(w);
+    kvb_store_header(w->image, KVB_MAGIC, w->size, w->count, w->image + KVB_HEADER_SIZE);
     return read_back(w);
 }
 

@@ -1,4 +1,5 @@
-/* The bytes of `.kvb` version 1 as constants and parsed forms, for its reader and its writer. spec/kvb-1.md explains. */
+/* The bytes of `.kvb` version 1 as constants and parsed forms, for its reader and its writer, and of `.kvp` where it has the
+ * same shell. spec/kvb-1.md and spec/kvp-1.md explain. */
 #ifndef KVB_FORMAT_KVB_LAYOUT_H
 #define KVB_FORMAT_KVB_LAYOUT_H
 
@@ -9,6 +10,7 @@
 #include "kvbook/book.h"
 
 #define KVB_MAGIC "\x89KVB\r\n\x1a\n"
+#define KVB_PACK_MAGIC "\x89KVP\r\n\x1a\n"
 #define KVB_SHARED UINT32_MAX /* a section that belongs to no one layer, head or kind */
 
 enum {
@@ -47,7 +49,8 @@ enum {
 };
 #define KVB_MAX_FILE ((uint64_t)16 << 30)
 
-typedef enum kvb_codec { KVB_CODEC_RAW = 0, KVB_CODEC_ZLIB = 1 } kvb_codec;
+/* Planes, in packed caches only: zlib of rows whose bytes were put in order of columns. */
+typedef enum kvb_codec_id { KVB_CODEC_RAW = 0, KVB_CODEC_ZLIB = 1, KVB_CODEC_PLANES = 2 } kvb_codec_id;
 typedef enum kvb_element { KVB_ELEMENT_BYTE = 0, KVB_ELEMENT_F16 = 1, KVB_ELEMENT_F32 = 2 } kvb_element;
 
 typedef struct kvb_header {
@@ -58,7 +61,7 @@ typedef struct kvb_header {
     uint64_t table_offset;
     uint32_t sections, entry_size;
     uint32_t table_crc;
-    uint8_t book_id[32];
+    uint8_t id[32];
 } kvb_header;
 
 /* One row of the section table. */

@@ -25,11 +25,12 @@ uint64_t kvb_pool_capacity(double fraction, uint64_t left)
     return capacity < left ? capacity : left;
 }
 
-bool kvb_pool_reserve(kvb_anchor_pool *pool)
+bool kvb_pool_make_room(kvb_anchor_pool *pool, uint32_t anchors)
 {
-    if (pool->count < pool->room)
+    if (anchors <= pool->room)
         return true;
     uint32_t room = pool->room < 8 ? 8 : pool->room < UINT32_MAX / 2 ? 2 * pool->room : UINT32_MAX;
+    room = room < anchors ? anchors : room;
     uint32_t *position = realloc(pool->position, room * sizeof *position);
     if (position == NULL)
         return false;
@@ -40,6 +41,11 @@ bool kvb_pool_reserve(kvb_anchor_pool *pool)
     pool->score = score;
     pool->room = room;
     return true;
+}
+
+bool kvb_pool_reserve(kvb_anchor_pool *pool)
+{
+    return kvb_pool_make_room(pool, pool->count + 1);
 }
 
 /* The last of the lowest scores. */

@@ -25,6 +25,8 @@ uint64_t kvb_pool_capacity(double fraction, uint64_t left);
 
 /* Makes room for one more anchor; false if out of memory. */
 bool kvb_pool_reserve(kvb_anchor_pool *pool);
+/* Makes room for `anchors` in all. */
+bool kvb_pool_make_room(kvb_anchor_pool *pool, uint32_t anchors);
 
 /* Offers a token that leaves the window, later than all before it; needs kvb_pool_reserve(). The lowest score loses its
  * place, the later token of equal ones. Returns the index the loser had among the anchors, the old count if it is the

@@ -174,12 +174,13 @@ static kvb_status reserve_form(const kvb_cache *cache, uint32_t layer, kvb_cache
     return status;
 }
 
-static kvb_status reserve_rope(kvb_cache *cache, const kvb_cache_layer *layer, kvb_error *err)
+/* Positions 0 .. length. */
+static kvb_status reserve_rope(kvb_cache *cache, const kvb_cache_layer *layer, uint32_t length, kvb_error *err)
 {
     kvb_rope_table *table = cache->rope + layer->rope, longer;
-    if (layer->length < table->count)
+    if (length < table->count)
         return KVB_OK;
-    uint32_t count = larger_room(table->count, 256, cache->reserve, UINT32_MAX);
+    uint32_t count = larger_room(table->count, length < 256 ? 256 : length + 1, cache->reserve, UINT32_MAX);
     kvb_status status = kvb_rope_table_create(&longer, &layer->geometry, 0, count, err);
     if (status != KVB_OK)
         return status;
@@ -191,7 +192,7 @@ static kvb_status reserve_rope(kvb_cache *cache, const kvb_cache_layer *layer, k
 kvb_status kvb_store_reserve(kvb_cache *cache, uint32_t layer, kvb_error *err)
 {
     kvb_cache_layer *l = cache->layer + layer;
-    kvb_status status = reserve_rope(cache, l, err);
+    kvb_status status = reserve_rope(cache, l, l->length, err);
     bool leaving = next_to_leave(l) != UINT32_MAX;
     for (uint32_t g = 0; status == KVB_OK && g < l->geometry.kv_heads; g++) {
         status = reserve_form(cache, layer, l->head + g, g, err);
@@ -200,6 +201,38 @@ kvb_status kvb_store_reserve(kvb_cache *cache, uint32_t layer, kvb_error *err)
         if (status == KVB_OK && ((leaving && !reserve_leaving(cache, l, l->head + g)) ||
                                  !reserve_exact(cache, l, l->head + g)))
             status = kvb_fail_memory(err, "a token of the cache");
+    }
+    return status;
+}
+
+static bool make_room(const kvb_cache *cache, const kvb_cache_layer *l, kvb_cache_head *head, uint32_t tokens,
+                      uint32_t anchors, uint32_t coded)
+{
+    const uint32_t sinks = kvb_layer_sinks(l, tokens), window = tokens - kvb_layer_window_first(l, tokens);
+    const uint32_t most = l->policy.window != 0 ? l->policy.window : 1;
+    if (!grow_rows(&l->half, head->sinks, sinks) || !kvb_pool_make_room(&head->pool, anchors) ||
+        !grow_rows(&head->form, head->anchors, head->pool.room))
+        return false;
+    head->sink_room = sinks;
+    head->anchor_room = head->pool.room;
+    if (coded > 0 && (!grow((void **)&head->codes[KVB_KEY], coded, head->codec[KVB_KEY]->packed_bytes) ||
+                      !grow((void **)&head->codes[KVB_VALUE], coded, head->codec[KVB_VALUE]->packed_bytes)))
+        return false;
+    head->code_room = coded;
+    return grow_window(l, head, larger_room(head->window_room, window != 0 ? window : 1, cache->reserve, most));
+}
+
+kvb_status kvb_store_make_room(kvb_cache *cache, uint32_t layer, uint32_t tokens, uint32_t anchors, uint32_t coded,
+                               kvb_error *err)
+{
+    kvb_cache_layer *l = cache->layer + layer;
+    kvb_status status = reserve_rope(cache, l, tokens, err);
+    for (uint32_t g = 0; status == KVB_OK && g < l->geometry.kv_heads; g++) {
+        status = reserve_form(cache, layer, l->head + g, g, err);
+        if (status == KVB_OK && anchors + coded > 0)
+            status = reserve_codecs(cache, layer, g, err);
+        if (status == KVB_OK && !make_room(cache, l, l->head + g, tokens, anchors, coded))
+            status = kvb_fail_memory(err, "a saved cache");
     }
     return status;
 }

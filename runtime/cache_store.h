@@ -60,6 +60,9 @@ uint32_t kvb_layer_sinks(const kvb_cache_layer *layer, uint32_t length);
 
 /* Makes room for the next token of a layer, everywhere: after it kvb_store_append() cannot fail. */
 kvb_status kvb_store_reserve(kvb_cache *cache, uint32_t layer, kvb_error *err);
+/* Makes room in an empty layer for so many tokens, anchors and rows of codes, for whoever then fills them in. */
+kvb_status kvb_store_make_room(kvb_cache *cache, uint32_t layer, uint32_t tokens, uint32_t anchors, uint32_t coded,
+                               kvb_error *err);
 void kvb_store_append(kvb_cache *cache, uint32_t layer, const float *keys, const float *values);
 void kvb_store_free(kvb_cache_head *head);
 

@@ -16,6 +16,7 @@ import zlib
 MAGIC = b"\x89KVB\r\n\x1a\n"
 SHARED = 0xFFFFFFFF
 ELEMENT = {0: 1, 1: 2, 2: 4}
+CODECS = (0, 1)
 KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "FINE", "MEAN", "XFRM", "qual")
 MAX_META = 1 << 20
 MIN_NORMAL32 = 2.0 ** -126
@@ -84,7 +85,7 @@ def check_entry(e, newer):
     e["type"] = name
     known = name in KNOWN
     need(known or name[0].islower(), "unknown critical section %s" % name)
-    need(e["codec"] in (0, 1) or (newer and not known), "codec of %s" % name)
+    need(e["codec"] in CODECS or (newer and not known), "codec of %s" % name)
     need(e["dtype"] in ELEMENT or (newer and not known), "dtype of %s" % name)
     if e["codec"] == 0:
         need(e["stored_size"] == e["raw_size"] and e["stored_crc"] == e["raw_crc"], "raw section %s" % name)

@@ -1,20 +1,18 @@
 #include <stdlib.h>
-#include <string.h>
 
+#include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/base/mapfile.h"
 #include "tools/commands.h"
 #include "tools/generation.h"
 #include "tools/identity.h"
 #include "tools/input.h"
+#include "tools/prompt.h"
 #include "tools/summary.h"
-
-enum { PROMPT_MOST_BYTES = 1 << 26 };
 
 typedef struct generate_args {
     kvb_common_args common;
     kvb_model_args model;
-    const char *prompt, *prompt_file, *book;
+    const char *prompt, *prompt_file, *book, *packed, *packed_name;
     kvb_arg_u64 tokens, seed;
     kvb_arg_real temperature;
     kvb_policy_args policy;
@@ -26,6 +24,10 @@ static const kvb_flag flags[] = {
     {"--prompt", KVB_FLAG_STRING, "TEXT", "text to go on from", .offset = offsetof(generate_args, prompt)},
     {"--prompt-file", KVB_FLAG_STRING, "FILE", "the same from a UTF-8 file",
      .offset = offsetof(generate_args, prompt_file)},
+    {"--cache", KVB_FLAG_STRING, "FILE", "go on from a prompt that `kvbook pack` saved (.kvp), before any text given here",
+     .offset = offsetof(generate_args, packed)},
+    {"--cache-name", KVB_FLAG_STRING, "NAME", "which prompt of that file, where it holds several",
+     .offset = offsetof(generate_args, packed_name)},
     {"--tokens", KVB_FLAG_COUNT, "N", "new tokens at most (default 64)", .offset = offsetof(generate_args, tokens),
      .letter = "-n", .least = 1},
     {"--book", KVB_FLAG_STRING, "FILE", "code the cache with this book (.kvb); without it every token stays exact",
@@ -62,67 +64,98 @@ typedef struct generate_run {
     kvb_model *model;
     kvb_book *book;
     kvb_cache *cache;
-    uint32_t *ids;
-    size_t count;
+    kvb_cache_file *packed;
+    kvb_prompt prompt;
+    float *hidden; /* where nothing follows the packed prompt */
+    uint64_t held; /* tokens of the packed prompt, and how long it took to bring them back */
+    double restored;
     uint64_t made;
 } generate_run;
 
+/* The packed prompt has its own policy and its own beginning. */
+static kvb_status check_packed(const generate_args *a, kvb_error *err)
+{
+    const char *own = kvb_policy_flag_given(&a->policy);
+    if (own == NULL && (a->bos || a->no_bos))
+        own = a->bos ? "--bos" : "--no-bos";
+    if (own != NULL)
+        return kvb_fail(err, KVB_E_USAGE, own, "does not go with --cache: the prompt was packed with a choice of its own");
+    if (a->prompt != NULL && a->prompt_file != NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected at most one of --prompt and --prompt-file");
+    return KVB_OK;
+}
+
 static kvb_status check_args(const generate_args *a, kvb_error *err)
 {
+    if (a->packed != NULL)
+        return check_packed(a, err);
+    if (a->packed_name != NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--cache-name", "means nothing without --cache");
     if ((a->prompt != NULL) == (a->prompt_file != NULL))
-        return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected exactly one of --prompt and --prompt-file");
-    const kvb_policy_args *p = &a->policy;
-    const char *idle = p->anchors.set  ? "--anchors"
-                       : p->score.set  ? "--anchor-score"
-                       : p->window.set ? "--window"
-                       : p->sinks.set  ? "--sinks"
-                       : p->exact.set  ? "--exact"
-                                       : NULL;
+        return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected exactly one of --prompt and --prompt-file, or --cache");
+    const char *idle = kvb_policy_flag_given(&a->policy);
     if (a->book == NULL && idle != NULL)
         return kvb_fail(err, KVB_E_USAGE, idle, "means nothing without --book: every token stays exact");
     return KVB_OK;
 }
 
-/* Ids of the prompt, BOS first where it is wanted. */
+/* Ids of the prompt, BOS first where it is wanted: never in the middle. */
 static kvb_status encode_prompt(generate_run *r, kvb_error *err)
 {
     const generate_args *a = r->args;
-    char *bytes = NULL;
-    size_t size = a->prompt != NULL ? strlen(a->prompt) : 0, count = 0;
-    uint32_t *ids = NULL;
-    int32_t bos;
-    kvb_status status = kvb_choose_bos(r->model, a->bos, a->no_bos, &bos, err);
-    if (status == KVB_OK && a->prompt_file != NULL)
-        status = kvb_read_file(a->prompt_file, PROMPT_MOST_BYTES, &bytes, &size, err);
-    if (status == KVB_OK)
-        status = kvb_tokenizer_encode(kvb_model_tokenizer(r->model), bytes != NULL ? bytes : a->prompt, size, true,
-                                      &ids,
-                                      &count, err);
-    if (status == KVB_OK && (r->ids = malloc((count + 1) * sizeof *ids)) == NULL)
-        status = kvb_fail_memory(err, "prompt");
-    if (status == KVB_OK) {
-        if (bos >= 0)
-            r->ids[r->count++] = (uint32_t)bos;
-        if (count > 0)
-            memcpy(r->ids + r->count, ids, count * sizeof *ids);
-        r->count += count;
-    }
-    free(ids);
-    free(bytes);
-    return status;
+    int32_t bos = -1;
+    if (a->prompt == NULL && a->prompt_file == NULL)
+        return KVB_OK;
+    kvb_status status = a->packed == NULL ? kvb_choose_bos(r->model, a->bos, a->no_bos, &bos, err) : KVB_OK;
+    return status == KVB_OK ? kvb_prompt_encode(r->model, a->prompt, a->prompt_file, bos, &r->prompt, err) : status;
 }
 
 static kvb_status make_cache(generate_run *r, kvb_error *err)
 {
-    const kvb_model_info *info = kvb_model_get_info(r->model);
     const generate_args *a = r->args;
-    if (r->book == NULL)
-        return kvb_cache_create_exact(info->layer, info->layers, &r->cache, err);
     kvb_cache_options options;
     kvb_cache_options_init(&options, r->book);
     options.policy = kvb_policy_from_args(&a->policy, options.policy);
     options.seed = a->seed.value;
-    return kvb_cache_create(r->book, &options, &r->cache, err);
+    return kvb_prompt_cache(r->model, r->book, &options, &r->cache, err);
+}
+
+static kvb_status take_hidden(generate_run *r, uint32_t prompt, kvb_error *err)
+{
+    const uint32_t width = kvb_model_get_info(r->model)->embedding;
+    const uint32_t count = kvb_cache_file_prompt(r->packed, prompt).hidden_count;
+    if (count != width)
+        return kvb_fail(err, KVB_E_MISMATCH, r->args->packed,
+                        "has a hidden state of %u numbers, the model needs %u to go on: give it more text with --prompt",
+                        count, width);
+    r->hidden = kvb_alloc_array(width, sizeof *r->hidden);
+    return r->hidden != NULL ? kvb_cache_file_hidden(r->packed, prompt, r->hidden, err)
+                             : kvb_fail_memory(err, "generate");
+}
+
+/* The cache of the packed prompt, as it was when it was saved. */
+static kvb_status take_packed(generate_run *r, kvb_error *err)
+{
+    const generate_args *a = r->args;
+    uint32_t prompt = 0;
+    kvb_cache_options options;
+    const double start = kvb_seconds();
+    kvb_status status =
+        kvb_prompt_open_packed(a->packed, a->packed_name, r->model, &a->allow, &r->packed, &prompt, err);
+    if (status != KVB_OK)
+        return status;
+    status = kvb_check_packed_book(r->packed, a->packed, r->book, a->book, err);
+    if (status != KVB_OK)
+        return status;
+    kvb_cache_file_options(r->packed, &options);
+    status = kvb_prompt_cache(r->model, r->book, &options, &r->cache, err);
+    if (status == KVB_OK)
+        status = kvb_cache_file_restore(r->packed, prompt, r->cache, err);
+    if (status == KVB_OK && r->prompt.count == 0)
+        status = take_hidden(r, prompt, err);
+    r->held = kvb_cache_file_prompt(r->packed, prompt).tokens;
+    r->restored = kvb_seconds() - start;
+    return status;
 }
 
 /* Prints the token at once: its bytes may be a part of a character only, which the next token completes. */
@@ -140,7 +173,10 @@ static void say_cache(const generate_run *r, double seconds)
 {
     kvb_cache_bytes b = kvb_cache_count_bytes(r->cache);
     char size[32], took[32];
-    kvb_say(r->progress, "%zu prompt tokens, %llu new ones in %s; cache %s, %.3f bits an element", r->count,
+    if (r->held > 0)
+        kvb_say(r->progress, "%llu tokens came with %s in %.1f ms", (unsigned long long)r->held, r->args->packed,
+                1e3 * r->restored);
+    kvb_say(r->progress, "%zu prompt tokens, %llu new ones in %s; cache %s, %.3f bits an element", r->prompt.count,
             (unsigned long long)r->made, kvb_time_text(seconds, took), kvb_size_text(b.total, size),
             b.elements > 0 ? 8.0 * (double)b.total / (double)b.elements : 0.0);
 }
@@ -162,13 +198,14 @@ static kvb_status generate(generate_run *r, kvb_error *err)
     if (status == KVB_OK)
         status = encode_prompt(r, err);
     if (status == KVB_OK)
-        status = make_cache(r, err);
+        status = a->packed != NULL ? take_packed(r, err) : make_cache(r, err);
     if (status != KVB_OK)
         return status;
     const kvb_generation_options options = {.most = a->tokens.value, .temperature = a->temperature.value,
-                                            .seed = a->seed.value, .ignore_eos = a->ignore_eos};
+                                            .seed = a->seed.value, .ignore_eos = a->ignore_eos,
+                                            .hidden = r->hidden};
     double start = kvb_seconds();
-    status = kvb_generate(r->model, r->cache, r->ids, r->count, &options, print_token, r, err);
+    status = kvb_generate(r->model, r->cache, r->prompt.ids, r->prompt.count, &options, print_token, r, err);
     if (r->made > 0)
         putchar('\n');
     if (status == KVB_OK && kvb_interrupted())
@@ -184,7 +221,9 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     kvb_status status = check_args(r.args, err);
     if (status == KVB_OK)
         status = generate(&r, err);
-    free(r.ids);
+    free(r.prompt.ids);
+    free(r.hidden);
+    kvb_cache_file_close(r.packed);
     kvb_cache_destroy(r.cache);
     kvb_model_close(r.model);
     kvb_book_close(r.book);

@@ -5,6 +5,8 @@
 #include "format/base/sha256.h"
 #include "tools/commands.h"
 #include "tools/identity.h"
+#include "tools/packed.h"
+#include "tools/prompt.h"
 #include "tools/summary.h"
 
 typedef struct info_args {
@@ -19,9 +21,9 @@ static const kvb_flag flags[] = {
 
 static const kvb_command_spec spec = {
     .name = "info",
-    .operands = "BOOK.kvb",
-    .summary = "Show what a book holds and where it comes from",
-    .about = "-v adds a line for each layer.",
+    .operands = "BOOK.kvb|CACHE.kvp",
+    .summary = "Show what a book, or a file of packed caches, holds and where it comes from",
+    .about = "-v adds a line for each layer of a book.",
     .args_size = sizeof(info_args),
     .operands_offset = offsetof(info_args, books),
     .group = {{"Flags", flags, 1, 0}, KVB_GROUP(common, "Common flags", info_args, common)},
@@ -261,7 +263,10 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
 {
     const info_args *a = args;
     if (a->books.count != 1)
-        return kvb_fail(err, KVB_E_USAGE, "info", "found %zu files, expected one book (.kvb)", a->books.count);
+        return kvb_fail(err, KVB_E_USAGE, "info", "found %zu files, expected one book (.kvb) or one of packed caches (.kvp)",
+                        a->books.count);
+    if (kvb_is_cache_file(a->books.items[0]))
+        return kvb_info_packed(a->books.items[0], a->json, err);
     book_view v = {.path = a->books.items[0]};
     size_t size;
     kvb_status status = kvb_book_open(v.path, &v.book, err);

@@ -8,6 +8,8 @@
 #include "tools/commands.h"
 #include "tools/identity.h"
 #include "tools/input.h"
+#include "tools/packed.h"
+#include "tools/prompt.h"
 #include "tools/summary.h"
 
 /* A codebook that uses fewer of its centroids is one that training gave up on. */
@@ -17,7 +19,7 @@ enum { MOST_PRINTED = 20 };
 typedef struct verify_args {
     kvb_common_args common;
     kvb_strings books;
-    const char *model, *tokenizer;
+    const char *model, *tokenizer, *book;
     bool json;
 } verify_args;
 
@@ -26,20 +28,23 @@ static const kvb_flag flags[] = {
      .offset = offsetof(verify_args, model)},
     {"--tokenizer", KVB_FLAG_STRING, "FILE", "llama2.c's tokenizer.bin of that model",
      .offset = offsetof(verify_args, tokenizer)},
+    {"--book", KVB_FLAG_STRING, "FILE", "of packed caches: also check that they go on with this book",
+     .offset = offsetof(verify_args, book)},
     {"--json", KVB_FLAG_BOOL, NULL, "print one JSON object", .offset = offsetof(verify_args, json)},
 };
 
 static const kvb_command_spec spec = {
     .name = "verify",
-    .operands = "BOOK.kvb",
-    .summary = "Prove that a book is whole and its codebooks are worth something",
+    .operands = "BOOK.kvb|CACHE.kvp",
+    .summary = "Prove that a book is whole and its codebooks are worth something, or that packed caches are whole",
     .about = "Reads the whole file (checksums, geometry, every number finite), then checks each codebook: at\n"
              "least half of its centroids differ, its quality is on record, at least half of the centroids are used,\n"
              "and its error on training and held-out data is below that of predicting the mean. Exits with 1 and\n"
-             "names each failed check. Of fine codebooks, which have no quality records, the first check is made.",
+             "names each failed check. Of fine codebooks, which have no quality records, the first check is made.\n"
+             "Of packed caches (.kvp) every byte is read and checked.",
     .args_size = sizeof(verify_args),
     .operands_offset = offsetof(verify_args, books),
-    .group = {{"Flags", flags, 3, 0}, KVB_GROUP(common, "Common flags", verify_args, common)},
+    .group = {{"Flags", flags, sizeof flags / sizeof *flags, 0}, KVB_GROUP(common, "Common flags", verify_args, common)},
     .groups = 2,
 };
 
@@ -207,9 +212,14 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
 {
     const verify_args *a = args;
     if (a->books.count != 1)
-        return kvb_fail(err, KVB_E_USAGE, "verify", "found %zu files, expected one book (.kvb)", a->books.count);
+        return kvb_fail(err, KVB_E_USAGE, "verify", "found %zu files, expected one book (.kvb) or one of packed caches (.kvp)",
+                        a->books.count);
     if (a->tokenizer != NULL && a->model == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--tokenizer", "means nothing without --model");
+    if (kvb_is_cache_file(a->books.items[0]))
+        return kvb_verify_packed(a->books.items[0], a->model, a->tokenizer, a->book, a->json, p, err);
+    if (a->book != NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--book", "means nothing for a book; it goes with packed caches (.kvp)");
     kvb_book *book;
     kvb_status status = kvb_book_open(a->books.items[0], &book, err);
     if (status != KVB_OK)

@@ -157,6 +157,16 @@ kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kv
     return status;
 }
 
+const char *kvb_policy_flag_given(const kvb_policy_args *a)
+{
+    return a->anchors.set  ? "--anchors"
+           : a->score.set  ? "--anchor-score"
+           : a->window.set ? "--window"
+           : a->sinks.set  ? "--sinks"
+           : a->exact.set  ? "--exact"
+                           : NULL;
+}
+
 kvb_policy kvb_policy_from_args(const kvb_policy_args *a, kvb_policy policy)
 {
     if (a->anchors.set)

@@ -71,6 +71,8 @@ extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6]
 kvb_status kvb_recipe_from_args(const kvb_recipe_args *a, kvb_recipe *recipe, kvb_error *err);
 /* `policy` with what the flags override. */
 kvb_policy kvb_policy_from_args(const kvb_policy_args *a, kvb_policy policy);
+/* The first flag of the group that was given, or NULL. */
+const char *kvb_policy_flag_given(const kvb_policy_args *a);
 /* KVB_E_USAGE where the policy asks for fine codes of a book or recipe, `name`, that has none. */
 kvb_status kvb_check_exact_form(const kvb_policy *policy, bool has_fine, const char *name, kvb_error *err);
 /* What --json and tables call a score, and the form of what is kept: "half" or "fine". */

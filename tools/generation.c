@@ -69,7 +69,13 @@ static kvb_status run(generation *g, const kvb_model *model, const uint32_t *pro
                       const kvb_generation_options *o, kvb_token_fn token, void *user, kvb_error *err)
 {
     int32_t eos = o->ignore_eos ? -1 : kvb_tokenizer_eos(kvb_model_tokenizer(model));
-    kvb_status status = advance(g, prompt, prompt_count, err);
+    kvb_status status = KVB_OK;
+    if (prompt_count > 0) {
+        status = advance(g, prompt, prompt_count, err);
+    } else {
+        kvb_stream_logits(g->stream, o->hidden, g->logits);
+        status = check_logits(g, err);
+    }
     for (uint64_t i = 0; i < o->most && status == KVB_OK; i++) {
         uint32_t next = choose(g->logits, g->vocab, o, i);
         if ((eos >= 0 && next == (uint32_t)eos) || token(user, next) != 0)
@@ -84,11 +90,13 @@ kvb_status kvb_generate(const kvb_model *model, kvb_cache *cache, const uint32_t
                         const kvb_generation_options *options, kvb_token_fn token, void *user, kvb_error *err)
 {
     const kvb_model_info *info = kvb_model_get_info(model);
-    if (prompt_count == 0)
+    const uint64_t held = kvb_cache_length(cache, 0);
+    if (prompt_count == 0 && (held == 0 || options->hidden == NULL))
         return kvb_fail(err, KVB_E_USAGE, "generate", "the prompt has no tokens");
-    if (prompt_count > info->context || options->most > info->context - prompt_count)
-        return kvb_fail(err, KVB_E_USAGE, "generate", "%zu prompt tokens and %llu new ones exceed the model's %u",
-                        prompt_count, (unsigned long long)options->most, info->context);
+    if (held > info->context || prompt_count > info->context - held ||
+        options->most > info->context - held - prompt_count)
+        return kvb_fail(err, KVB_E_USAGE, "generate", "%llu prompt tokens and %llu new ones exceed the model's %u",
+                        (unsigned long long)(held + prompt_count), (unsigned long long)options->most, info->context);
     generation g = {.logits = kvb_alloc_array(info->vocab, sizeof(float)), .vocab = info->vocab};
     kvb_status status = g.logits != NULL ? kvb_stream_create(model, cache, &g.stream, err)
                                          : kvb_fail_memory(err, "generate");

@@ -10,14 +10,15 @@ typedef struct kvb_generation_options {
     double temperature; /* 0: the most likely token */
     uint64_t seed;
     bool ignore_eos;
+    const float *hidden; /* [E] the state after the last token in the cache: needed where there is no prompt */
 } kvb_generation_options;
 
 /* Sees each new token; return non-zero to stop. */
 typedef int (*kvb_token_fn)(void *user, uint32_t token);
 
-/* Runs the prompt (at least one token) and then the new tokens one at a time through `cache`, which is empty and has the
- * model's geometry. Every position attends through the cache, prompt included, so that what a token sees does not depend
- * on where the prompt ends. KVB_E_USAGE where prompt and new tokens exceed the model's context. */
+/* Runs the prompt (at least one token, unless options->hidden says how a cache that is not empty goes on) and then the new
+ * tokens one at a time through `cache`, which has the model's geometry, after the tokens it holds. Every position attends through the cache, prompt included, so that what a token sees does not depend
+ * on where the prompt ends. KVB_E_USAGE where all tokens together exceed the model's context. */
 kvb_status kvb_generate(const kvb_model *model, kvb_cache *cache, const uint32_t *prompt, size_t prompt_count,
                         const kvb_generation_options *options, kvb_token_fn token, void *user, kvb_error *err);
 

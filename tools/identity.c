@@ -97,7 +97,7 @@ static kvb_status check_geometry(const kvb_book *book, const char *path, const k
 }
 
 static kvb_status check_hash(const kvb_json *meta, const char *key, const uint8_t expected[32], const char *path,
-                             const char *what, const char *override, kvb_error *err)
+                             const char *what, const char *override, const char *remedy, kvb_error *err)
 {
     char hex[65];
     kvb_sha256_hex(expected, hex);
@@ -105,30 +105,58 @@ static kvb_status check_hash(const kvb_json *meta, const char *key, const uint8_
     if (strcmp(found, hex) == 0)
         return KVB_OK;
     return kvb_fail(err, KVB_E_MISMATCH, path,
-                    "was made for another %s: its %s is %.12s, this model's %.12s; calibrate a book for this model, or "
-                    "use it all the same with %s",
-                    what, key, found[0] != '\0' ? found : "missing", hex, override);
+                    "was made for another %s: its %s is %.12s, this model's %.12s; %s, or use it all the same with %s",
+                    what, key, found[0] != '\0' ? found : "missing", hex, remedy, override);
+}
+
+kvb_status kvb_check_hashes(const char *meta_json, size_t size, const char *path, const char *remedy,
+                            const kvb_model *model, const kvb_override_args *allow, kvb_error *err)
+{
+    const kvb_model_info *info = kvb_model_get_info(model);
+    const uint8_t *tokenizer = kvb_tokenizer_id(kvb_model_tokenizer(model));
+    kvb_json_doc *doc = NULL;
+    kvb_status status = kvb_json_parse(meta_json, size, path, &doc, err);
+    const kvb_json *meta = status == KVB_OK ? kvb_json_root(doc) : NULL;
+    if (status == KVB_OK && !allow->tokenizer)
+        status = check_hash(meta, "tokenizer.sha256", tokenizer, path, "tokenizer", "--allow-tokenizer-mismatch", remedy,
+                            err);
+    if (status == KVB_OK && !allow->model)
+        status = check_hash(meta, "model.weights_sha256", info->weights_sha256, path, "model", "--allow-model-mismatch",
+                            remedy, err);
+    if (status == KVB_OK && !allow->model)
+        status = check_hash(meta, "model.meta_sha256", info->meta_sha256, path, "model", "--allow-model-mismatch", remedy,
+                            err);
+    kvb_json_free(doc);
+    return status;
 }
 
 kvb_status kvb_check_identity(const kvb_book *book, const char *path, const kvb_model *model,
                               const kvb_override_args *allow, kvb_error *err)
 {
-    const kvb_model_info *info = kvb_model_get_info(model);
-    kvb_json_doc *doc = NULL;
     size_t size;
     const char *text = kvb_book_meta(book, &size);
-    kvb_status status = check_geometry(book, path, info, err);
-    if (status == KVB_OK)
-        status = kvb_json_parse(text, size, path, &doc, err);
-    const kvb_json *meta = status == KVB_OK ? kvb_json_root(doc) : NULL;
-    if (status == KVB_OK && !allow->tokenizer)
-        status = check_hash(meta, "tokenizer.sha256", kvb_tokenizer_id(kvb_model_tokenizer(model)), path, "tokenizer",
-                            "--allow-tokenizer-mismatch", err);
-    if (status == KVB_OK && !allow->model)
-        status = check_hash(meta, "model.weights_sha256", info->weights_sha256, path, "model",
-                            "--allow-model-mismatch", err);
-    if (status == KVB_OK && !allow->model)
-        status = check_hash(meta, "model.meta_sha256", info->meta_sha256, path, "model", "--allow-model-mismatch", err);
-    kvb_json_free(doc);
-    return status;
+    kvb_status status = check_geometry(book, path, kvb_model_get_info(model), err);
+    return status == KVB_OK
+               ? kvb_check_hashes(text, size, path, "calibrate a book for this model", model, allow, err)
+               : status;
+}
+
+kvb_status kvb_check_packed_book(const kvb_cache_file *file, const char *path, const kvb_book *book, const char *book_path,
+                                 kvb_error *err)
+{
+    const uint8_t *id = kvb_cache_file_book_id(file);
+    if (book == NULL && id != NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--book", "missing: %s was packed with a book; give the same one", path);
+    if (book == NULL || (id != NULL && memcmp(id, kvb_book_id(book), 32) == 0))
+        return KVB_OK;
+    if (id == NULL)
+        return kvb_fail(err, KVB_E_MISMATCH, path, "was packed without a book, not with %s; leave --book out", book_path);
+    return kvb_fail(err, KVB_E_MISMATCH, path, "was packed with another book than %s; give that book, or pack the prompt "
+                    "again with this one", book_path);
+}
+
+const char *kvb_base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
 }

@@ -3,7 +3,7 @@
 #define KVB_TOOLS_IDENTITY_H
 
 #include "format/base/json.h"
-#include "kvbook/book.h"
+#include "kvbook/cache_file.h"
 #include "model/model.h"
 #include "tools/flags.h"
 
@@ -11,6 +11,17 @@
  * codes of another geometry decode to noise. `path` is the book's. */
 kvb_status kvb_check_identity(const kvb_book *book, const char *path, const kvb_model *model,
                               const kvb_override_args *allow, kvb_error *err);
+
+/* The same by hashes alone, for a META of any kind of file at `path`; `remedy` says what to do instead. */
+kvb_status kvb_check_hashes(const char *meta_json, size_t size, const char *path, const char *remedy,
+                            const kvb_model *model, const kvb_override_args *allow, kvb_error *err);
+
+/* Whether packed caches belong to a book; book NULL: to none. KVB_E_USAGE where they need one. */
+kvb_status kvb_check_packed_book(const kvb_cache_file *file, const char *path, const kvb_book *book, const char *book_path,
+                                 kvb_error *err);
+
+/* What follows the last slash: folders are the user's business, and differ between machines. */
+const char *kvb_base_name(const char *path);
 
 /* A string of a META object by its path, such as "model.name"; "" where there is none. */
 const char *kvb_meta_string(const kvb_json *meta, const char *path);

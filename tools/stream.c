@@ -59,6 +59,7 @@ kvb_status kvb_stream_create(const kvb_model *model, kvb_cache *cache, kvb_strea
         return kvb_fail_memory(err, "stream");
     s->width = info->embedding;
     s->cache = cache;
+    s->position = (uint32_t)kvb_cache_length(cache, 0);
     kvb_status status = kvb_forward_create(model, PIECE, &s->forward, err);
     if (status != KVB_OK) {
         kvb_stream_destroy(s);

@@ -11,7 +11,7 @@ kvb_status kvb_attend_through_cache(void *cache, const kvb_attention_call *call,
 
 typedef struct kvb_stream kvb_stream;
 
-/* `cache` is empty, has the model's geometry, and like the model must outlive the stream. */
+/* `cache` has the model's geometry and like the model must outlive the stream, which goes on after the tokens it holds. */
 kvb_status kvb_stream_create(const kvb_model *model, kvb_cache *cache, kvb_stream **stream, kvb_error *err);
 void kvb_stream_destroy(kvb_stream *stream);
 
@@ -22,7 +22,7 @@ kvb_status kvb_stream_run(kvb_stream *stream, const uint32_t *tokens, size_t cou
 /* Logits [V] of a hidden state [E]. */
 void kvb_stream_logits(kvb_stream *stream, const float *hidden, float *logits);
 
-/* Tokens run so far. */
+/* Tokens run so far, with those that the cache held before. */
 uint32_t kvb_stream_position(const kvb_stream *stream);
 
 #endif

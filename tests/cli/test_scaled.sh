@@ -51,3 +51,5 @@ recipe '"values": {"scale": {"group": 7}}, "keys": {"shape": "4x4"}'
 refuse "a group that does not divide a head" 2 'does not divide a head' "$kvbook" calibrate $input --recipe "$tmp/mine.json" --v 1x4 -o "$work/x.kvb"
 refuse "tuning" 2 'no centroids to tune' "$kvbook" tune "$work/kivi.kvb" $input -o "$work/x.kvb"
 refuse "anchors over scales of several tokens" 2 'tokens share scales' "$kvbook" eval $score --book "$work/kivi.kvb" --anchors '1%'
+echo 'a b c d' >"$tmp/prompt.txt"
+refuse "packing" 2 'which a file of caches cannot hold yet' "$kvbook" pack $model --book "$work/kivi.kvb" --text "$tmp/prompt.txt" -o "$work/x.kvp"

@@ -5,7 +5,7 @@
 expect "version" 0 '^kvbook [0-9]+\.[0-9]+\.[0-9]+$' "$kvbook" --version
 expect "help lists commands" 0 '^  calibrate ' "$kvbook" --help
 expect "help names exit codes" 0 '130 interrupted' "$kvbook" --help
-for command in capture train tune calibrate eval generate info verify report recipes bench; do
+for command in capture train tune calibrate eval generate pack info verify report recipes bench; do
     expect "help of $command" 0 "^usage: kvbook $command" "$kvbook" $command --help
     expect "version of $command" 0 '^kvbook [0-9]' "$kvbook" $command --version
 done

@@ -59,6 +59,8 @@ class Section:
 
 
 class Book:
+    MAGIC = b"\x89KVB\r\n\x1a\n"
+
     def __init__(self, name):
         with open(os.path.join(GOLDEN, name), "rb") as f:
             image = f.read()
@@ -111,7 +113,7 @@ class Book:
 
     def seal(self, image):
         table = bytes(image[self.header_size:self.header_size + len(self.sections) * self.entry_size])
-        image[:8] = b"\x89KVB\r\n\x1a\n"
+        image[:8] = self.MAGIC
         fields = {"major": 1, "minor": self.minor, "header_size": self.header_size, "file_size": len(image),
                   "table_offset": self.header_size, "sections": len(self.sections), "entry_size": self.entry_size,
                   "order": 0x01020304, "table_crc": zlib.crc32(table)}

@@ -1,5 +1,6 @@
-/* The outer shell of a book: header, section table, where sections lie, checksums. After this, every section is inside
- * the file, none overlaps another, and all bytes are what the writer wrote. */
+/* The outer shell of a file: header, section table, where sections lie, checksums. After this, every section is inside
+ * the file, none overlaps another, and all bytes are what the writer wrote (but for sections whose checksum is left to
+ * whoever reads them). */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 #include "format/base/cursor.h"
 #include "format/base/fail.h"
 #include "format/base/sha256.h"
-#include "format/book_reader.h"
+#include "format/section_reader.h"
 
 kvb_status kvb_reader_fail(const kvb_reader *r, const char *place, const char *format, ...)
 {
@@ -30,7 +31,7 @@ void kvb_section_name(const kvb_reader *r, const kvb_entry *e, char *where, size
     if (e->layer != KVB_SHARED)
         snprintf(layer, sizeof layer, ", layer %u", e->layer);
     if (e->head != KVB_SHARED)
-        snprintf(head, sizeof head, ", head %u", e->head);
+        snprintf(head, sizeof head, ", %s %u", r->kind->owner, e->head);
     snprintf(where, size, "%s, section %zu (%s%s%s%s)", r->name, (size_t)(e - r->entry), e->type, layer, head, kind);
 }
 
@@ -53,26 +54,28 @@ static uint32_t crc_of(const uint8_t *bytes, uint64_t size)
 /* What text-mode transfers make of the magic's line ends. */
 static kvb_status check_magic(const kvb_reader *r)
 {
-    const uint8_t *b = r->book->bytes;
-    size_t size = r->book->size;
-    if (size >= KVB_MAGIC_SIZE && memcmp(b, KVB_MAGIC, KVB_MAGIC_SIZE) == 0)
+    const uint8_t *b = r->bytes;
+    size_t size = r->size;
+    const char *magic = r->kind->magic;
+    if (size >= KVB_MAGIC_SIZE && memcmp(b, magic, KVB_MAGIC_SIZE) == 0)
         return KVB_OK;
-    if (size >= 6 && memcmp(b, KVB_MAGIC, 4) == 0 && (b[4] == '\r' || b[4] == '\n'))
+    if (size >= 6 && memcmp(b, magic, 4) == 0 && (b[4] == '\r' || b[4] == '\n'))
         return kvb_reader_fail(r, "byte 4", "the line ends in the magic were changed: a transfer in text mode damaged "
                                             "the file; copy it again in binary mode");
-    if (size >= 4 && (b[0] & 0x7F) == 0x09 && memcmp(b + 1, "KVB", 3) == 0)
+    if (size >= 4 && (b[0] & 0x7F) == 0x09 && memcmp(b + 1, magic + 1, 3) == 0)
         return kvb_reader_fail(r, "byte 0", "the magic is damaged, as by a transfer in text mode; copy it again");
-    return kvb_reader_fail(r, "byte 0", "not a .kvb file: the magic 89 4B 56 42 0D 0A 1A 0A is missing");
+    return kvb_reader_fail(r, "byte 0", "not a .%s file: the magic 89 4B 56 %02X 0D 0A 1A 0A is missing",
+                           r->kind->extension, (unsigned)magic[3]);
 }
 
 /* What must be known before anything else in the header can be believed. */
 static kvb_status check_version(const kvb_reader *r)
 {
-    kvb_cursor c = kvb_cursor_over(r->book->bytes, r->book->size);
+    kvb_cursor c = kvb_cursor_over(r->bytes, r->size);
     kvb_cursor_seek(&c, KVB_ORDER_OFFSET);
     uint32_t order = kvb_cursor_u32(&c);
-    if (c.failed || r->book->size < KVB_HEADER_SIZE)
-        return kvb_reader_fail(r, "header", "the file ends after %zu bytes, a header has %d", r->book->size,
+    if (c.failed || r->size < KVB_HEADER_SIZE)
+        return kvb_reader_fail(r, "header", "the file ends after %zu bytes, a header has %d", r->size,
                                KVB_HEADER_SIZE);
     if (order == 0x04030201)
         return kvb_reader_fail(r, "header byte 48", "the byte order is reversed: the writer did not write "
@@ -88,7 +91,7 @@ static kvb_status check_version(const kvb_reader *r)
 
 static void parse_header(kvb_reader *r)
 {
-    kvb_cursor c = kvb_cursor_over(r->book->bytes, r->book->size);
+    kvb_cursor c = kvb_cursor_over(r->bytes, r->size);
     kvb_header *h = &r->header;
     kvb_cursor_seek(&c, KVB_MAGIC_SIZE);
     h->major = kvb_cursor_u16(&c);
@@ -102,9 +105,9 @@ static void parse_header(kvb_reader *r)
     h->entry_size = kvb_cursor_u32(&c);
     kvb_cursor_u32(&c); /* byte order, looked at already */
     h->table_crc = kvb_cursor_u32(&c);
-    const uint8_t *id = kvb_cursor_bytes(&c, sizeof h->book_id);
+    const uint8_t *id = kvb_cursor_bytes(&c, sizeof h->id);
     if (id != NULL)
-        memcpy(h->book_id, id, sizeof h->book_id);
+        memcpy(h->id, id, sizeof h->id);
 }
 
 static bool is_newer(const kvb_reader *r)
@@ -129,14 +132,14 @@ static bool size_is_good(const kvb_reader *r, uint32_t size, uint32_t known, uin
 static kvb_status check_header_bytes(const kvb_reader *r)
 {
     const kvb_header *h = &r->header;
-    const uint8_t *b = r->book->bytes;
+    const uint8_t *b = r->bytes;
     if (!size_is_good(r, h->header_size, KVB_HEADER_SIZE, KVB_MAX_HEADER))
         return kvb_reader_fail(r, "header byte 12", "header size %u, expected %d", h->header_size, KVB_HEADER_SIZE);
-    if (h->header_size > r->book->size)
+    if (h->header_size > r->size)
         return kvb_reader_fail(r, "header byte 12", "header size %u, the file has %zu bytes", h->header_size,
-                               r->book->size);
+                               r->size);
     uint32_t end = h->header_size - 4;
-    kvb_cursor c = kvb_cursor_over(b, r->book->size);
+    kvb_cursor c = kvb_cursor_over(b, r->size);
     kvb_cursor_seek(&c, end);
     uint32_t stored = kvb_cursor_u32(&c), found = crc_of(b, end);
     if (stored != found)
@@ -149,9 +152,9 @@ static kvb_status check_header_bytes(const kvb_reader *r)
 static kvb_status check_header(const kvb_reader *r)
 {
     const kvb_header *h = &r->header;
-    if (h->file_size != r->book->size)
+    if (h->file_size != r->size)
         return kvb_reader_fail(r, "header byte 16", "the file should have %llu bytes and has %zu: it was cut short or "
-                               "something was appended", (unsigned long long)h->file_size, r->book->size);
+                               "something was appended", (unsigned long long)h->file_size, r->size);
     if (h->file_size > KVB_MAX_FILE)
         return kvb_reader_fail(r, "header byte 16", "%llu bytes, the limit is 16 GiB", (unsigned long long)h->file_size);
     if (h->incompatible != 0)
@@ -178,17 +181,17 @@ static kvb_status check_table_bytes(const kvb_reader *r)
 {
     const kvb_header *h = &r->header;
     uint64_t size = table_size(h);
-    if (size > r->book->size - h->table_offset)
+    if (size > r->size - h->table_offset)
         return kvb_reader_fail(r, "section table", "%u entries of %u bytes do not fit in the file", h->sections,
                                h->entry_size);
-    const uint8_t *table = r->book->bytes + h->table_offset;
+    const uint8_t *table = r->bytes + h->table_offset;
     uint32_t found = crc_of(table, size);
     if (found != h->table_crc)
         return kvb_reader_fail(r, "section table", "checksum %08x, the bytes give %08x: the file is damaged",
                                h->table_crc, found);
     uint8_t id[32];
     kvb_sha256_of(table, (size_t)size, id);
-    if (memcmp(id, h->book_id, sizeof id) != 0)
+    if (memcmp(id, h->id, sizeof id) != 0)
         return kvb_reader_fail(r, "header byte 56", "the identity is not the SHA-256 of the section table");
     return KVB_OK;
 }
@@ -230,11 +233,10 @@ static bool type_is_name(const char *type)
     return true;
 }
 
-static bool type_is_known(const char *type)
+static bool type_is_known(const kvb_reader *r, const char *type)
 {
-    static const char known[][5] = {"META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "FINE", "MEAN", "XFRM", "qual"};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (memcmp(type, known[i], 4) == 0)
+    for (size_t i = 0; i < r->kind->known_count; i++)
+        if (memcmp(type, r->kind->known[i], 4) == 0)
             return true;
     return false;
 }
@@ -245,12 +247,13 @@ static kvb_status check_entry(const kvb_reader *r, kvb_entry *e)
         memcpy(e->type, "????", 4);
         return kvb_section_fail(r, e, "the section's type is not four letters or digits");
     }
-    bool known = type_is_known(e->type);
+    bool known = type_is_known(r, e->type);
     if (!known && e->type[0] < 'a')
         return kvb_section_fail(r, e, "unknown section type that a reader must know: a newer version of kvbook is "
                                 "needed");
-    if (e->codec > KVB_CODEC_ZLIB && (known || !is_newer(r)))
-        return kvb_section_fail(r, e, "unknown codec %u, expected 0 (raw) or 1 (zlib)", e->codec);
+    if (e->codec > r->kind->most_codec && (known || !is_newer(r)))
+        return kvb_section_fail(r, e, "unknown codec %u, expected 0 (raw) or 1 (zlib)%s", e->codec,
+                                r->kind->most_codec > KVB_CODEC_ZLIB ? " or 2 (zlib of planes)" : "");
     if (kvb_element_size(e->dtype) == 0 && (known || !is_newer(r)))
         return kvb_section_fail(r, e, "unknown dtype %u, expected 0..2", e->dtype);
     if (e->codec == KVB_CODEC_RAW && (e->stored_size != e->raw_size || e->stored_crc != e->raw_crc))
@@ -269,18 +272,18 @@ static kvb_status check_place(const kvb_reader *r, const kvb_entry *e, uint64_t 
     if (!kvb_align_u64(*end, KVB_SECTION_ALIGN, &expected) || e->offset != expected)
         return kvb_section_fail(r, e, "offset %llu, expected %llu: sections must follow each other in the table's order "
                                 "without overlap or gap", (unsigned long long)e->offset, (unsigned long long)expected);
-    if (e->stored_size == 0 || !kvb_add_u64(e->offset, e->stored_size, &after) || after > r->book->size)
+    if (e->stored_size == 0 || !kvb_add_u64(e->offset, e->stored_size, &after) || after > r->size)
         return kvb_section_fail(r, e, "%llu bytes at %llu, the file has %zu", (unsigned long long)e->stored_size,
-                                (unsigned long long)e->offset, r->book->size);
-    if (!all_zero(r->book->bytes + *end, e->offset - *end))
+                                (unsigned long long)e->offset, r->size);
+    if (!all_zero(r->bytes + *end, e->offset - *end))
         return kvb_section_fail(r, e, "the padding before it is not zero");
     *end = after;
     return KVB_OK;
 }
 
-static kvb_status check_checksum(const kvb_reader *r, const kvb_entry *e)
+kvb_status kvb_section_checksum(const kvb_reader *r, const kvb_entry *e)
 {
-    uint32_t found = crc_of(r->book->bytes + e->offset, e->stored_size);
+    uint32_t found = crc_of(r->bytes + e->offset, e->stored_size);
     if (found != e->stored_crc)
         return kvb_section_fail(r, e, "checksum %08x, the bytes give %08x: the file is damaged", e->stored_crc, found);
     return KVB_OK;
@@ -293,7 +296,7 @@ static kvb_status read_entries(kvb_reader *r)
     if (r->entry == NULL)
         return kvb_fail_memory(r->err, r->name);
     for (uint32_t i = 0; i < h->sections; i++) {
-        const uint8_t *row = r->book->bytes + h->table_offset + (uint64_t)i * h->entry_size;
+        const uint8_t *row = r->bytes + h->table_offset + (uint64_t)i * h->entry_size;
         kvb_cursor c = kvb_cursor_over(row, h->entry_size);
         parse_entry(&c, &r->entry[i]);
         kvb_status status = check_entry(r, &r->entry[i]);
@@ -311,11 +314,11 @@ static kvb_status check_sections(const kvb_reader *r)
     kvb_status status = KVB_OK;
     for (uint32_t i = 0; status == KVB_OK && i < r->header.sections; i++)
         status = check_place(r, &r->entry[i], &end);
-    if (status == KVB_OK && end != r->book->size)
+    if (status == KVB_OK && end != r->size)
         return kvb_reader_fail(r, "end", "%llu bytes follow the last section",
-                               (unsigned long long)(r->book->size - end));
-    for (uint32_t i = 0; status == KVB_OK && i < r->header.sections; i++)
-        status = check_checksum(r, &r->entry[i]);
+                               (unsigned long long)(r->size - end));
+    for (uint32_t i = 0; status == KVB_OK && !r->kind->lazy && i < r->header.sections; i++)
+        status = kvb_section_checksum(r, &r->entry[i]);
     return status;
 }
 
@@ -326,7 +329,7 @@ kvb_status kvb_reader_table(kvb_reader *r)
         return status;
     parse_header(r);
     status = check_version(r);
-    if (status == KVB_OK && r->header.file_size != r->book->size)
+    if (status == KVB_OK && r->header.file_size != r->size)
         return check_header(r); /* the likeliest damage deserves the clearest words, checksum or not */
     if (status == KVB_OK)
         status = check_header_bytes(r);

@@ -1,10 +1,10 @@
-/* One section of a book: what its table entry must say, and its content. */
+/* One section of a file: what its table entry must say, and its content. */
 #include <string.h>
 #include <zlib.h>
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/book_reader.h"
+#include "format/section_reader.h"
 
 static bool shape_size(const kvb_entry *e, uint64_t *size)
 {
@@ -22,7 +22,7 @@ kvb_status kvb_section_expect(const kvb_reader *r, const kvb_entry *e, const kvb
         uint32_t found, expected;
     } fields[] = {
         {"dtype", e->dtype, want->dtype},          {"kind", e->kind, want->kind},
-        {"layer", e->layer, want->layer},          {"head", e->head, want->head},
+        {"layer", e->layer, want->layer},          {r->kind->owner, e->head, want->head},
         {"first group", e->first_group, want->first_group}, {"groups", e->groups, want->groups},
         {"d", e->channels, want->channels},        {"K", e->centroids, want->centroids},
         {"dimensions", e->dims, want->dims},       {"shape[0]", e->shape[0], want->shape[0]},
@@ -42,9 +42,31 @@ kvb_status kvb_section_expect(const kvb_reader *r, const kvb_entry *e, const kvb
     return KVB_OK;
 }
 
+kvb_status kvb_section_single(const kvb_reader *r, const char *type, const kvb_entry **found)
+{
+    *found = NULL;
+    for (uint32_t i = 0; i < r->header.sections; i++) {
+        if (strcmp(r->entry[i].type, type) != 0)
+            continue;
+        if (*found != NULL)
+            return kvb_section_fail(r, &r->entry[i], "a second %s section, expected one", type);
+        *found = &r->entry[i];
+    }
+    return *found != NULL ? KVB_OK : kvb_reader_fail(r, "section table", "there is no %s section", type);
+}
+
+kvb_status kvb_section_expect_bytes(const kvb_reader *r, const kvb_entry *e, bool may_compress)
+{
+    if (e->raw_size > UINT32_MAX)
+        return kvb_section_fail(r, e, "%llu bytes are too many", (unsigned long long)e->raw_size);
+    kvb_entry want = {.dtype = KVB_ELEMENT_BYTE, .kind = KVB_SHARED, .layer = KVB_SHARED, .head = KVB_SHARED, .dims = 1,
+                      .shape = {(uint32_t)e->raw_size}};
+    return kvb_section_expect(r, e, &want, may_compress);
+}
+
 const uint8_t *kvb_section_bytes(const kvb_reader *r, const kvb_entry *e)
 {
-    return r->book->bytes + e->offset;
+    return r->bytes + e->offset;
 }
 
 /* Into exactly raw_size bytes; the stream must end with them and with the stored bytes. Sizes are under 2^32 here: the
@@ -89,4 +111,27 @@ kvb_status kvb_section_copy(const kvb_reader *r, const kvb_entry *e, uint8_t *ou
     if (status == KVB_OK && (uint32_t)crc32_z(0, out, (z_size_t)e->raw_size) != e->raw_crc)
         return kvb_section_fail(r, e, "the inflated bytes do not have the checksum %08x", e->raw_crc);
     return status;
+}
+
+kvb_status kvb_section_meta(const kvb_reader *r, char **meta, size_t *size)
+{
+    const kvb_entry *e;
+    char where[256];
+    kvb_status status = kvb_section_single(r, "META", &e);
+    if (status == KVB_OK)
+        status = kvb_section_expect_bytes(r, e, true);
+    if (status != KVB_OK)
+        return status;
+    if (e->raw_size > KVB_MAX_META)
+        return kvb_section_fail(r, e, "%llu bytes, the limit is %d", (unsigned long long)e->raw_size, KVB_MAX_META);
+    *size = (size_t)e->raw_size;
+    *meta = kvb_alloc_array(*size + 1, 1);
+    if (*meta == NULL)
+        return kvb_fail_memory(r->err, r->name);
+    (*meta)[*size] = '\0';
+    status = kvb_section_copy(r, e, (uint8_t *)*meta);
+    if (status != KVB_OK)
+        return status;
+    kvb_section_name(r, e, where, sizeof where);
+    return kvb_meta_check(*meta, *size, where, r->err);
 }

@@ -1,0 +1,31 @@
+/* Prompts as a cache takes them: token ids of a text, and prompts that were packed before. */
+#ifndef KVB_TOOLS_PROMPT_H
+#define KVB_TOOLS_PROMPT_H
+
+#include "kvbook/cache_file.h"
+#include "model/model.h"
+#include "tools/flags.h"
+
+typedef struct kvb_prompt {
+    uint32_t *ids; /* owned; free with free() */
+    size_t count;
+} kvb_prompt;
+
+/* Ids of `text`, or where that is NULL of the UTF-8 file `path`; special tokens may be spelt out. `bos` comes first, or
+ * nothing where it is -1. */
+kvb_status kvb_prompt_encode(const kvb_model *model, const char *text, const char *path, int32_t bos, kvb_prompt *prompt,
+                             kvb_error *err);
+
+/* Opens a file of caches and finds a prompt by name; name NULL: the only one there is. Tells whether it is packed for the
+ * model by the hashes in its META, as kvb_check_identity() does for books. Nothing is open after a failure. */
+kvb_status kvb_prompt_open_packed(const char *path, const char *name, const kvb_model *model,
+                                  const kvb_override_args *allow, kvb_cache_file **file, uint32_t *prompt, kvb_error *err);
+
+/* Whether a file begins as a file of caches does: false where it cannot be read. */
+bool kvb_is_cache_file(const char *path);
+
+/* An empty cache for the model: coded by the book, or exact where it is NULL. `options` are used with a book. */
+kvb_status kvb_prompt_cache(const kvb_model *model, const kvb_book *book, const kvb_cache_options *options,
+                            kvb_cache **cache, kvb_error *err);
+
+#endif
