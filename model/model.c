@@ -35,16 +35,6 @@ static kvb_status open_tokenizer(kvb_model *m, const char *path, kvb_error *err)
     return status;
 }
 
-static kvb_status fill_geometry(kvb_model *m, kvb_error *err)
-{
-    m->geometry = kvb_alloc_array(m->config.layers, sizeof *m->geometry);
-    if (m->geometry == NULL)
-        return kvb_fail_memory(err, "model geometry");
-    for (uint32_t l = 0; l < m->config.layers; l++)
-        m->geometry[l] = m->config.geometry;
-    return KVB_OK;
-}
-
 /* The old RoPE tables at the end of a llama2.c file are hashed with its weights: a file has one identity. */
 static void hash_model(kvb_model *m)
 {
@@ -79,7 +69,6 @@ static kvb_status open_parts(kvb_model *m, const kvb_model_options *o, kvb_error
     openblas_set_num_threads(1);
     kvb_status s = kvb_read_prefix(m->path, magic, sizeof magic, &got, err);
     if (s == KVB_OK) s = memcmp(magic, "GGUF", 4) == 0 ? open_gguf(m, err) : open_llama2c(m, err);
-    if (s == KVB_OK) s = fill_geometry(m, err);
     if (s == KVB_OK) s = open_tokenizer(m, o ? o->tokenizer_path : NULL, err);
     if (s == KVB_OK) s = kvb_weights_load(m, o ? o->max_weight_bytes : 0, err);
     if (s == KVB_OK) {
