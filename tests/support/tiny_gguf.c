@@ -41,6 +41,7 @@ tiny_gguf tiny_gguf_of(const char *architecture)
         t.layers = 7;
         t.head_dim = 24;
         t.sliding_window = 5;
+        t.rope_base = 1e6f;
     }
     return t;
 }
