@@ -12,6 +12,21 @@ typedef enum kvb_activation {
     KVB_ACTIVATION_GELU_TANH, /* GeGLU: gelu(gate) * up, gelu in its tanh form */
 } kvb_activation;
 
+/* Which layers slide where a file names a window. */
+typedef enum kvb_slides {
+    KVB_SLIDES_NEVER,
+    KVB_SLIDES_ALL,
+    KVB_SLIDES_PERIOD, /* all but every full_period-th; a window is needed */
+    KVB_SLIDES_UPPER,  /* from max_window_layers on, where use_sliding_window says so; GGUF has neither */
+} kvb_slides;
+
+/* What config.json may leave out, because the class that reads it there knows it. 0: must be in the file. */
+typedef struct kvb_folder_defaults {
+    uint32_t heads, kv_heads, head_dim, context;
+    double norm_epsilon, rope_base;
+    bool tied; /* tie_word_embeddings */
+} kvb_folder_defaults;
+
 enum { KVB_ARCHITECTURE_CLASSES = 2 };
 
 typedef struct kvb_architecture {
@@ -26,10 +41,12 @@ typedef struct kvb_architecture {
     bool fused;               /* q, k and v are one tensor, gate and up another */
     bool embedding_scale;     /* embeddings are multiplied by sqrt(E) */
     bool partial_rotary;      /* RoPE may leave the last channels of a head alone */
-    bool slides;              /* sliding_window, where a file has it, is applied */
-    uint32_t full_period;     /* every so many-th layer is full, the others slide; 0: all layers are alike */
+    bool kv_heads_optional;   /* where config.json says nothing, there are as many as query heads */
+    kvb_slides slides;
+    uint32_t full_period;
     double sliding_rope_base; /* of sliding layers where the file names none; 0: that of full layers */
     float folder_norm_offset; /* what Hugging Face folders leave out of the weights of norms; GGUF has it added */
+    kvb_folder_defaults defaults;
 } kvb_architecture;
 
 /* NULL for names that are not supported. */

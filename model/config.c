@@ -21,7 +21,7 @@ static kvb_status check_layer(const kvb_model *m, const kvb_layer *g, kvb_error 
     return KVB_OK;
 }
 
-kvb_status kvb_config_check(const kvb_model *m, kvb_error *err)
+kvb_status kvb_config_check_heads(const kvb_model *m, kvb_error *err)
 {
     const kvb_layer *g = &m->config.geometry;
     if (g->kv_heads == 0 || g->heads % g->kv_heads != 0)
@@ -30,7 +30,13 @@ kvb_status kvb_config_check(const kvb_model *m, kvb_error *err)
     if (m->config.layers > 1024 || g->heads > 1024 || g->head_dim > 1024)
         return kvb_fail(err, KVB_E_FORMAT, m->path, "%u layers, %u heads, head size %u: at most 1024 of each",
                         m->config.layers, g->heads, g->head_dim);
-    return check_layer(m, g, err);
+    return KVB_OK;
+}
+
+kvb_status kvb_config_check(const kvb_model *m, kvb_error *err)
+{
+    kvb_status status = kvb_config_check_heads(m, err);
+    return status == KVB_OK ? check_layer(m, &m->config.geometry, err) : status;
 }
 
 kvb_status kvb_config_lay_out(kvb_model *m, const bool *slides, kvb_error *err)
@@ -45,5 +51,20 @@ kvb_status kvb_config_lay_out(kvb_model *m, const bool *slides, kvb_error *err)
     kvb_status status = KVB_OK;
     for (uint32_t l = 0; l < c->layers && status == KVB_OK; l++)
         status = check_layer(m, &m->geometry[l], err);
+    return status;
+}
+
+kvb_status kvb_config_lay_out_sliding(kvb_model *m, uint32_t window, kvb_error *err)
+{
+    kvb_model_config *c = &m->config;
+    bool *slides = kvb_alloc_array(c->layers, sizeof *slides);
+    if (slides == NULL)
+        return kvb_fail_memory(err, "model geometry");
+    c->sliding.kind = KVB_LAYER_SLIDING;
+    c->sliding.sliding_window = window;
+    for (uint32_t l = 0; l < c->layers; l++)
+        slides[l] = c->arch->slides == KVB_SLIDES_ALL || (l + 1) % c->arch->full_period != 0;
+    kvb_status status = kvb_config_lay_out(m, slides, err);
+    free(slides);
     return status;
 }

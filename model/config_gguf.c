@@ -114,32 +114,26 @@ static void read_attention_scale(kvb_model *m)
     c->geometry.attention_scale = 1.0 / sqrt(channels);
 }
 
-/* The window and RoPE of sliding layers, and which these are: by the architecture's period, as GGUF does not say. */
+/* GGUF does not say which layers slide: the architecture does. */
 static kvb_status read_sliding(kvb_model *m, kvb_error *err)
 {
     kvb_model_config *c = &m->config;
     const kvb_architecture *a = c->arch;
     uint32_t window = 0;
-    if (!a->slides || !get_u32(m, "attention.sliding_window", &window) || window == 0) {
-        if (a->full_period != 0)
-            return need_u32(m, "attention.sliding_window", &window, err);
+    get_u32(m, "attention.sliding_window", &window);
+    if (a->slides == KVB_SLIDES_PERIOD && window == 0)
+        return need_u32(m, "attention.sliding_window", &window, err);
+    if (a->slides == KVB_SLIDES_UPPER && window != 0)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "%s.attention.sliding_window is %u, but a GGUF file does not say which "
+                        "layers slide; use the model's Hugging Face folder", a->gguf, window);
+    if (a->slides == KVB_SLIDES_NEVER || window == 0)
         return kvb_config_lay_out(m, NULL, err);
-    }
     c->sliding = c->geometry;
-    c->sliding.kind = KVB_LAYER_SLIDING;
-    c->sliding.sliding_window = window;
     if (a->sliding_rope_base > 0.0) {
         c->sliding.rope_base = get_f64(m, "rope.freq_base_swa", a->sliding_rope_base);
         c->sliding.rope_factors = NULL;
     }
-    bool *slides = kvb_alloc_array(c->layers, sizeof *slides);
-    if (slides == NULL)
-        return kvb_fail_memory(err, "model geometry");
-    for (uint32_t l = 0; l < c->layers; l++)
-        slides[l] = a->full_period == 0 || (l + 1) % a->full_period != 0;
-    kvb_status status = kvb_config_lay_out(m, slides, err);
-    free(slides);
-    return status;
+    return kvb_config_lay_out_sliding(m, window, err);
 }
 
 /* Features that a file of a supported architecture may still ask for. */

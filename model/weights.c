@@ -9,8 +9,14 @@
 
 const kvb_tensor *kvb_model_find(const kvb_model *m, const char *name)
 {
+    char own[KVB_TENSOR_NAME];
     if (m->gguf != NULL)
         return kvb_gguf_tensor(m->gguf, name);
+    if (m->folder != NULL && m->tied && strcmp(name, "output.weight") == 0)
+        return NULL;
+    if (m->folder != NULL)
+        return kvb_folder_name(m->config.arch, kvb_folder_prefix(m->folder), name, own) ?
+                   kvb_folder_tensor(m->folder, own) : NULL;
     for (size_t i = 0; i < m->tensor_count; i++)
         if (strcmp(m->tensors[i].name, name) == 0)
             return &m->tensors[i];
@@ -95,6 +101,9 @@ static kvb_status check_finite(const kvb_model *m, const kvb_weight *w, kvb_erro
 static kvb_status check_tensor(const kvb_model *m, const kvb_tensor *t, const char *name, uint64_t cols, uint64_t rows,
                                kvb_error *err)
 {
+    char own[KVB_TENSOR_NAME];
+    if (m->folder != NULL && kvb_folder_name(m->config.arch, kvb_folder_prefix(m->folder), name, own))
+        name = own;
     if (t == NULL)
         return kvb_fail(err, KVB_E_FORMAT, m->path, "tensor %s is missing", name);
     uint32_t elements, bytes;
@@ -301,15 +310,24 @@ static bool is_read(const kvb_model *m, const char *name)
     return false;
 }
 
+static kvb_status refuse_tensor(const kvb_model *m, const char *name, kvb_error *err)
+{
+    return kvb_fail(err, KVB_E_FORMAT, m->path,
+                    "tensor %s belongs to a feature that is not supported: a plain %s model of %u layers has none; use one",
+                    name, m->config.arch->name, m->config.layers);
+}
+
 /* A bias or a norm that nobody applies would give wrong activations without a word. */
 static kvb_status refuse_unread(const kvb_model *m, kvb_error *err)
 {
-    for (uint64_t i = 0; m->gguf != NULL && i < kvb_gguf_tensor_count(m->gguf); i++) {
-        const char *name = kvb_gguf_tensor_at(m->gguf, i)->name;
-        if (!is_read(m, name))
-            return kvb_fail(err, KVB_E_FORMAT, m->path,
-                            "tensor %s belongs to a feature that is not supported: a plain %s model of %u layers has none; "
-                            "use one", name, m->config.arch->name, m->config.layers);
+    for (uint64_t i = 0; m->gguf != NULL && i < kvb_gguf_tensor_count(m->gguf); i++)
+        if (!is_read(m, kvb_gguf_tensor_at(m->gguf, i)->name))
+            return refuse_tensor(m, kvb_gguf_tensor_at(m->gguf, i)->name, err);
+    for (size_t i = 0; m->folder != NULL && i < kvb_folder_tensors(m->folder); i++) {
+        const char *name = kvb_folder_tensor_at(m->folder, i)->name;
+        char gguf[KVB_TENSOR_NAME];
+        if (!kvb_folder_gguf_name(m->config.arch, kvb_folder_prefix(m->folder), name, gguf) || !is_read(m, gguf))
+            return refuse_tensor(m, name, err);
     }
     return KVB_OK;
 }
