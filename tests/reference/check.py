@@ -16,7 +16,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-from tiny import CASES, VOCAB, token_ids, write_folder, write_gguf  # noqa: E402
+from tiny import CASES, VOCAB, token_ids, write_folder, write_gguf, write_vision_folder  # noqa: E402
 from tokenizers_tiny import TEXTS, TOKENIZERS  # noqa: E402
 
 GOLDEN = os.path.join(HERE, "..", "golden", "models")
@@ -97,6 +97,16 @@ def check_model(args, name, c, want, whole, work):
         compare("%s from %s" % (name, form), got, want)
 
 
+def check_folder(args, name, folder, want, work):
+    """Another way to write the folder of a case."""
+    try:
+        layers, heads, dim, logits, kv = probe(args.build, folder, work)
+    except RuntimeError as e:
+        say(False, name, str(e))
+        return
+    compare(name, sample((layers, heads, dim), logits, kv), want)
+
+
 def check_tokenizer(args, name, want, work):
     """want: {"bos": [...], "ids": [[...], ...]}"""
     path = os.path.join(work, "tokenizer-" + name)
@@ -151,6 +161,14 @@ def main():
             else:
                 want = read_golden(name)
             check_model(args, name, c, want, whole, work)
+            if name == "gemma3":
+                vision = os.path.join(work, "vision")
+                write_vision_folder(c, vision)
+                check_folder(args, "gemma3 inside a model that sees", vision, want, work)
+            if reference is not None:
+                saved = os.path.join(work, "saved-" + name)
+                reference.resave(folder, saved)
+                check_folder(args, name + " as transformers saves it", saved, want, work)
         golden_ids = os.path.join(GOLDEN, "tokens.json")
         if reference is not None:
             ids = {n: reference.tokenise(make(), TEXTS) for n, make in TOKENIZERS.items()}

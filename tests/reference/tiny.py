@@ -183,6 +183,18 @@ def write_folder(c, path, tensors=None):
         json.dump({"metadata": {}, "weight_map": index}, f)
 
 
+def write_vision_folder(c, path):
+    """The same language model inside one that sees: names with a prefix, a tower beside it, and a text_config without what
+    its class knows by default."""
+    nested = {k: v for k, v in c["config"].items() if k not in ("architectures", "rope_local_base_freq", "rope_theta",
+                                                                 "sliding_window_pattern", "tie_word_embeddings")}
+    tensors = {"language_model." + n: v for n, v in weights(c).items()}
+    tensors["vision_tower.patch.weight"] = ((2, 3, 2, 2), [0.0] * 24)
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": nested,
+              "vision_config": {"hidden_size": 2}}
+    write_folder(dict(c, config=config), path, tensors)
+
+
 # ---- GGUF
 
 LAYER_NAMES = {

@@ -1,5 +1,7 @@
 """What `transformers` and `tokenizers` make of a folder and of a tokenizer.json: float32, eager attention, on the CPU."""
 import json
+import os
+import shutil
 
 import torch
 from tokenizers import Tokenizer
@@ -59,6 +61,14 @@ def run(folder, ids):
             kv += by_heads(kept[l, "k"], heads, dim)
         kv += by_heads(kept[l, "v"], heads, dim)
     return (config.num_hidden_layers, heads, dim), logits, kv
+
+
+def resave(folder, out):
+    """The folder as this version of `transformers` writes it: its spelling of config.json, its split of the files."""
+    dtype = json.load(open(os.path.join(folder, "config.json")))["torch_dtype"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model.save_pretrained(out, max_shard_size="100KB")
+    shutil.copy(os.path.join(folder, "tokenizer.json"), out)
 
 
 def tokenise(tokenizer, texts):
