@@ -4,7 +4,8 @@
 #include <string.h>
 
 /* llama.cpp pairs neighbouring channels in its `llama` (its converter reorders rows of q and k), halves elsewhere. Mistral is
- * a Llama in GGUF, which drops the sliding window of version 0.1. */
+ * a Llama in GGUF, which drops the sliding window of version 0.1. It knows the one size of Gemma 3 whose queries are scaled by
+ * E / H channels by its 62 layers. */
 static const kvb_architecture known[] = {
     {.name = "llama", .gguf = "llama", .classes = {"LlamaForCausalLM"}, .gguf_rope = KVB_ROPE_INTERLEAVED,
      .kv_heads_optional = true, .defaults = {.rope_base = 10000.0}},
@@ -15,8 +16,8 @@ static const kvb_architecture known[] = {
      .slides = KVB_SLIDES_UPPER, .defaults = {.rope_base = 10000.0, .head_dim = 128}},
     {.name = "gemma3", .gguf = "gemma3", .classes = {"Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"},
      .gguf_rope = KVB_ROPE_HALF, .activation = KVB_ACTIVATION_GELU_TANH, .qk_norm = true, .post_norms = true,
-     .embedding_scale = true, .slides = KVB_SLIDES_PERIOD, .full_period = 6, .sliding_rope_base = 10000.0,
-     .folder_norm_offset = 1.0f,
+     .embedding_scale = true, .query_scalar = true, .wide_scale_at = 62, .slides = KVB_SLIDES_PERIOD,
+     .full_period = 6, .sliding_rope_base = 10000.0, .folder_norm_offset = 1.0f,
      .defaults = {.heads = 8, .kv_heads = 4, .head_dim = 256, .context = 131072, .norm_epsilon = 1e-6, .rope_base = 1e6,
                   .tied = true}},
     {.name = "phi3", .gguf = "phi3", .classes = {"Phi3ForCausalLM"}, .gguf_rope = KVB_ROPE_HALF, .fused = true,

@@ -41,6 +41,8 @@ typedef struct kvb_architecture {
     bool fused;               /* q, k and v are one tensor, gate and up another */
     bool embedding_scale;     /* embeddings are multiplied by sqrt(E) */
     bool partial_rotary;      /* RoPE may leave the last channels of a head alone */
+    bool query_scalar;        /* config.json says what queries are scaled by */
+    uint32_t wide_scale_at;   /* GGUF does not: models of so many layers scale by E / H channels, the others by D; 0: none does */
     bool kv_heads_optional;   /* where config.json says nothing, there are as many as query heads */
     kvb_slides slides;
     uint32_t full_period;

@@ -100,7 +100,7 @@ static kvb_status read_heads(kvb_model *m, const kvb_json *config, kvb_error *er
     if (s != KVB_OK)
         return s;
     double scalar = g->head_dim;
-    if (a->embedding_scale)
+    if (a->query_scalar)
         s = need_f64(m, config, "query_pre_attn_scalar", scalar, &scalar, err);
     g->attention_scale = 1.0 / sqrt(scalar);
     return s;

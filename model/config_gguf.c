@@ -104,12 +104,10 @@ static kvb_status read_heads(kvb_model *m, kvb_error *err)
     return KVB_OK;
 }
 
-/* llama.cpp knows one size of Gemma 3 by its depth, whose queries are scaled by the channels a head would have were they
- * E / H; the file does not say. */
 static void read_attention_scale(kvb_model *m)
 {
     kvb_model_config *c = &m->config;
-    const bool by_embedding = c->arch->embedding_scale && c->layers == 62;
+    const bool by_embedding = c->arch->wide_scale_at != 0 && c->layers == c->arch->wide_scale_at;
     const double channels = by_embedding ? (double)c->embedding / c->geometry.heads : (double)c->geometry.head_dim;
     c->geometry.attention_scale = 1.0 / sqrt(channels);
 }

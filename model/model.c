@@ -2,6 +2,7 @@
 
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
@@ -33,7 +34,12 @@ static kvb_status open_tokenizer_json(kvb_model *m, kvb_error *err)
     char *file = kvb_folder_file(m->folder, "tokenizer.json");
     if (file == NULL)
         return kvb_fail_memory(err, m->path);
-    kvb_status status = kvb_tokenizer_from_json(file, kvb_folder_config(m->folder), &m->tokenizer, err);
+    kvb_status status = KVB_OK;
+    if (access(file, F_OK) != 0)
+        status = kvb_fail(err, KVB_E_FORMAT, m->path, "a folder without tokenizer.json: saving its tokenizer with transformers' "
+                          "AutoTokenizer makes one");
+    if (status == KVB_OK)
+        status = kvb_tokenizer_from_json(file, kvb_folder_config(m->folder), &m->tokenizer, err);
     free(file);
     if (status == KVB_OK && kvb_tokenizer_vocab(m->tokenizer) > m->config.vocab)
         return kvb_fail(err, KVB_E_FORMAT, m->path, "%u tokens in tokenizer.json, %u rows in the embedding",

@@ -68,6 +68,19 @@ static kvb_status place(const reader *r, entry *list, uint32_t count, const kvb_
     return KVB_OK;
 }
 
+/* The library `tokenizers` does not hear the id of an added token that the vocabulary lacks: it gives it the next one. A file
+ * that says otherwise means two things. */
+static kvb_status check_added(const reader *r, const entry *list, const kvb_json *token, uint64_t *next)
+{
+    uint64_t id = 0;
+    if (!kvb_json_u64(kvb_json_get(token, "id"), &id) || (list[id].text == NULL && id != *next))
+        return kvb_fail(r->err, KVB_E_FORMAT, r->path, "added token \"%.80s\" has id %llu, expected %llu, the next one",
+                        text_of(token, "content"), (unsigned long long)id, (unsigned long long)*next);
+    if (id >= *next)
+        *next = id + 1;
+    return KVB_OK;
+}
+
 static kvb_status list_tokens(const reader *r, entry *list, uint32_t count)
 {
     const kvb_json *vocab = kvb_json_get(r->model, "vocab"), *added = kvb_json_get(r->root, "added_tokens");
@@ -81,9 +94,13 @@ static kvb_status list_tokens(const reader *r, entry *list, uint32_t count)
                                                                               : KVB_TOKEN_NORMAL;
         s = place(r, list, count, kvb_json_at(vocab, i), text, type);
     }
+    uint64_t next = kvb_json_count(vocab);
     for (size_t i = 0; s == KVB_OK && i < kvb_json_count(added); i++) {
         const kvb_json *token = kvb_json_at(added, i);
         const char *text = text_of(token, "content");
+        s = check_added(r, list, token, &next);
+        if (s != KVB_OK)
+            return s;
         const bool special = kvb_json_bool(kvb_json_get(token, "special"), false);
         const uint8_t type = unknown[0] != '\0' && strcmp(text, unknown) == 0 ? KVB_TOKEN_UNKNOWN
                              : special                                         ? KVB_TOKEN_CONTROL

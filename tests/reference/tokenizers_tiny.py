@@ -16,6 +16,7 @@ TEXTS = [
     "", " ", "the theatre in the wood", "Hello, world! It's 2026: 12345 apples.", "  two  spaces   and three", "\n\n\nlines\r\n",
     "caf\u00e9 \u00e9t\u00e9 na\u00efve", "\u4f60\u597d\uff0c\u4e16\u754c", "emoji \U0001F600 done", "a<|user|>b", "tab\there",
     "We'll SHE'LL don't", " leading", "x\u2581y", "mixed \u0416\u043e\u043f 12 34", "...!!!???", "newline\nand more\n",
+    "<think>x</think>  y", "a\n\n\n\n\nb    c",
 ]
 
 
@@ -105,7 +106,7 @@ def llama3():
 def qwen2():
     pre = sequence(split(LETTERS + r"\p{N}" + REST), level(False))
     return whole({"type": "NFC"}, pre, level(False), level(False), bpe(GGUF_TOKENS, GGUF_MERGES),
-                 extra=[(len(GGUF_TOKENS) + 5, "<think>")])
+                 extra=[(len(GGUF_TOKENS), "<think>")])
 
 
 def character_parts():
@@ -144,7 +145,8 @@ def metaspace():
 
 def gemma():
     pre = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-    return fallback(replace_space(), pre)
+    first = len(character_parts()[0])
+    return fallback(replace_space(), pre, extra=[(first, "\n\n"), (first + 1, "\n\n\n"), (first + 2, "  ")])
 
 
 TOKENIZERS = {"smollm": smollm, "llama3": llama3, "qwen2": qwen2, "llama2": llama2, "metaspace": metaspace, "gemma": gemma}
