@@ -33,8 +33,8 @@ static bool allocate(kvb_forward *f)
     f->weights = floats(f->model->scratch_floats);
     f->rope = kvb_alloc_zeroed(c->layers, sizeof *f->rope);
     f->rope_of = kvb_alloc_array(c->layers, sizeof *f->rope_of);
-    return f->rope && f->rope_of && f->x && f->norm && f->wide && f->mixed && f->q && f->out && f->k_pre && f->k && f->v && f->k_t &&
-           f->lse && f->weights;
+    return f->rope && f->rope_of && f->x && f->norm && f->wide && f->mixed && f->q && f->out && f->k_pre && f->k &&
+           f->v && f->k_t && f->lse && f->weights;
 }
 
 kvb_status kvb_forward_create(const kvb_model *model, uint32_t max_tokens, kvb_forward **out, kvb_error *err)
