@@ -46,7 +46,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help deps check check-quick tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda install uninstall dist clean print-config
+.PHONY: force all help deps check check-models check-quick tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
@@ -56,6 +56,7 @@ help:
 	@echo 'make deps       install what the build and the tests need (Debian; quick when nothing is missing)'
 	@echo 'make demo       deps, build, fetch a small model and text, calibrate a 1-bit book, evaluate it'
 	@echo 'make check      deps, build with -Werror, all tests, sanitizers; ends with "N passed, N failed"'
+	@echo 'make check-models  every architecture against transformers, which is installed into $(BUILD)/venv (torch: 2 GB or more)'
 	@echo 'make check-quick  the unit tests of the plain build only'
 	@echo 'make asan       the unit tests under AddressSanitizer and UBSan'
 	@echo 'make tsan       k-means under ThreadSanitizer (clang and libomp)'
@@ -134,6 +135,11 @@ $(BUILD)/tests/make_%: $(BUILD)/obj/tests/tools/make_%.o $(BUILD)/libtest.a $(BU
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+# What a model computes, for comparisons with other programs.
+$(BUILD)/tests/model_probe: $(BUILD)/obj/tests/tools/model_probe.o $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 # A fuzz target replays its corpus in the tests; `make fuzz` links the same object with libFuzzer.
 $(FUZZERS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/replay.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)
@@ -150,11 +156,15 @@ $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(FAISS_LIBS) $(LIBS_RUNTIME)
 
-tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf
+tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf $(BUILD)/tests/model_probe
 
 check:
 	$(Q)tools/deps.sh --optional
 	$(Q)tests/check.sh
+
+# With WRITE=1 the committed golden files are made anew out of what transformers computes.
+check-models: $(BUILD)/tests/model_probe
+	$(Q)BUILD=$(BUILD) tests/reference/run.sh $(if $(WRITE),--write)
 
 check-quick: all tests
 	$(Q)BUILD=$(BUILD) tests/run.sh

@@ -44,7 +44,12 @@ static bool allocate_tape(kvb_backward *b, uint64_t tokens, uint64_t budget)
         t->x = floats(tokens * c->embedding);
         t->mid = floats(tokens * c->embedding);
         t->out = floats(tokens * heads);
-        good = t->x != NULL && t->mid != NULL && t->out != NULL;
+        if (c->arch->post_norms) {
+            t->attended = floats(tokens * c->embedding);
+            t->fed = floats(tokens * c->embedding);
+            good = t->attended != NULL && t->fed != NULL;
+        }
+        good = good && t->x != NULL && t->mid != NULL && t->out != NULL;
         if (!good || bytes > budget)
             continue;
         budget -= bytes;
@@ -100,7 +105,7 @@ void kvb_backward_destroy(kvb_backward *b)
         return;
     for (uint32_t l = 0; b->tape != NULL && l < b->model->config.layers; l++) {
         const kvb_tape_layer *t = &b->tape[l];
-        float *all[] = {t->x, t->mid, t->out, t->qkv, t->gate_up};
+        float *all[] = {t->x, t->mid, t->out, t->qkv, t->gate_up, t->attended, t->fed};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++)
             free(all[i]);
     }
@@ -128,27 +133,40 @@ static void back(const kvb_backward *b, const float *dy, uint64_t lddy, const kv
     kvb_linear_backward(dy, lddy, kvb_weight_floats(w, b->f->weights), b->count, w->rows, w->cols, false, dx, lddx);
 }
 
-/* RMSNorm backwards: with y = r w x and r = (mean(x^2) + epsilon)^-1/2,
- * dx (+)= r w dy - x r^3 / E * sum(w dy x). */
+/* RMSNorm backwards for one row: with y = r w x and r = (mean(x^2) + epsilon)^-1/2,
+ * dx (+)= r w dy - x r^3 / E * sum(w dy x). dx may be dy. */
+static void norm_row_backward(const kvb_backward *b, const float *x, const float *weight, const float *dy, uint32_t width,
+                              bool accumulate, float *dx)
+{
+    double square = 0.0, product = 0.0;
+    for (uint32_t c = 0; c < width; c++) {
+        square += (double)(x[c] * x[c]);
+        product += (double)(weight[c] * dy[c] * x[c]);
+    }
+    const double r = 1.0 / sqrt(square / width + b->model->config.norm_epsilon);
+    const float factor = (float)r, along = (float)(r * r * r * product / width);
+    for (uint32_t c = 0; c < width; c++)
+        dx[c] = (accumulate ? dx[c] : 0.0f) + (factor * weight[c] * dy[c] - along * x[c]);
+}
+
 static void norm_backward(const kvb_backward *b, const float *rows, const float *weight, const float *d_rows,
                           bool accumulate, float *d_out)
 {
     const uint32_t width = b->model->config.embedding;
-    const double epsilon = b->model->config.norm_epsilon;
 #pragma omp parallel for schedule(static) if (b->count >= KVB_SHARED_ROWS)
-    for (uint32_t t = 0; t < b->count; t++) {
-        const float *x = rows + (size_t)t * width, *dy = d_rows + (size_t)t * width;
-        float *dx = d_out + (size_t)t * width;
-        double square = 0.0, product = 0.0;
-        for (uint32_t c = 0; c < width; c++) {
-            square += (double)(x[c] * x[c]);
-            product += (double)(weight[c] * dy[c] * x[c]);
-        }
-        const double r = 1.0 / sqrt(square / width + epsilon);
-        const float factor = (float)r, along = (float)(r * r * r * product / width);
-        for (uint32_t c = 0; c < width; c++)
-            dx[c] = (accumulate ? dx[c] : 0.0f) + (factor * weight[c] * dy[c] - along * x[c]);
-    }
+    for (uint32_t t = 0; t < b->count; t++)
+        norm_row_backward(b, rows + (size_t)t * width, weight, d_rows + (size_t)t * width, width, accumulate,
+                          d_out + (size_t)t * width);
+}
+
+/* The gradient of what attention or feed-forward gave, out of the stream's: b->dx itself where nothing norms it, else
+ * b->d_norm. */
+static const float *before_post_norm(const kvb_backward *b, const float *rows, const float *weight)
+{
+    if (weight == NULL)
+        return b->dx;
+    norm_backward(b, rows, weight, b->dx, false, b->d_norm);
+    return b->d_norm;
 }
 
 /* dx becomes the gradient of the stream between attention and feed-forward. */
@@ -161,13 +179,14 @@ static void feed_forward_backward(kvb_backward *b, const kvb_layer_weights *w, c
         kvb_forward_gate_up(b->f, tape->mid, b->count, w, b->f->wide);
         gate_up = b->f->wide;
     }
-    back(b, b->dx, c->embedding, &w->down, b->d_mixed, c->ffn);
+    const bool gelu = c->arch->activation == KVB_ACTIVATION_GELU_TANH;
+    back(b, before_post_norm(b, tape->fed, w->ffn_post_norm), c->embedding, &w->down, b->d_mixed, c->ffn);
 #pragma omp parallel for schedule(static) if (b->count >= KVB_SHARED_ROWS)
     for (uint32_t t = 0; t < b->count; t++) {
         const float *gate = gate_up + t * width;
         float *d_gate = b->d_wide + t * width;
-        b->f->kernels->silu_gradient(gate, gate + c->ffn, b->d_mixed + (size_t)t * c->ffn, c->ffn, d_gate,
-                                     d_gate + c->ffn);
+        (gelu ? b->f->kernels->gelu_gradient : b->f->kernels->silu_gradient)(
+            gate, gate + c->ffn, b->d_mixed + (size_t)t * c->ffn, c->ffn, d_gate, d_gate + c->ffn);
     }
     back(b, b->d_wide, width, &w->gate_up, b->d_norm, c->embedding);
     norm_backward(b, tape->mid, w->ffn_norm, b->d_norm, true, b->dx);
@@ -185,38 +204,54 @@ static void split_gradient(const kvb_backward *b)
                    dim * sizeof *b->d_out);
 }
 
-/* Rows of [dq | dk | dv] before RoPE: a rotation's gradient is the rotation back. */
-static void merge_gradients(const kvb_backward *b)
+/* From the gradient of a head's row after RoPE to that of the row of the product: a rotation's gradient is the rotation
+ * back. `row` is the row of the product. */
+static void turn_back(const kvb_backward *b, const kvb_rope_table *rope, uint32_t t, const float *d, uint32_t dim,
+                      const float *row, const float *norm, float *to)
 {
-    const kvb_layer *g = &b->model->config.geometry;
-    const kvb_rope_table *rope = &b->f->rope;
+    kvb_rope_unrotate(rope, t, dim, d, to);
+    if (norm != NULL)
+        norm_row_backward(b, row, norm, to, dim, false, to);
+}
+
+/* Rows of [dq | dk | dv] of the product qkv. */
+static void merge_gradients(const kvb_backward *b, uint32_t layer, const float *qkv)
+{
+    const kvb_layer *g = &b->model->geometry[layer];
+    const kvb_layer_weights *w = &b->model->layer[layer];
+    const kvb_rope_table *rope = &b->f->rope[b->f->rope_of[layer]];
     const size_t dim = g->head_dim, row = (g->heads + 2 * (size_t)g->kv_heads) * dim;
 #pragma omp parallel for schedule(static) if (b->count >= KVB_SHARED_ROWS)
     for (uint32_t t = 0; t < b->count; t++) {
         float *to = b->d_wide + t * row;
-        for (uint32_t h = 0; h < g->heads; h++, to += dim)
-            kvb_rope_unrotate(rope, t, g->head_dim, b->d_q + ((size_t)h * b->count + t) * dim, to);
-        for (uint32_t h = 0; h < g->kv_heads; h++, to += dim)
-            kvb_rope_unrotate(rope, t, g->head_dim, b->d_k + ((size_t)h * b->count + t) * dim, to);
+        const float *from = qkv + t * row;
+        for (uint32_t h = 0; h < g->heads; h++, to += dim, from += dim)
+            turn_back(b, rope, t, b->d_q + ((size_t)h * b->count + t) * dim, g->head_dim, from, w->q_norm, to);
+        for (uint32_t h = 0; h < g->kv_heads; h++, to += dim, from += dim)
+            turn_back(b, rope, t, b->d_k + ((size_t)h * b->count + t) * dim, g->head_dim, from, w->k_norm, to);
         for (uint32_t h = 0; h < g->kv_heads; h++, to += dim)
             memcpy(to, b->d_v + ((size_t)h * b->count + t) * dim, dim * sizeof *to);
     }
 }
 
+/* The product [T][(H+2G)D] of a layer, out of its tape or made again in the forward pass's scratch. */
+static const float *product_of(kvb_backward *b, uint32_t layer)
+{
+    const kvb_tape_layer *tape = &b->tape[layer];
+    if (tape->qkv != NULL)
+        return tape->qkv;
+    kvb_forward_qkv(b->f, tape->x, b->count, &b->model->layer[layer], b->f->wide);
+    return b->f->wide;
+}
+
 /* The attention's own step: its inputs as they were, and the caller's gradient. */
-static kvb_status attend_backward(kvb_backward *b, uint32_t layer, kvb_attend_backward_fn attend, void *user,
-                                  kvb_error *err)
+static kvb_status attend_backward(kvb_backward *b, uint32_t layer, const float *qkv, kvb_attend_backward_fn attend,
+                                  void *user, kvb_error *err)
 {
     kvb_forward *f = b->f;
-    const kvb_tape_layer *tape = &b->tape[layer];
-    const float *qkv = tape->qkv;
-    if (qkv == NULL) {
-        kvb_forward_qkv(f, tape->x, b->count, &b->model->layer[layer], f->wide);
-        qkv = f->wide;
-    }
-    kvb_forward_split(f, qkv, b->count, 0);
+    kvb_forward_split(f, layer, qkv, b->count, 0);
     const kvb_attention_call call = {layer, &b->model->geometry[layer], b->count, 0, f->q, f->k_pre, f->k, f->v};
-    const kvb_attention_gradient gradient = {tape->out, b->d_out, b->d_q, b->d_k, b->d_v};
+    const kvb_attention_gradient gradient = {b->tape[layer].out, b->d_out, b->d_q, b->d_k, b->d_v};
     return attend(user, &call, &gradient, err);
 }
 
@@ -226,12 +261,13 @@ static kvb_status layer_backward(kvb_backward *b, uint32_t layer, kvb_attend_bac
     const uint32_t width = b->model->config.embedding;
     const kvb_layer_weights *w = &b->model->layer[layer];
     feed_forward_backward(b, w, &b->tape[layer]);
-    back(b, b->dx, width, &w->out, b->d_mixed, w->out.cols);
+    back(b, before_post_norm(b, b->tape[layer].attended, w->attention_post_norm), width, &w->out, b->d_mixed, w->out.cols);
     split_gradient(b);
-    kvb_status status = attend_backward(b, layer, attend, user, err);
+    const float *qkv = product_of(b, layer);
+    kvb_status status = attend_backward(b, layer, qkv, attend, user, err);
     if (status != KVB_OK || !to_input)
         return status;
-    merge_gradients(b);
+    merge_gradients(b, layer, qkv);
     back(b, b->d_wide, w->qkv.rows, &w->qkv, b->d_norm, width);
     norm_backward(b, b->tape[layer].x, w->attention_norm, b->d_norm, true, b->dx);
     return KVB_OK;

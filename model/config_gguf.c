@@ -11,7 +11,7 @@ static bool get_u32(const kvb_model *m, const char *suffix, uint32_t *value)
 {
     char key[96];
     uint64_t wide;
-    snprintf(key, sizeof key, "%s.%s", m->config.architecture, suffix);
+    snprintf(key, sizeof key, "%s.%s", m->config.arch->gguf, suffix);
     if (!kvb_gguf_get_u64(m->gguf, key, &wide) || wide > UINT32_MAX)
         return false;
     *value = (uint32_t)wide;
@@ -22,7 +22,7 @@ static double get_f64(const kvb_model *m, const char *suffix, double otherwise)
 {
     char key[96];
     double value;
-    snprintf(key, sizeof key, "%s.%s", m->config.architecture, suffix);
+    snprintf(key, sizeof key, "%s.%s", m->config.arch->gguf, suffix);
     return kvb_gguf_get_f64(m->gguf, key, &value) ? value : otherwise;
 }
 
@@ -31,7 +31,7 @@ static kvb_status need_u32(const kvb_model *m, const char *suffix, uint32_t *val
     if (get_u32(m, suffix, value) && *value > 0)
         return KVB_OK;
     return kvb_fail(err, KVB_E_FORMAT, m->path, "metadata %s.%s is missing or not a positive 32-bit number",
-                    m->config.architecture, suffix);
+                    m->config.arch->gguf, suffix);
 }
 
 static void get_text(const kvb_gguf *g, const char *key, const char *otherwise, char *out, size_t room)
@@ -44,32 +44,13 @@ static void get_text(const kvb_gguf *g, const char *key, const char *otherwise, 
         snprintf(out, room, "%s", otherwise);
 }
 
-/* No geometry passes that a .kvb file could not hold: capture would find out only at its end. */
-static kvb_status check_geometry(const kvb_model *m, kvb_error *err)
-{
-    const kvb_layer *g = &m->config.geometry;
-    if (g->kv_heads == 0 || g->heads % g->kv_heads != 0)
-        return kvb_fail(err, KVB_E_FORMAT, m->path, "%u query heads are not a multiple of %u KV heads", g->heads,
-                        g->kv_heads);
-    if (g->rope_dims < 2 || g->rope_dims % 2 != 0 || g->rope_dims > g->head_dim)
-        return kvb_fail(err, KVB_E_FORMAT, m->path, "RoPE over %u channels, expected an even number of 2..%u",
-                        g->rope_dims, g->head_dim);
-    if (m->config.layers > 1024 || g->heads > 1024 || g->head_dim > 1024)
-        return kvb_fail(err, KVB_E_FORMAT, m->path, "%u layers, %u heads, head size %u: at most 1024 of each",
-                        m->config.layers, g->heads, g->head_dim);
-    if (!(m->config.norm_epsilon > 0.0) || !(g->rope_base > 0.0) || !isnormal(g->rope_base))
-        return kvb_fail(err, KVB_E_FORMAT, m->path, "norm epsilon %g and RoPE base %g must be positive",
-                        m->config.norm_epsilon, g->rope_base);
-    return KVB_OK;
-}
-
 /* rope_freqs.weight divides each pair's frequency (Llama 3.1 and later); linear scaling divides all alike. */
 static kvb_status read_rope_factors(kvb_model *m, kvb_error *err)
 {
     kvb_layer *g = &m->config.geometry;
     const kvb_tensor *t = kvb_model_find(m, "rope_freqs.weight");
     char scaling[32] = "", key[96];
-    snprintf(key, sizeof key, "%s.rope.scaling.type", m->config.architecture);
+    snprintf(key, sizeof key, "%s.rope.scaling.type", m->config.arch->gguf);
     get_text(m->gguf, key, "none", scaling, sizeof scaling);
     double factor = strcmp(scaling, "linear") == 0 ? get_f64(m, "rope.scaling.factor", 1.0) : 1.0;
     if (strcmp(scaling, "none") != 0 && strcmp(scaling, "linear") != 0)
@@ -118,29 +99,85 @@ static kvb_status read_heads(kvb_model *m, kvb_error *err)
                         g->head_dim, value_dim);
     if (!get_u32(m, "rope.dimension_count", &g->rope_dims))
         g->rope_dims = g->head_dim;
-    g->rope_style = KVB_ROPE_INTERLEAVED;
+    g->rope_style = c->arch->gguf_rope;
     g->rope_base = get_f64(m, "rope.freq_base", 10000.0);
-    g->attention_scale = 1.0 / sqrt((double)g->head_dim);
     return KVB_OK;
+}
+
+static void read_attention_scale(kvb_model *m)
+{
+    kvb_model_config *c = &m->config;
+    const bool by_embedding = c->arch->wide_scale_at != 0 && c->layers == c->arch->wide_scale_at;
+    const double channels = by_embedding ? (double)c->embedding / c->geometry.heads : (double)c->geometry.head_dim;
+    c->geometry.attention_scale = 1.0 / sqrt(channels);
+}
+
+/* GGUF does not say which layers slide: the architecture does. */
+static kvb_status read_sliding(kvb_model *m, kvb_error *err)
+{
+    kvb_model_config *c = &m->config;
+    const kvb_architecture *a = c->arch;
+    uint32_t window = 0;
+    get_u32(m, "attention.sliding_window", &window);
+    if (a->slides == KVB_SLIDES_PERIOD && window == 0)
+        return need_u32(m, "attention.sliding_window", &window, err);
+    if (a->slides == KVB_SLIDES_UPPER && window != 0)
+        return kvb_fail(err, KVB_E_FORMAT, m->path, "%s.attention.sliding_window is %u, but a GGUF file does not say which "
+                        "layers slide; use the model's Hugging Face folder", a->gguf, window);
+    if (a->slides == KVB_SLIDES_NEVER || window == 0)
+        return kvb_config_lay_out(m, NULL, err);
+    c->sliding = c->geometry;
+    if (a->sliding_rope_base > 0.0) {
+        c->sliding.rope_base = get_f64(m, "rope.freq_base_swa", a->sliding_rope_base);
+        c->sliding.rope_factors = NULL;
+    }
+    return kvb_config_lay_out_sliding(m, window, err);
+}
+
+/* Features that a file of a supported architecture may still ask for. */
+static kvb_status refuse_features(const kvb_model *m, kvb_error *err)
+{
+    static const char *const features[] = {"attn_logit_softcapping", "final_logit_softcapping", "expert_count",
+                                           "attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale"};
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++)
+        if (get_f64(m, features[i], 0.0) > 0.0)
+            return kvb_fail(err, KVB_E_FORMAT, m->path, "%s.%s is set: this feature is not supported",
+                            m->config.arch->gguf, features[i]);
+    return KVB_OK;
+}
+
+static kvb_status read_architecture(kvb_model *m, kvb_error *err)
+{
+    kvb_model_config *c = &m->config;
+    get_text(m->gguf, "general.architecture", "", c->architecture, sizeof c->architecture);
+    c->arch = kvb_architecture_of_gguf(c->architecture);
+    if (c->arch != NULL)
+        return KVB_OK;
+    char known[128];
+    kvb_architecture_list(false, known, sizeof known);
+    return kvb_fail(err, KVB_E_FORMAT, m->path, "architecture \"%s\" is not supported; these are: %s", c->architecture,
+                    known);
 }
 
 kvb_status kvb_config_from_gguf(kvb_model *m, kvb_error *err)
 {
     kvb_model_config *c = &m->config;
-    get_text(m->gguf, "general.architecture", "", c->architecture, sizeof c->architecture);
-    if (strcmp(c->architecture, "llama") != 0)
-        return kvb_fail(err, KVB_E_FORMAT, m->path, "architecture \"%s\" is not supported (llama is)",
-                        c->architecture);
+    kvb_status s = read_architecture(m, err);
     const char *slash = strrchr(m->path, '/');
     get_text(m->gguf, "general.name", slash ? slash + 1 : m->path, c->name, sizeof c->name);
-    kvb_status s = need_u32(m, "block_count", &c->layers, err);
+    if (s == KVB_OK) s = refuse_features(m, err);
+    if (s == KVB_OK) s = need_u32(m, "block_count", &c->layers, err);
     if (s == KVB_OK) s = need_u32(m, "embedding_length", &c->embedding, err);
     if (s == KVB_OK) s = need_u32(m, "feed_forward_length", &c->ffn, err);
     if (s == KVB_OK) s = need_u32(m, "context_length", &c->context, err);
     if (s == KVB_OK) s = read_heads(m, err);
+    if (s != KVB_OK)
+        return s;
+    read_attention_scale(m);
     c->norm_epsilon = get_f64(m, "attention.layer_norm_rms_epsilon", 0.0);
-    if (s == KVB_OK) s = check_geometry(m, err);
+    s = kvb_config_check(m, err);
     if (s == KVB_OK) s = read_rope_factors(m, err);
+    if (s == KVB_OK) s = read_sliding(m, err);
     const kvb_tensor *embedding = kvb_model_find(m, "token_embd.weight");
     if (s == KVB_OK && (embedding == NULL || embedding->dims != 2 || embedding->shape[1] > UINT32_MAX))
         s = kvb_fail(err, KVB_E_FORMAT, m->path, "tensor token_embd.weight is missing or not a matrix");

@@ -68,7 +68,8 @@ static void set_constants(kvb_model *m)
     kvb_model_config *g = &m->config;
     const char *slash = strrchr(m->path, '/');
     snprintf(g->name, sizeof g->name, "%s", slash ? slash + 1 : m->path);
-    snprintf(g->architecture, sizeof g->architecture, "llama");
+    g->arch = kvb_architecture_of_gguf("llama");
+    snprintf(g->architecture, sizeof g->architecture, "%s", g->arch->name);
     g->norm_epsilon = 1e-5;
     g->geometry.head_dim = g->embedding / g->geometry.heads;
     g->geometry.rope_style = KVB_ROPE_INTERLEAVED;
@@ -114,5 +115,5 @@ kvb_status kvb_config_from_llama2c(kvb_model *m, kvb_error *err)
     if (l.cursor.failed || l.cursor.at != l.cursor.size)
         return kvb_fail(err, KVB_E_FORMAT, m->path, "%llu bytes do not match a llama2.c checkpoint of its header's sizes",
                         (unsigned long long)m->llama2c.size);
-    return KVB_OK;
+    return kvb_config_lay_out(m, NULL, err);
 }

@@ -16,6 +16,7 @@ typedef struct kvb_tape_layer {
     float *out;     /* [H][T][D] attention output */
     float *qkv;     /* [T][(H+2G)D] before RoPE, or NULL */
     float *gate_up; /* [T][2F] before the activation, or NULL */
+    float *attended, *fed; /* [T][E] what attention and feed-forward give, before their post norms; NULL without these */
 } kvb_tape_layer;
 
 /* Shapes: T tokens of the call, E channels, F hidden channels, H query heads, G KV heads, D channels of a head. */
@@ -38,17 +39,19 @@ struct kvb_forward {
     float *scratch; /* [threads][attention scratch] */
     int threads;
     const kvb_tape_layer *tape; /* [L] to be filled, or NULL */
-    kvb_rope_table rope;
+    kvb_rope_table *rope; /* [L], made for the first of the layers that turn alike */
+    uint32_t *rope_of;    /* [L] */
+    uint32_t positions;   /* that the tables cover */
 };
 
-/* Scratch per thread, and a RoPE table that covers the call's positions. */
+/* Scratch per thread, and RoPE tables that cover the call's positions. */
 kvb_status kvb_forward_prepare(kvb_forward *f, uint32_t count, uint32_t position, kvb_error *err);
 /* KVB_E_USAGE for no tokens, more than max_tokens, or ids outside the vocabulary. */
 kvb_status kvb_forward_check(const kvb_forward *f, const uint32_t *tokens, uint32_t count, kvb_error *err);
 /* qkv [T][(H+2G)D] of the residual stream x [T][E]; overwrites f->norm. */
 void kvb_forward_qkv(kvb_forward *f, const float *x, uint32_t count, const kvb_layer_weights *w, float *qkv);
 /* f->q, f->k_pre, f->k and f->v from rows of [q | k | v]. */
-void kvb_forward_split(kvb_forward *f, const float *qkv, uint32_t count, uint32_t position);
+void kvb_forward_split(kvb_forward *f, uint32_t layer, const float *qkv, uint32_t count, uint32_t position);
 /* gate_up [T][2F] of the residual stream x [T][E]; overwrites f->norm. */
 void kvb_forward_gate_up(kvb_forward *f, const float *x, uint32_t count, const kvb_layer_weights *w, float *gate_up);
 

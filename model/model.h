@@ -1,4 +1,4 @@
-/* A decoder-only transformer of the Llama family, in float32 on the CPU, with a seam at attention.
+/* A decoder-only transformer (model/architecture.h lists which), in float32 on the CPU, with a seam at attention.
  *
  * Shapes: T tokens of one sequence, E channels, H query heads, G KV heads, D channels a head. Everything outside a
  * call's own arguments is immutable after kvb_model_open(); one kvb_forward per sequence, one thread team each. */
@@ -19,8 +19,9 @@ typedef struct kvb_model_info {
     uint8_t meta_sha256[32], weights_sha256[32];
 } kvb_model_info;
 
-/* How to open a model. tokenizer_path: NULL for the vocabulary in the file (GGUF), or llama2.c's tokenizer.bin. GGUF and
- * llama2.c checkpoints (version 0 header) are told apart by their first bytes. */
+/* How to open a model: a GGUF file, a llama2.c checkpoint (version 0 header; told apart by their first bytes) or a Hugging Face
+ * folder (config.json, safetensors, tokenizer.json). tokenizer_path: NULL for the model's own vocabulary, or llama2.c's
+ * tokenizer.bin. */
 typedef struct kvb_model_options {
     const char *tokenizer_path;
     uint64_t max_weight_bytes; /* float32 weights held at most; above it layers are expanded when used. 0: no limit */

@@ -31,6 +31,21 @@ static const scheme schemes[] = {
     {{"qwen2", "deepseek-r1-qwen"}, false, false, {LLAMA3_TO_LETTERS "\\p{N}" LLAMA3_REST}},
 };
 
+/* The patterns as tokenizer.json spells them. */
+#define JSON_LETTERS "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
+#define JSON_REST "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+
+const char *kvb_pretokenizer_of_pattern(const char *pattern, bool digits)
+{
+    if (pattern[0] == '\0')
+        return digits ? "smollm" : "gpt-2";
+    if (digits)
+        return NULL;
+    if (strcmp(pattern, JSON_LETTERS "\\p{N}{1,3}" JSON_REST) == 0)
+        return "llama-bpe";
+    return strcmp(pattern, JSON_LETTERS "\\p{N}" JSON_REST) == 0 ? "qwen2" : NULL;
+}
+
 struct kvb_pretokenizer {
     const scheme *scheme;
     pcre2_code *code[MAX_PATTERNS];

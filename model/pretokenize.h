@@ -14,6 +14,10 @@ typedef struct kvb_pretokenizer kvb_pretokenizer;
 kvb_status kvb_pretokenizer_create(const char *name, const char *path, kvb_pretokenizer **p, kvb_error *err);
 void kvb_pretokenizer_free(kvb_pretokenizer *p);
 
+/* The scheme that cuts as tokenizer.json does: by its pattern, in that file's spelling, or "" for GPT-2's own; `digits`: each
+ * digit is cut out first. NULL for patterns that are not known. */
+const char *kvb_pretokenizer_of_pattern(const char *pattern, bool digits);
+
 /* Vocabularies of this scheme: a word that is a token whole needs no merges; texts start with BOS unless the file says
  * otherwise. */
 bool kvb_pretokenizer_whole_words(const kvb_pretokenizer *p);

@@ -141,6 +141,13 @@ static bool cut_specials(const kvb_tokenizer *t, const char *text, size_t size, 
     return ok;
 }
 
+static bool wants_space(const kvb_tokenizer *t, const char *text, const fragment *part)
+{
+    if (!t->space_prefix || (t->space_prefix_first && part->from != 0))
+        return false;
+    return !(t->space_prefix_once && part->size > 0 && text[part->from] == ' ');
+}
+
 static kvb_status encode_fragments(kvb_encoder *e, const char *text, const fragments *f)
 {
     const kvb_tokenizer *t = e->t;
@@ -152,7 +159,7 @@ static kvb_status encode_fragments(kvb_encoder *e, const char *text, const fragm
         else if (t->kind == KVB_TOKENIZER_BPE)
             status = kvb_bpe_encode(e, text + part->from, part->size);
         else
-            status = kvb_spm_encode(e, text + part->from, part->size, t->space_prefix);
+            status = kvb_spm_encode(e, text + part->from, part->size, wants_space(t, text, part));
     }
     return status;
 }

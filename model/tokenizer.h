@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 
+#include "format/base/json.h"
 #include "model/gguf.h"
 
 typedef struct kvb_tokenizer kvb_tokenizer;
@@ -14,6 +15,11 @@ typedef struct kvb_tokenizer kvb_tokenizer;
  * printable ASCII ones of byte-level BPE: such vocabularies often lack rare bytes, which then vanish from a text, as in
  * llama.cpp). A vocabulary without tokenizer.ggml.pre is split by `default`. */
 kvb_status kvb_tokenizer_from_gguf(const kvb_gguf *g, kvb_tokenizer **t, kvb_error *err);
+/* The same out of tokenizer.json (the library `tokenizers`): BPE, byte-level with one of the patterns above or over characters
+ * with byte tokens, merged by rank. A BOS is wanted where post_processor puts one first. `config`: config.json for the ids of
+ * BOS and EOS, or NULL. Flags of added tokens other than `special` are not looked at. KVB_E_FORMAT for what is not supported,
+ * by its name. */
+kvb_status kvb_tokenizer_from_json(const char *path, const kvb_json *config, kvb_tokenizer **t, kvb_error *err);
 /* llama2.c's tokenizer.bin, of `vocab` entries (SentencePiece-style). */
 kvb_status kvb_tokenizer_from_llama2c(const char *path, uint32_t vocab, kvb_tokenizer **t, kvb_error *err);
 void kvb_tokenizer_free(kvb_tokenizer *t);

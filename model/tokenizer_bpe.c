@@ -51,6 +51,23 @@ void kvb_merges_add(kvb_merges *m, uint32_t left, uint32_t right, uint32_t rank,
     m->ids[at] = id;
 }
 
+const char *kvb_tokenizer_add_merge(kvb_tokenizer *t, const char *joined, size_t left_size, size_t size, uint32_t rank,
+                                    kvb_sha256 *digest)
+{
+    const int64_t left = kvb_vocab_find(&t->vocab, joined, left_size);
+    const int64_t right = kvb_vocab_find(&t->vocab, joined + left_size, size - left_size);
+    const int64_t both = kvb_vocab_find(&t->vocab, joined, size);
+    if (left < 0 || right < 0 || both < 0)
+        return left < 0 ? "the left token" : right < 0 ? "the right token" : "the merged token";
+    kvb_merges_add(&t->merges, (uint32_t)left, (uint32_t)right, rank, (uint32_t)both);
+    const uint32_t ids[2] = {(uint32_t)left, (uint32_t)right};
+    uint8_t bytes[8];
+    for (unsigned i = 0; i < 8; i++)
+        bytes[i] = (uint8_t)(ids[i / 4] >> (8 * (i % 4)));
+    kvb_sha256_add(digest, bytes, sizeof bytes);
+    return NULL;
+}
+
 uint64_t kvb_merges_find(const kvb_merges *m, uint32_t left, uint32_t right)
 {
     uint64_t at = slot_of(m, (uint64_t)left << 32 | right);

@@ -96,10 +96,11 @@ static kvb_status list_specials(kvb_tokenizer *t, kvb_error *err)
 
 static void identify(kvb_tokenizer *t)
 {
-    char head[128];
-    int size = snprintf(head, sizeof head, "kvb-tokenizer-1 %s %s bos %d %d prefix %d vocab %u\n",
+    char head[160];
+    int size = snprintf(head, sizeof head, "kvb-tokenizer-1 %s %s bos %d %d prefix %d%s%s vocab %u\n",
                         t->kind == KVB_TOKENIZER_BPE ? "bpe" : "spm", t->pre ? kvb_pretokenizer_scheme(t->pre) : "-",
-                        (int)t->bos, t->wants_bos, t->space_prefix, t->vocab.count);
+                        (int)t->bos, t->wants_bos, t->space_prefix, t->space_prefix_first ? " first" : "",
+                        t->space_prefix_once ? " once" : "", t->vocab.count);
     kvb_sha256 s;
     kvb_sha256_begin(&s);
     kvb_sha256_add(&s, head, (size_t)size);

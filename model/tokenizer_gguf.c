@@ -88,21 +88,13 @@ static kvb_status read_merge(kvb_tokenizer *t, const kvb_gguf *g, uint32_t rank,
     size_t left_size = (size_t)(gap - text), right_size = (size_t)size - left_size - 1;
     memcpy(joined, text, left_size);
     memcpy(joined + left_size, gap + 1, right_size);
-    int64_t left = kvb_vocab_find(&t->vocab, joined, left_size);
-    int64_t right = kvb_vocab_find(&t->vocab, joined + left_size, right_size);
-    int64_t both = kvb_vocab_find(&t->vocab, joined, left_size + right_size);
-    if (left < 0 || right < 0 || both < 0) {
+    const char *missing = kvb_tokenizer_add_merge(t, joined, left_size, left_size + right_size, rank, digest);
+    if (missing != NULL) {
         char message[200];
         snprintf(message, sizeof message, "\"%.*s\": %s is not in the vocabulary", (int)(size < 80 ? size : 80), text,
-                 left < 0 ? "the left token" : right < 0 ? "the right token" : "the merged token");
+                 missing);
         return bad(g, KEY("merges"), rank, err, message);
     }
-    kvb_merges_add(&t->merges, (uint32_t)left, (uint32_t)right, rank, (uint32_t)both);
-    uint32_t ids[2] = {(uint32_t)left, (uint32_t)right};
-    uint8_t bytes[8];
-    for (unsigned i = 0; i < 8; i++)
-        bytes[i] = (uint8_t)(ids[i / 4] >> (8 * (i % 4)));
-    kvb_sha256_add(digest, bytes, sizeof bytes);
     return KVB_OK;
 }
 

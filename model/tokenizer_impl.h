@@ -9,7 +9,7 @@
 
 typedef enum kvb_tokenizer_kind { KVB_TOKENIZER_BPE, KVB_TOKENIZER_SPM } kvb_tokenizer_kind;
 
-/* Merges of byte-level BPE: an open-addressed table from a pair of ids to its rank and the id of both together. */
+/* Merges by rank: an open-addressed table from a pair of ids to its rank and the id of both together. */
 typedef struct kvb_merges {
     uint64_t *pairs; /* left << 32 | right; UINT64_MAX where empty */
     uint32_t *ranks, *ids;
@@ -26,11 +26,12 @@ struct kvb_tokenizer {
     size_t special_count;
     int64_t byte_id[256]; /* KVB_NO_TOKEN where the vocabulary has none */
     uint8_t id[32];
-    /* byte-level BPE */
-    kvb_pretokenizer *pre;
-    kvb_merges merges;
+    kvb_merges merges;    /* of byte-level BPE always; SentencePiece without them merges by score */
+    kvb_pretokenizer *pre; /* of byte-level BPE */
     /* SentencePiece */
-    bool space_prefix;
+    bool space_prefix;       /* a space before each run of ordinary text, */
+    bool space_prefix_first; /* but only at the start of the whole text, */
+    bool space_prefix_once;  /* and only where there is none yet */
     bool space_starts_word; /* no token has a space after anything but a space, so that words merge on their own */
 };
 
@@ -87,6 +88,10 @@ bool kvb_spm_merge(const void *view, const kvb_symbol *left, const kvb_symbol *r
 /* Run once all of the vocabulary is there: kind, vocab, flags, and for BPE pre and merges. `path` is for errors. */
 kvb_status kvb_tokenizer_finish(kvb_tokenizer *t, const char *path, kvb_error *err);
 kvb_status kvb_merges_create(kvb_merges *m, size_t count, kvb_error *err);
+/* Adds the merge of joined[0 .. left_size) and the rest up to `size`, and hashes its ids. NULL, or which of its three tokens
+ * the vocabulary lacks. */
+const char *kvb_tokenizer_add_merge(kvb_tokenizer *t, const char *joined, size_t left_size, size_t size, uint32_t rank,
+                                    kvb_sha256 *digest);
 /* A pair that is there already keeps its rank. */
 void kvb_merges_add(kvb_merges *m, uint32_t left, uint32_t right, uint32_t rank, uint32_t id);
 /* The index of a pair, or UINT64_MAX. */

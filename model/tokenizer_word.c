@@ -46,7 +46,7 @@ static bool encode_word(kvb_encoder *e, const char *word, size_t size)
     kvb_symbol *symbols = e->merger.symbols;
     size_t count = bpe ? kvb_bpe_symbols(t, word, size, symbols) : kvb_spm_symbols(t, word, size, symbols);
     kvb_merge_view view = {t, word};
-    if (!kvb_merger_run(&e->merger, count, bpe ? kvb_bpe_merge : kvb_spm_merge, &view))
+    if (!kvb_merger_run(&e->merger, count, t->merges.pairs != NULL ? kvb_bpe_merge : kvb_spm_merge, &view))
         return false;
     for (uint32_t i = 0; i != KVB_MERGE_END; i = symbols[i].next)
         if (!put_symbol(e, word, &symbols[i]))

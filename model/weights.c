@@ -9,8 +9,14 @@
 
 const kvb_tensor *kvb_model_find(const kvb_model *m, const char *name)
 {
+    char own[KVB_TENSOR_NAME];
     if (m->gguf != NULL)
         return kvb_gguf_tensor(m->gguf, name);
+    if (m->folder != NULL && m->tied && strcmp(name, "output.weight") == 0)
+        return NULL;
+    if (m->folder != NULL)
+        return kvb_folder_name(m->config.arch, kvb_folder_prefix(m->folder), name, own) ?
+                   kvb_folder_tensor(m->folder, own) : NULL;
     for (size_t i = 0; i < m->tensor_count; i++)
         if (strcmp(m->tensors[i].name, name) == 0)
             return &m->tensors[i];
@@ -95,6 +101,9 @@ static kvb_status check_finite(const kvb_model *m, const kvb_weight *w, kvb_erro
 static kvb_status check_tensor(const kvb_model *m, const kvb_tensor *t, const char *name, uint64_t cols, uint64_t rows,
                                kvb_error *err)
 {
+    char own[KVB_TENSOR_NAME];
+    if (m->folder != NULL && kvb_folder_name(m->config.arch, kvb_folder_prefix(m->folder), name, own))
+        name = own;
     if (t == NULL)
         return kvb_fail(err, KVB_E_FORMAT, m->path, "tensor %s is missing", name);
     uint32_t elements, bytes;
@@ -148,7 +157,7 @@ static kvb_status make_resident(kvb_model *m, kvb_weight *w, uint64_t *budget, k
     return check_finite(m, w, err);
 }
 
-/* Norm vectors are small and always resident. */
+/* Vectors are small and always resident. */
 static kvb_status load_vector(kvb_model *m, const char *name, uint64_t count, float **out, kvb_error *err)
 {
     kvb_weight w = {0};
@@ -160,24 +169,82 @@ static kvb_status load_vector(kvb_model *m, const char *name, uint64_t count, fl
     return status;
 }
 
+static kvb_status load_norm(kvb_model *m, uint32_t layer, const char *suffix, uint64_t count, float **out, kvb_error *err)
+{
+    char name[64] = "output_norm.weight";
+    if (suffix != NULL)
+        snprintf(name, sizeof name, "blk.%u.%s.weight", layer, suffix);
+    kvb_status status = load_vector(m, name, count, out, err);
+    for (uint64_t i = 0; status == KVB_OK && i < count; i++)
+        (*out)[i] += m->config.norm_offset;
+    return status;
+}
+
+static kvb_status load_norms(kvb_model *m, uint32_t l, kvb_error *err)
+{
+    const kvb_architecture *a = m->config.arch;
+    const uint32_t e = m->config.embedding, dim = m->config.geometry.head_dim;
+    kvb_layer_weights *w = &m->layer[l];
+    kvb_status s = load_norm(m, l, "attn_norm", e, &w->attention_norm, err);
+    if (s == KVB_OK) s = load_norm(m, l, "ffn_norm", e, &w->ffn_norm, err);
+    if (s == KVB_OK && a->qk_norm) s = load_norm(m, l, "attn_q_norm", dim, &w->q_norm, err);
+    if (s == KVB_OK && a->qk_norm) s = load_norm(m, l, "attn_k_norm", dim, &w->k_norm, err);
+    if (s == KVB_OK && a->post_norms) s = load_norm(m, l, "post_attention_norm", e, &w->attention_post_norm, err);
+    if (s == KVB_OK && a->post_norms) s = load_norm(m, l, "post_ffw_norm", e, &w->ffn_post_norm, err);
+    return s;
+}
+
+/* The three below each other, as their products are. */
+static kvb_status load_bias(kvb_model *m, uint32_t l, uint64_t q_rows, uint64_t kv_rows, kvb_error *err)
+{
+    static const char *const suffixes[] = {"attn_q", "attn_k", "attn_v"};
+    kvb_status status = KVB_OK;
+    float *bias = kvb_alloc_array(q_rows + 2 * kv_rows, sizeof *bias), *at = bias;
+    m->layer[l].qkv_bias = bias;
+    if (bias == NULL)
+        return kvb_fail_memory(err, "model weights");
+    for (size_t i = 0; i < 3 && status == KVB_OK; i++) {
+        const uint64_t rows = i == 0 ? q_rows : kv_rows;
+        float *part = NULL;
+        char name[64];
+        snprintf(name, sizeof name, "blk.%u.%s.bias", l, suffixes[i]);
+        status = load_vector(m, name, rows, &part, err);
+        if (status == KVB_OK)
+            memcpy(at, part, rows * sizeof *at);
+        at += rows;
+        free(part);
+    }
+    return status;
+}
+
+/* The products that read one input: several tensors, or one where the architecture fuses them. */
+static kvb_status add_products(kvb_model *m, uint32_t l, uint64_t q_rows, uint64_t kv_rows, kvb_error *err)
+{
+    const uint64_t embedding = m->config.embedding, ffn = m->config.ffn;
+    kvb_layer_weights *w = &m->layer[l];
+    if (m->config.arch->fused) {
+        kvb_status status = add_layer_part(m, &w->qkv, l, "attn_qkv", q_rows + 2 * kv_rows, embedding, err);
+        return status == KVB_OK ? add_layer_part(m, &w->gate_up, l, "ffn_up", 2 * ffn, embedding, err) : status;
+    }
+    kvb_status s = add_layer_part(m, &w->qkv, l, "attn_q", q_rows, embedding, err);
+    if (s == KVB_OK) s = add_layer_part(m, &w->qkv, l, "attn_k", kv_rows, embedding, err);
+    if (s == KVB_OK) s = add_layer_part(m, &w->qkv, l, "attn_v", kv_rows, embedding, err);
+    if (s == KVB_OK) s = add_layer_part(m, &w->gate_up, l, "ffn_gate", ffn, embedding, err);
+    if (s == KVB_OK) s = add_layer_part(m, &w->gate_up, l, "ffn_up", ffn, embedding, err);
+    return s;
+}
+
 static kvb_status load_layer(kvb_model *m, uint32_t l, uint64_t *budget, kvb_error *err)
 {
     const kvb_model_config *c = &m->config;
     kvb_layer_weights *w = &m->layer[l];
-    const uint64_t embedding = c->embedding, ffn = c->ffn, dim = c->geometry.head_dim;
+    const uint64_t embedding = c->embedding, dim = c->geometry.head_dim;
     const uint64_t q_rows = c->geometry.heads * dim, kv_rows = c->geometry.kv_heads * dim;
-    char norm[64], ffn_norm[64];
-    snprintf(norm, sizeof norm, "blk.%u.attn_norm.weight", l);
-    snprintf(ffn_norm, sizeof ffn_norm, "blk.%u.ffn_norm.weight", l);
-    kvb_status s = load_vector(m, norm, embedding, &w->attention_norm, err);
-    if (s == KVB_OK) s = load_vector(m, ffn_norm, embedding, &w->ffn_norm, err);
-    if (s == KVB_OK) s = add_layer_part(m, &w->qkv, l, "attn_q", q_rows, embedding, err);
-    if (s == KVB_OK) s = add_layer_part(m, &w->qkv, l, "attn_k", kv_rows, embedding, err);
-    if (s == KVB_OK) s = add_layer_part(m, &w->qkv, l, "attn_v", kv_rows, embedding, err);
+    kvb_status s = load_norms(m, l, err);
+    if (s == KVB_OK) s = add_products(m, l, q_rows, kv_rows, err);
+    if (s == KVB_OK && c->arch->qkv_bias) s = load_bias(m, l, q_rows, kv_rows, err);
     if (s == KVB_OK) s = add_layer_part(m, &w->out, l, "attn_output", embedding, q_rows, err);
-    if (s == KVB_OK) s = add_layer_part(m, &w->gate_up, l, "ffn_gate", ffn, embedding, err);
-    if (s == KVB_OK) s = add_layer_part(m, &w->gate_up, l, "ffn_up", ffn, embedding, err);
-    if (s == KVB_OK) s = add_layer_part(m, &w->down, l, "ffn_down", embedding, ffn, err);
+    if (s == KVB_OK) s = add_layer_part(m, &w->down, l, "ffn_down", embedding, c->ffn, err);
     if (s == KVB_OK) s = make_resident(m, &w->qkv, budget, err);
     if (s == KVB_OK) s = make_resident(m, &w->out, budget, err);
     if (s == KVB_OK) s = make_resident(m, &w->gate_up, budget, err);
@@ -189,7 +256,7 @@ static kvb_status load_layer(kvb_model *m, uint32_t l, uint64_t *budget, kvb_err
 static kvb_status load_ends(kvb_model *m, uint64_t *budget, kvb_error *err)
 {
     const kvb_model_config *c = &m->config;
-    kvb_status s = load_vector(m, "output_norm.weight", c->embedding, &m->final_norm, err);
+    kvb_status s = load_norm(m, 0, NULL, c->embedding, &m->final_norm, err);
     if (s == KVB_OK) s = add_part(m, &m->embedding, "token_embd.weight", c->vocab, c->embedding, err);
     const char *head = kvb_model_find(m, "output.weight") ? "output.weight" : "token_embd.weight";
     if (s == KVB_OK) s = add_part(m, &m->head, head, c->vocab, c->embedding, err);
@@ -198,38 +265,69 @@ static kvb_status load_ends(kvb_model *m, uint64_t *budget, kvb_error *err)
     return s;
 }
 
-static bool is_read(const char *name, uint32_t layers)
+/* Which architectures have a tensor. */
+typedef enum needed { ALWAYS, SPLIT, FUSED, BIAS, QK_NORM, POST_NORMS } needed;
+
+static bool is_needed(const kvb_architecture *a, needed n)
+{
+    switch (n) {
+    case SPLIT: return !a->fused;
+    case FUSED: return a->fused;
+    case BIAS: return a->qkv_bias;
+    case QK_NORM: return a->qk_norm;
+    case POST_NORMS: return a->post_norms;
+    default: return true;
+    }
+}
+
+static bool is_read(const kvb_model *m, const char *name)
 {
     static const char *const single[] = {"token_embd.weight", "output.weight", "output_norm.weight",
                                          "rope_freqs.weight"};
     /* The last three hold rotation frequencies that follow from the metadata. */
-    static const char *const per_layer[] = {
-        "attn_norm.weight", "attn_q.weight",   "attn_k.weight",        "attn_v.weight", "attn_output.weight",
-        "ffn_norm.weight",  "ffn_gate.weight", "ffn_up.weight",        "ffn_down.weight",
-        "attn_rot_embd",    "attn_rot_embd.weight", "rope_freqs.weight",
+    static const struct {
+        const char *suffix;
+        needed by;
+    } per_layer[] = {
+        {"attn_norm.weight", ALWAYS}, {"attn_q.weight", SPLIT}, {"attn_k.weight", SPLIT}, {"attn_v.weight", SPLIT},
+        {"attn_qkv.weight", FUSED}, {"attn_q.bias", BIAS}, {"attn_k.bias", BIAS}, {"attn_v.bias", BIAS},
+        {"attn_q_norm.weight", QK_NORM}, {"attn_k_norm.weight", QK_NORM}, {"attn_output.weight", ALWAYS},
+        {"post_attention_norm.weight", POST_NORMS}, {"ffn_norm.weight", ALWAYS}, {"ffn_gate.weight", SPLIT},
+        {"ffn_up.weight", ALWAYS}, {"ffn_down.weight", ALWAYS}, {"post_ffw_norm.weight", POST_NORMS},
+        {"attn_rot_embd", ALWAYS}, {"attn_rot_embd.weight", ALWAYS}, {"rope_freqs.weight", ALWAYS},
     };
+    const uint32_t layers = m->config.layers;
     for (size_t i = 0; i < sizeof single / sizeof *single; i++)
         if (strcmp(name, single[i]) == 0)
             return true;
     unsigned long layer = strncmp(name, "blk.", 4) == 0 ? strtoul(name + 4, NULL, 10) : layers;
     for (size_t i = 0; layer < layers && i < sizeof per_layer / sizeof *per_layer; i++) {
         char expected[64];
-        snprintf(expected, sizeof expected, "blk.%lu.%s", layer, per_layer[i]);
+        snprintf(expected, sizeof expected, "blk.%lu.%s", layer, per_layer[i].suffix);
         if (strcmp(name, expected) == 0)
-            return true;
+            return is_needed(m->config.arch, per_layer[i].by);
     }
     return false;
+}
+
+static kvb_status refuse_tensor(const kvb_model *m, const char *name, kvb_error *err)
+{
+    return kvb_fail(err, KVB_E_FORMAT, m->path,
+                    "tensor %s belongs to a feature that is not supported: a plain %s model of %u layers has none; use one",
+                    name, m->config.arch->name, m->config.layers);
 }
 
 /* A bias or a norm that nobody applies would give wrong activations without a word. */
 static kvb_status refuse_unread(const kvb_model *m, kvb_error *err)
 {
-    for (uint64_t i = 0; m->gguf != NULL && i < kvb_gguf_tensor_count(m->gguf); i++) {
-        const char *name = kvb_gguf_tensor_at(m->gguf, i)->name;
-        if (!is_read(name, m->config.layers))
-            return kvb_fail(err, KVB_E_FORMAT, m->path,
-                            "tensor %s belongs to an architecture feature that is not supported; use a plain Llama "
-                            "model of %u layers", name, m->config.layers);
+    for (uint64_t i = 0; m->gguf != NULL && i < kvb_gguf_tensor_count(m->gguf); i++)
+        if (!is_read(m, kvb_gguf_tensor_at(m->gguf, i)->name))
+            return refuse_tensor(m, kvb_gguf_tensor_at(m->gguf, i)->name, err);
+    for (size_t i = 0; m->folder != NULL && i < kvb_folder_tensors(m->folder); i++) {
+        const char *name = kvb_folder_tensor_at(m->folder, i)->name;
+        char gguf[KVB_TENSOR_NAME];
+        if (!kvb_folder_gguf_name(m->config.arch, kvb_folder_prefix(m->folder), name, gguf) || !is_read(m, gguf))
+            return refuse_tensor(m, name, err);
     }
     return KVB_OK;
 }
@@ -255,8 +353,11 @@ void kvb_weights_free(kvb_model *m)
         free(m->layer[l].out.resident);
         free(m->layer[l].gate_up.resident);
         free(m->layer[l].down.resident);
-        free(m->layer[l].attention_norm);
-        free(m->layer[l].ffn_norm);
+        float *all[] = {m->layer[l].attention_norm, m->layer[l].ffn_norm, m->layer[l].qkv_bias,
+                        m->layer[l].q_norm, m->layer[l].k_norm, m->layer[l].attention_post_norm,
+                        m->layer[l].ffn_post_norm};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            free(all[i]);
     }
     free(m->layer);
     free(m->head.resident);

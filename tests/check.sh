@@ -17,9 +17,9 @@ status=0
 rm -f build/test-counts build/asan/test-counts build/faiss/test-counts
 BUILD=build tests/run.sh || status=1
 add build
-echo "== the same unit tests and corpora under AddressSanitizer and UndefinedBehaviorSanitizer"
+echo "== the same unit tests, corpora and model files under AddressSanitizer and UndefinedBehaviorSanitizer"
 make -j"$jobs" WERROR=-Werror SAN=address,undefined BUILD=build/asan OPT=-O1 tests >/dev/null
-BUILD=build/asan QUICK_SCRIPTS=1 tests/run.sh || status=1
+BUILD=build/asan SCRIPTS=tests/cli/test_models.sh tests/run.sh || status=1
 add build/asan
 if [ -e /usr/include/faiss/Clustering.h ]; then
     echo "== k-means by FAISS"

@@ -24,7 +24,7 @@ const kvb_flag kvb_common_flags[6] = {
 };
 
 const kvb_flag kvb_model_flags[3] = {
-    {"--model", KVB_FLAG_STRING, "FILE", "the model: GGUF, or a llama2.c checkpoint",
+    {"--model", KVB_FLAG_STRING, "FILE", "the model: GGUF, a Hugging Face folder, or a llama2.c checkpoint",
      .offset = offsetof(kvb_model_args, model), .required = true},
     {"--tokenizer", KVB_FLAG_STRING, "FILE", "llama2.c's tokenizer.bin (a GGUF has its own)",
      .offset = offsetof(kvb_model_args, tokenizer)},

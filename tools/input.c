@@ -24,12 +24,18 @@ static kvb_status check_regular(const char *path, kvb_error *err)
     return KVB_OK;
 }
 
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 kvb_status kvb_open_model(const kvb_model_args *a, kvb_progress *p, kvb_model **model, kvb_error *err)
 {
     kvb_model_options options = {.tokenizer_path = a->tokenizer, .max_weight_bytes = a->max_weights.value};
     double start = kvb_seconds();
     *model = NULL;
-    kvb_status status = check_regular(a->model, err);
+    kvb_status status = is_folder(a->model) ? KVB_OK : check_regular(a->model, err);
     if (status == KVB_OK)
         status = kvb_model_open(a->model, &options, model, err);
     if (status != KVB_OK)

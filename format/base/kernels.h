@@ -43,6 +43,10 @@ typedef struct kvb_kernels {
 
     /* Its gradient: from d of the product to d_gate and d_up, neither of which is an argument. */
     void (*silu_gradient)(const float *gate, const float *up, const float *d, size_t n, float *d_gate, float *d_up);
+
+    /* The same two for GeGLU in its tanh form: gelu(g) = g/2 (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))). */
+    void (*gelu_product)(float *gate, const float *up, size_t n);
+    void (*gelu_gradient)(const float *gate, const float *up, const float *d, size_t n, float *d_gate, float *d_up);
 } kvb_kernels;
 
 /* The best build this machine can run. KVB_ISA=plain|avx2|avx512 in the environment asks for a lesser one. */

@@ -303,6 +303,45 @@ static void silu_gradient(const float *gate, const float *up, const float *d, si
     }
 }
 
+/* gelu(g) = g sigmoid(a (g + b g^3)), a = 2 sqrt(2 / pi), b = 0.044715: the tanh form, as sigmoid(2x) = (1 + tanh x) / 2. */
+static inline vec gelu_sigmoid(vec g)
+{
+    return 1.0f / (1.0f + vexp(g * (g * g * -0.0713548163f - 1.59576912f)));
+}
+
+static inline vec gelu_slope(vec g, vec sigmoid)
+{
+    return sigmoid * (1.0f + g * (1.0f - sigmoid) * (g * g * 0.214064449f + 1.59576912f));
+}
+
+static void gelu_product(float *gate, const float *up, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec g = load(gate + i);
+        store(gate + i, g * gelu_sigmoid(g) * load(up + i));
+    }
+    if (i < n) {
+        vec g = load_tail(gate + i, n - i, 0.0f);
+        store_tail(gate + i, n - i, g * gelu_sigmoid(g) * load_tail(up + i, n - i, 0.0f));
+    }
+}
+
+static void gelu_gradient(const float *gate, const float *up, const float *d, size_t n, float *d_gate, float *d_up)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vec g = load(gate + i), by = load(d + i), sigmoid = gelu_sigmoid(g);
+        store(d_up + i, by * (g * sigmoid));
+        store(d_gate + i, by * load(up + i) * gelu_slope(g, sigmoid));
+    }
+    if (i < n) {
+        vec g = load_tail(gate + i, n - i, 0.0f), by = load_tail(d + i, n - i, 0.0f), sigmoid = gelu_sigmoid(g);
+        store_tail(d_up + i, n - i, by * (g * sigmoid));
+        store_tail(d_gate + i, n - i, by * load_tail(up + i, n - i, 0.0f) * gelu_slope(g, sigmoid));
+    }
+}
+
 static const kvb_kernels table = {
     .name = KERNEL_NAME,
     .gemm = gemm,
@@ -315,4 +354,6 @@ static const kvb_kernels table = {
     .dot = dot,
     .silu_product = silu_product,
     .silu_gradient = silu_gradient,
+    .gelu_product = gelu_product,
+    .gelu_gradient = gelu_gradient,
 };

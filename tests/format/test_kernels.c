@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <cmocka.h>
 
 #include "format/base/checked.h"
@@ -106,6 +107,35 @@ static void check_silu_gradient(const kvb_kernels *k, size_t n)
     free(d_up);
 }
 
+static void check_gelu(const kvb_kernels *k, size_t n)
+{
+    float *gate = random_floats(n, 24), *up = random_floats(n, 25), *d = random_floats(n, 26);
+    float *d_gate = kvb_alloc_array(n, sizeof *d_gate), *d_up = kvb_alloc_array(n, sizeof *d_up);
+    const double a = sqrt(2.0 / acos(-1.0)), b = 0.044715;
+    for (size_t i = 0; i < n; i++)
+        gate[i] *= i % 3 == 0 ? 100.0f : 4.0f;
+    k->gelu_gradient(gate, up, d, n, d_gate, d_up);
+    for (size_t i = 0; i < n; i++) {
+        const double g = (double)gate[i], t = tanh(a * (g + b * g * g * g)), gelu = 0.5 * g * (1.0 + t);
+        const double slope = 0.5 * (1.0 + t) + 0.5 * g * (1.0 - t * t) * a * (1.0 + 3.0 * b * g * g);
+        assert_true(fabs((double)d_up[i] - (double)d[i] * gelu) < 2e-6 * (1.0 + fabs(g)));
+        assert_true(fabs((double)d_gate[i] - (double)d[i] * (double)up[i] * slope) < 4e-6);
+        float one = gate[i];
+        k->gelu_product(&one, up + i, 1);
+        assert_true(fabs((double)one - gelu * (double)up[i]) < 2e-6 * (1.0 + fabs(g)));
+    }
+    float *whole = kvb_alloc_array(n, sizeof *whole);
+    memcpy(whole, gate, n * sizeof *whole);
+    k->gelu_product(whole, up, n);
+    for (size_t i = 0; i < n; i++) {
+        const double g = (double)gate[i], gelu = 0.5 * g * (1.0 + tanh(a * (g + b * g * g * g)));
+        assert_true(fabs((double)whole[i] - gelu * (double)up[i]) < 2e-6 * (1.0 + fabs(g)));
+    }
+    float *all[] = {gate, up, d, d_gate, d_up, whole};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -137,6 +167,7 @@ static void test_rows(void **state)
             free(z);
             check_exp(k, n);
             check_silu_gradient(k, n);
+            check_gelu(k, n);
         }
     }
 }

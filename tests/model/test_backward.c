@@ -225,6 +225,18 @@ static void test_gradients_of_gguf(void **state)
     }
 }
 
+static void test_gradients_of_architectures(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"qwen2", "qwen3", "gemma3", "phi3"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const tiny_gguf t = tiny_gguf_of(names[i]);
+        kvb_model *m = open_gguf(&t);
+        check_model(m, 9);
+        kvb_model_close(m);
+    }
+}
+
 /* ---- properties */
 
 static void expect_same(const bed *a, const bed *b)
@@ -279,6 +291,26 @@ static void test_budgets_do_not_matter(void **state)
     bed_free(&none);
     kvb_model_close(m);
     kvb_model_close(lean);
+}
+
+/* Post norms' inputs are on the tape whatever the budget; products of q and k made again go through their norms again. */
+static void test_budgets_of_architectures(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"qwen2", "gemma3"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const tiny_gguf t = tiny_gguf_of(names[i]);
+        kvb_model *m = open_gguf(&t);
+        bed kept, none;
+        bed_make(&kept, m, 12, 0.3);
+        bed_make(&none, m, 12, 0.3);
+        run(&kept, 0);
+        run(&none, 1);
+        expect_same(&kept, &none);
+        bed_free(&kept);
+        bed_free(&none);
+        kvb_model_close(m);
+    }
 }
 
 static void test_equal_student(void **state)
@@ -412,8 +444,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_gradients_of_gguf),
+        cmocka_unit_test(test_gradients_of_architectures),
         cmocka_unit_test(test_threads_do_not_matter),
         cmocka_unit_test(test_budgets_do_not_matter),
+        cmocka_unit_test(test_budgets_of_architectures),
         cmocka_unit_test(test_equal_student),
         cmocka_unit_test(test_errors),
         cmocka_unit_test(test_divergence),

@@ -14,6 +14,7 @@
 #include "format/base/checked.h"
 #include "format/base/rng.h"
 #include "model/weights.h"
+#include "tests/support/plain_llama.h"
 #include "tests/support/tiny_gguf.h"
 #include "tests/support/tiny_llama2c.h"
 
@@ -393,6 +394,93 @@ static void test_no_rotation(void **state)
     assert_non_null(strstr(err.message, "RoPE over 0 channels"));
 }
 
+/* Hidden states of every architecture against the formulas in double, with and without resident weights. */
+static void test_architectures_equal_plain(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama", "qwen2", "qwen3", "gemma3", "phi3"};
+    enum { COUNT = 21 };
+    for (size_t i = 0; i < 2 * (sizeof names / sizeof *names); i++) {
+        const tiny_gguf t = tiny_gguf_of(names[i / 2]);
+        const kvb_model_options budget = {.max_weight_bytes = i % 2};
+        kvb_model *m, *lean;
+        kvb_forward *f;
+        const float *hidden;
+        assert_int_equal(tiny_gguf_write(&t, model_path), 0);
+        assert_int_equal(kvb_model_open(model_path, NULL, &m, NULL), KVB_OK);
+        assert_int_equal(kvb_model_open(model_path, &budget, &lean, NULL), KVB_OK);
+        assert_string_equal(kvb_model_get_info(m)->architecture, names[i / 2]);
+        uint32_t *ids = some_tokens(COUNT, m->config.vocab);
+        const size_t floats = COUNT * (size_t)m->config.embedding;
+        double *want = kvb_alloc_array(floats, sizeof *want);
+        plain_llama plain = plain_llama_make(m, ids, COUNT, 0.0);
+        plain_llama_hidden(&plain, want);
+        assert_int_equal(kvb_forward_create(lean, COUNT, &f, NULL), KVB_OK);
+        assert_int_equal(kvb_forward_run(f, ids, COUNT, 0, NULL, &hidden, NULL), KVB_OK);
+        for (size_t j = 0; j < floats; j++)
+            assert_true(fabs((double)hidden[j] - want[j]) < 3e-5);
+        plain_llama_free(&plain);
+        kvb_forward_destroy(f);
+        kvb_model_close(m);
+        kvb_model_close(lean);
+        free(ids);
+        free(want);
+    }
+}
+
+static void test_layers_that_slide(void **state)
+{
+    (void)state;
+    const tiny_gguf t = tiny_gguf_of("gemma3");
+    kvb_model *m;
+    assert_int_equal(tiny_gguf_write(&t, model_path), 0);
+    assert_int_equal(kvb_model_open(model_path, NULL, &m, NULL), KVB_OK);
+    for (uint32_t l = 0; l < t.layers; l++) {
+        const kvb_layer *g = &kvb_model_get_info(m)->layer[l];
+        assert_int_equal(g->kind, l == 5 ? KVB_LAYER_FULL : KVB_LAYER_SLIDING);
+        assert_int_equal(g->sliding_window, l == 5 ? 0 : 5);
+        assert_true(fabs(g->rope_base - (l == 5 ? 1e6 : 1e4)) < 1e-9);
+        assert_int_equal(g->head_dim, 24);
+    }
+    kvb_model_close(m);
+}
+
+static void test_architectures_refused(void **state)
+{
+    (void)state;
+    kvb_error err;
+    tiny_gguf t = tiny_gguf_of("gemma2");
+    assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.message, "\"gemma2\" is not supported; these are: llama, qwen2, qwen3, gemma3, phi3"));
+    t = tiny_gguf_of("gemma3");
+    t.without_key = "gemma3.attention.sliding_window";
+    assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.message, "gemma3.attention.sliding_window is missing"));
+    t = tiny_gguf_of("qwen3");
+    t.rope_dims = 8;
+    assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.message, "RoPE over 8 of 16 channels: qwen3 models rotate all"));
+    t = tiny_gguf_of("qwen2");
+    t.kv_heads = 3;
+    assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.message, "4 query heads are not a multiple of 3 KV heads"));
+    static const struct { const char *architecture, *tensor; } missing[] = {
+        {"qwen2", "blk.1.attn_k.bias"}, {"qwen3", "blk.0.attn_q_norm.weight"}, {"phi3", "blk.1.attn_qkv.weight"},
+        {"gemma3", "blk.6.post_ffw_norm.weight"},
+    };
+    for (size_t i = 0; i < sizeof missing / sizeof *missing; i++) {
+        t = tiny_gguf_of(missing[i].architecture);
+        t.without_tensor = missing[i].tensor;
+        assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+        assert_non_null(strstr(err.message, missing[i].tensor));
+        assert_non_null(strstr(err.message, "is missing"));
+        t.without_tensor = NULL;
+        t.wrong_shape = missing[i].tensor;
+        assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+        assert_non_null(strstr(err.message, "has shape"));
+    }
+}
+
 int main(void)
 {
     snprintf(model_path, sizeof model_path, "/tmp/kvb-test-forward-%d.bin", (int)getpid());
@@ -407,6 +495,9 @@ int main(void)
         cmocka_unit_test(test_tensors_nobody_reads),
         cmocka_unit_test(test_nan_anywhere),
         cmocka_unit_test(test_no_rotation),
+        cmocka_unit_test(test_architectures_equal_plain),
+        cmocka_unit_test(test_layers_that_slide),
+        cmocka_unit_test(test_architectures_refused),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(model_path);

@@ -34,10 +34,11 @@ plain_llama plain_llama_make(const kvb_model *model, const uint32_t *ids, uint32
     p.shift_k = random_shift(c->layers * p.layer_floats, 71, spread);
     p.shift_v = random_shift(c->layers * p.layer_floats, 72, spread);
     float *row = kvb_alloc_array(c->embedding, sizeof *row);
+    const double scale = c->arch->embedding_scale ? sqrt((double)c->embedding) : 1.0;
     for (uint32_t t = 0; t < count; t++) {
         kvb_dequantise(model->embedding.part[0], (uint64_t)ids[t] * c->embedding, c->embedding, row);
         for (uint32_t i = 0; i < c->embedding; i++)
-            p.embedded[(size_t)t * c->embedding + i] = (double)row[i];
+            p.embedded[(size_t)t * c->embedding + i] = (double)row[i] * scale;
     }
     free(row);
     return p;
@@ -59,13 +60,35 @@ static void product(const kvb_weight *w, const double *x, double *y)
     }
 }
 
-static void norm(const kvb_model *m, const double *x, const float *w, double *y)
+/* y may be x */
+static void norm_of(const kvb_model *m, uint32_t n, const double *x, const float *w, double *y)
 {
     double square = 0.0;
-    for (uint32_t i = 0; i < m->config.embedding; i++)
+    for (uint32_t i = 0; i < n; i++)
         square += x[i] * x[i];
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = x[i] / sqrt(square / n + m->config.norm_epsilon) * (double)w[i];
+}
+
+static void norm(const kvb_model *m, const double *x, const float *w, double *y)
+{
+    norm_of(m, m->config.embedding, x, w, y);
+}
+
+/* x += back, normed where the layer has a post norm */
+static void add_back(const kvb_model *m, const float *post_norm, double *back, double *x)
+{
+    if (post_norm != NULL)
+        norm(m, back, post_norm, back);
     for (uint32_t i = 0; i < m->config.embedding; i++)
-        y[i] = x[i] / sqrt(square / m->config.embedding + m->config.norm_epsilon) * (double)w[i];
+        x[i] += back[i];
+}
+
+static double activate(const kvb_architecture *a, double g)
+{
+    if (a->activation == KVB_ACTIVATION_GELU_TANH)
+        return 0.5 * g * (1.0 + tanh(sqrt(2.0 / acos(-1.0)) * (g + 0.044715 * g * g * g)));
+    return g / (1.0 + exp(-g));
 }
 
 static void rotate(const kvb_layer *g, double *x, uint32_t position)
@@ -73,6 +96,7 @@ static void rotate(const kvb_layer *g, double *x, uint32_t position)
     const bool half = g->rope_style == KVB_ROPE_HALF;
     for (uint32_t i = 0; i < g->rope_dims / 2; i++) {
         double angle = position * pow(g->rope_base, -2.0 * i / g->rope_dims);
+        angle /= g->rope_factors != NULL ? (double)g->rope_factors[i] : 1.0;
         double *a = &x[half ? i : 2 * i], *b = &x[half ? i + g->rope_dims / 2 : 2 * i + 1], was = *a;
         *a = was * cos(angle) - *b * sin(angle);
         *b = was * sin(angle) + *b * cos(angle);
@@ -93,6 +117,8 @@ static void probabilities(const kvb_layer *g, const double *q, const double *k, 
     double most = -INFINITY, sum = 0.0;
     for (uint32_t j = 0; j <= i; j++) {
         p[j] = g->attention_scale * dot(q, k + (size_t)j * g->head_dim, g->head_dim);
+        if (g->kind == KVB_LAYER_SLIDING && i - j >= g->sliding_window)
+            p[j] = -INFINITY;
         most = fmax(most, p[j]);
     }
     for (uint32_t j = 0; j <= i; j++)
@@ -121,13 +147,18 @@ static void attention(const kvb_layer *g, uint32_t count, const double *q, const
 /* From row t of [q | k | v] to heads. */
 static void split(const plain_llama *p, uint32_t layer, uint32_t t, const double *row, double *q, double *k, double *v)
 {
-    const kvb_layer *g = &p->model->config.geometry;
+    const kvb_layer *g = &p->model->geometry[layer];
+    const kvb_layer_weights *w = &p->model->layer[layer];
     const size_t dim = g->head_dim;
     for (size_t h = 0; h < g->heads + 2 * (size_t)g->kv_heads; h++, row += dim) {
         const bool key = h >= g->heads && h < g->heads + g->kv_heads, value = h >= g->heads + g->kv_heads;
         const size_t at = ((value ? h - g->heads - g->kv_heads : key ? h - g->heads : h) * p->count + t) * dim;
         double *to = (value ? v : key ? k : q) + at;
         memcpy(to, row, dim * sizeof *to);
+        for (size_t c = 0; w->qkv_bias != NULL && c < dim; c++)
+            to[c] += (double)w->qkv_bias[h * dim + c];
+        if (!value && w->q_norm != NULL)
+            norm_of(p->model, g->head_dim, to, key ? w->k_norm : w->q_norm, to);
         if (!value)
             rotate(g, to, t);
         for (size_t c = 0; (key || value) && c < dim; c++)
@@ -138,7 +169,7 @@ static void split(const plain_llama *p, uint32_t layer, uint32_t t, const double
 static void attention_block(const plain_llama *p, uint32_t l, double *x)
 {
     const kvb_model_config *c = &p->model->config;
-    const kvb_layer *g = &c->geometry;
+    const kvb_layer *g = &p->model->geometry[l];
     const kvb_layer_weights *w = &p->model->layer[l];
     const size_t dim = g->head_dim, size = (size_t)g->heads * p->count * dim;
     double *q = doubles(size), *k = doubles(p->layer_floats), *v = doubles(p->layer_floats), *out = doubles(size);
@@ -153,8 +184,7 @@ static void attention_block(const plain_llama *p, uint32_t l, double *x)
         for (size_t h = 0; h < g->heads; h++)
             memcpy(row + h * dim, out + (h * p->count + t) * dim, dim * sizeof *row);
         product(&w->out, row, back);
-        for (uint32_t i = 0; i < c->embedding; i++)
-            x[(size_t)t * c->embedding + i] += back[i];
+        add_back(p->model, w->attention_post_norm, back, x + (size_t)t * c->embedding);
     }
     double *all[] = {q, k, v, out, row, normed, back};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -170,10 +200,9 @@ static void feed_forward(const plain_llama *p, uint32_t l, double *x)
         norm(p->model, x, w->ffn_norm, normed);
         product(&w->gate_up, normed, wide);
         for (uint32_t i = 0; i < c->ffn; i++)
-            wide[i] *= wide[c->ffn + i] / (1.0 + exp(-wide[i]));
+            wide[i] = activate(c->arch, wide[i]) * wide[c->ffn + i];
         product(&w->down, wide, back);
-        for (uint32_t i = 0; i < c->embedding; i++)
-            x[i] += back[i];
+        add_back(p->model, w->ffn_post_norm, back, x);
     }
     free(normed);
     free(wide);

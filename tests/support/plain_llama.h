@@ -1,4 +1,4 @@
-/* A Llama in double, as the formulas read: the forward pass from embedded tokens, with keys and values that can be pushed
+/* A Llama, or a model of any architecture, in double, as the formulas read: the forward pass from embedded tokens, with keys and values that can be pushed
  * aside, and the distillation loss. For finite differences. Out of memory ends the program. */
 #ifndef KVB_TESTS_PLAIN_LLAMA_H
 #define KVB_TESTS_PLAIN_LLAMA_H

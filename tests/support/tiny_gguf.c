@@ -28,6 +28,29 @@ tiny_gguf tiny_gguf_default(void)
                        .rope_base = 10000.0f, .seed = 1};
 }
 
+tiny_gguf tiny_gguf_of(const char *architecture)
+{
+    tiny_gguf t = tiny_gguf_default();
+    t.architecture = architecture;
+    t.qkv_bias = strcmp(architecture, "qwen2") == 0;
+    t.qk_norm = strcmp(architecture, "qwen3") == 0 || strcmp(architecture, "gemma3") == 0;
+    t.post_norms = strcmp(architecture, "gemma3") == 0;
+    t.fused = strcmp(architecture, "phi3") == 0;
+    t.rope_dims = t.fused ? 12 : 0;
+    if (t.post_norms) {
+        t.layers = 7;
+        t.head_dim = 24;
+        t.sliding_window = 5;
+        t.rope_base = 1e6f;
+    }
+    return t;
+}
+
+static uint32_t head_dim(const tiny_gguf *t)
+{
+    return t->head_dim != 0 ? t->head_dim : t->embedding / t->heads;
+}
+
 static bool is(const char *name, const char *broken)
 {
     return broken != NULL && strcmp(name, broken) == 0;
@@ -65,7 +88,13 @@ static void put_geometry(gguf_build *b, const tiny_gguf *t)
     put_u32(b, t, "feed_forward_length", t->ffn);
     put_u32(b, t, "attention.head_count", t->heads);
     put_u32(b, t, "attention.head_count_kv", t->kv_heads);
-    put_u32(b, t, "rope.dimension_count", t->no_rotation ? 0 : t->embedding / t->heads);
+    if (t->head_dim != 0) {
+        put_u32(b, t, "attention.key_length", t->head_dim);
+        put_u32(b, t, "attention.value_length", t->head_dim);
+    }
+    if (t->sliding_window != 0)
+        put_u32(b, t, "attention.sliding_window", t->sliding_window);
+    put_u32(b, t, "rope.dimension_count", t->no_rotation ? 0 : t->rope_dims != 0 ? t->rope_dims : head_dim(t));
     put_u32(b, t, "vocab_size", t->vocab);
     put_f32(b, t, "rope.freq_base", t->rope_base);
     put_f32(b, t, "attention.layer_norm_rms_epsilon", 1e-5f);
@@ -160,28 +189,59 @@ static void put_matrix(gguf_build *b, const tiny_gguf *t, const char *name, uint
     put_tensor(b, t, name, cols, rows, 0.0f, gain / sqrtf((float)cols));
 }
 
+static void put_vector(gguf_build *b, const tiny_gguf *t, uint32_t layer, const char *suffix, uint32_t count, float mean,
+                       float deviation)
+{
+    char name[64];
+    snprintf(name, sizeof name, "blk.%u.%s", layer, suffix);
+    put_tensor(b, t, name, count, 0, mean, deviation);
+}
+
+static void put_vectors(gguf_build *b, const tiny_gguf *t, uint32_t layer)
+{
+    const uint32_t e = t->embedding, dim = head_dim(t), kv = dim * t->kv_heads;
+    put_vector(b, t, layer, "attn_norm.weight", e, 1.0f, 0.1f);
+    put_vector(b, t, layer, "ffn_norm.weight", e, 1.0f, 0.1f);
+    if (t->qkv_bias) {
+        put_vector(b, t, layer, "attn_q.bias", dim * t->heads, 0.0f, 0.3f);
+        put_vector(b, t, layer, "attn_k.bias", kv, 0.0f, 0.3f);
+        put_vector(b, t, layer, "attn_v.bias", kv, 0.0f, 0.3f);
+    }
+    if (t->qk_norm) {
+        put_vector(b, t, layer, "attn_q_norm.weight", dim, 1.0f, 0.2f);
+        put_vector(b, t, layer, "attn_k_norm.weight", dim, 1.0f, 0.2f);
+    }
+    if (t->post_norms) {
+        put_vector(b, t, layer, "post_attention_norm.weight", e, 1.0f, 0.1f);
+        put_vector(b, t, layer, "post_ffw_norm.weight", e, 1.0f, 0.1f);
+    }
+}
+
 /* The gains keep queries and keys at a deviation over 1, so that attention has something to choose, and what layers add
  * as large as the embedding, so that every layer matters. */
 static void put_layer(gguf_build *b, const tiny_gguf *t, uint32_t layer)
 {
-    uint32_t e = t->embedding, kv = e / t->heads * t->kv_heads;
+    const uint32_t e = t->embedding, q = head_dim(t) * t->heads, kv = head_dim(t) * t->kv_heads;
     const struct {
         const char *suffix;
         uint32_t cols, rows;
         float gain;
     } matrices[] = {
-        {"attn_q", e, e, 1.6f},       {"attn_k", e, kv, 1.6f},       {"attn_v", e, kv, 1.0f},
-        {"attn_output", e, e, 0.6f},  {"ffn_gate", e, t->ffn, 1.0f}, {"ffn_up", e, t->ffn, 1.0f},
+        {"attn_q", e, t->fused ? 0 : q, 1.6f},
+        {"attn_k", e, t->fused ? 0 : kv, 1.6f},
+        {"attn_v", e, t->fused ? 0 : kv, 1.0f},
+        {"attn_qkv", e, t->fused ? q + 2 * kv : 0, 1.4f},
+        {"attn_output", q, e, 0.6f},
+        {"ffn_gate", e, t->fused ? 0 : t->ffn, 1.0f},
+        {"ffn_up", e, t->fused ? 2 * t->ffn : t->ffn, 1.0f},
         {"ffn_down", t->ffn, e, 0.5f},
     };
-    char name[64];
-    snprintf(name, sizeof name, "blk.%u.attn_norm.weight", layer);
-    put_tensor(b, t, name, e, 0, 1.0f, 0.1f);
-    snprintf(name, sizeof name, "blk.%u.ffn_norm.weight", layer);
-    put_tensor(b, t, name, e, 0, 1.0f, 0.1f);
+    put_vectors(b, t, layer);
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
+        char name[64];
         snprintf(name, sizeof name, "blk.%u.%s.weight", layer, matrices[i].suffix);
-        put_matrix(b, t, name, matrices[i].cols, matrices[i].rows, matrices[i].gain);
+        if (matrices[i].rows != 0)
+            put_matrix(b, t, name, matrices[i].cols, matrices[i].rows, matrices[i].gain);
     }
 }
 

@@ -1,4 +1,4 @@
-/* A tiny Llama as a GGUF file with a byte-level BPE vocabulary: random but always the same weights, so that tests of
+/* A tiny Llama (or another architecture's model) as a GGUF file with a byte-level BPE vocabulary: random but always the same weights, so that tests of
  * models need no download. Single things can be broken. */
 #ifndef KVB_TESTS_TINY_GGUF_H
 #define KVB_TESTS_TINY_GGUF_H
@@ -10,8 +10,12 @@
 typedef struct tiny_gguf {
     const char *architecture, *name, *pre;
     uint32_t layers, embedding, heads, kv_heads, ffn, vocab, context;
+    uint32_t head_dim;       /* 0: embedding / heads */
+    uint32_t rope_dims;      /* 0: all of a head's channels */
+    uint32_t sliding_window; /* 0: the file says nothing */
     float rope_base;
     uint64_t seed;
+    bool qkv_bias, qk_norm, post_norms, fused; /* tensors that other architectures have */
     bool untied;       /* with an output.weight of its own */
     bool no_rotation;  /* RoPE over 0 channels */
     bool wants_bos;    /* tokenizer.ggml.add_bos_token */
@@ -28,6 +32,9 @@ typedef struct tiny_gguf {
 /* L=2, E=64, H=4, G=2 (D=16), F=96, 300 tokens, context 256, RoPE base 10000, output tied to the embedding.
  * Tokens: 0 <|endoftext|> (BOS and EOS), 1 <|im_start|>, 2 <|im_end|>, 3..258 the bytes, then merged ones. */
 tiny_gguf tiny_gguf_default(void);
+/* The same as a model of another architecture, by its name in GGUF: gemma3 gets heads of 24 channels, a window of 5 and 7
+ * layers, phi3 RoPE over 12 of 16 channels. */
+tiny_gguf tiny_gguf_of(const char *architecture);
 /* The file's bytes; free with free(). */
 uint8_t *tiny_gguf_make(const tiny_gguf *t, size_t *size);
 /* Writes it; 0 if all is well. */
