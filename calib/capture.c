@@ -87,7 +87,7 @@ static kvb_status refuse_value(const capture_run *r, const head_view *v, const c
              kvb_model_get_info(r->model)->path, v->call->layer, v->head, r->options->skip + r->chunk, position);
     return kvb_fail(err, KVB_E_CHECK, where,
                     "the %s there holds a NaN or infinity; expected finite numbers. Check the model file, or let the "
-                    "run count and leave out such rows (--allow-nan)",
+                    "run count and leave out such rows (--on-nan quarantine)",
                     what);
 }
 

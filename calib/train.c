@@ -143,7 +143,12 @@ static kvb_status train_layers(kvb_trainer *t, kvb_error *err)
     for (uint32_t l = 0; status == KVB_OK && l < t->capture->layers; l++) {
         if (!kvb_train_has(t, l))
             continue;
-        status = kvb_train_layer(t, l, err);
+        bool there = false;
+        status = kvb_train_load_layer(t, l, &there, err);
+        if (status == KVB_OK && !there)
+            status = kvb_train_layer(t, l, err);
+        if (status == KVB_OK && !there)
+            status = kvb_train_save_layer(t, l, err);
         if (status != KVB_OK)
             return status;
         t->done += count_all(t, l);
@@ -204,8 +209,13 @@ kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, 
         status = check_all(&t, err);
     if (status == KVB_OK)
         status = create(&t, err);
+    bool chosen = false;
     if (status == KVB_OK)
+        status = kvb_train_load_choice(&t, &chosen, err);
+    if (status == KVB_OK && !chosen)
         status = kvb_train_allocate(&t, err);
+    if (status == KVB_OK && !chosen)
+        status = kvb_train_save_choice(&t, err);
     for (uint32_t l = 0; status == KVB_OK && l < capture->layers; l++)
         t.total += count_all(&t, l);
     if (status == KVB_OK)

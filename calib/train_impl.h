@@ -2,6 +2,7 @@
 #ifndef KVB_CALIB_TRAIN_IMPL_H
 #define KVB_CALIB_TRAIN_IMPL_H
 
+#include "calib/checkpoint.h"
 #include "calib/train.h"
 #include "format/book_write.h"
 
@@ -105,6 +106,18 @@ kvb_status kvb_train_allocate(kvb_trainer *t, kvb_error *err);
 
 /* Codebooks of a layer: the coarse or the fine ones; 0 where it has none. */
 size_t kvb_train_count(const kvb_trainer *t, uint32_t layer, bool fine);
+
+/* Floats of a layer's tables: of each head and kind S*rows*d = rows*D. */
+size_t kvb_train_table_floats(const kvb_trainer *t, uint32_t layer, bool fine);
+/* Fills a layer's parts from its result: the coarse codebooks, or the fine ones, which hang on to them. */
+void kvb_train_describe(const kvb_trainer *t, uint32_t layer, bool fine);
+
+/* train_resume.c: what a checkpoint keeps. Both do nothing without one. Loading says whether the layer was there: then its result
+ * and parts are as training would have left them, the sums of all layers so far too. */
+kvb_status kvb_train_save_layer(const kvb_trainer *t, uint32_t layer, kvb_error *err);
+kvb_status kvb_train_load_layer(kvb_trainer *t, uint32_t layer, bool *there, kvb_error *err);
+kvb_status kvb_train_save_choice(const kvb_trainer *t, kvb_error *err);
+kvb_status kvb_train_load_choice(kvb_trainer *t, bool *there, kvb_error *err);
 
 /* Trains a layer's codebooks: fills its result and its parts. What it leaves after a failure belongs to the trainer. */
 kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);

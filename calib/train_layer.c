@@ -41,8 +41,7 @@ static size_t table_rows(const kvb_shape *shape)
     return (size_t)shape->stages * shape->centroids;
 }
 
-/* Floats of a layer's tables: of each head and kind S*rows*d = rows*D. */
-static size_t table_floats(const kvb_trainer *t, uint32_t layer, bool fine)
+size_t kvb_train_table_floats(const kvb_trainer *t, uint32_t layer, bool fine)
 {
     const kvb_layer *g = &t->capture->geometry[layer];
     size_t rows = 0;
@@ -107,26 +106,25 @@ static void thin_out(const layer_job *job, uint32_t head, int kind, uint32_t ste
 }
 
 /* Where the codebook of a head and kind goes in the book. */
-static kvb_book_part *part_of(const layer_job *job, uint32_t head, int kind)
+static kvb_book_part *part_of(const kvb_trainer *t, uint32_t layer, bool fine, uint32_t head, int kind)
 {
-    kvb_layer_result *r = &job->t->result[job->layer];
-    return job->fine ? &r->fine[head * 2 + (uint32_t)kind]
-                     : &job->t->part[kvb_train_item(job->t, job->layer, head, kind)];
+    kvb_layer_result *r = &t->result[layer];
+    return fine ? &r->fine[head * 2 + (uint32_t)kind] : &t->part[kvb_train_item(t, layer, head, kind)];
 }
 
-/* Means, transforms and quality stand with the coarse codebook; the fine one hangs on to it. */
-static void describe_part(const layer_job *job, uint32_t head, int kind, float *table)
+/* Means, transforms and quality stand with the coarse codebook; the fine one hangs on to it. `first` codebooks of the layer lie
+ * before it. */
+static void describe_part(const kvb_trainer *t, uint32_t layer, bool fine, uint32_t head, int kind, float *table, size_t first)
 {
-    const kvb_trainer *t = job->t;
-    const kvb_layer_result *r = &t->result[job->layer];
-    const kvb_shape shape = kvb_train_shape(t, job->layer, head, kind, job->fine);
-    const uint32_t dim = t->capture->geometry[job->layer].head_dim;
-    kvb_book_part *part = part_of(job, head, kind);
+    const kvb_layer_result *r = &t->result[layer];
+    const kvb_shape shape = kvb_train_shape(t, layer, head, kind, fine);
+    const uint32_t dim = t->capture->geometry[layer].head_dim;
+    kvb_book_part *part = part_of(t, layer, fine, head, kind);
     *part = (kvb_book_part){
         .channels = shape.channels, .centroids = shape.centroids, .stages = shape.stages, .table = table,
     };
-    if (job->fine) {
-        t->part[kvb_train_item(t, job->layer, head, kind)].fine = part;
+    if (fine) {
+        t->part[kvb_train_item(t, layer, head, kind)].fine = part;
         return;
     }
     if (t->recipe->kind[kind].scale.used) {
@@ -136,7 +134,20 @@ static void describe_part(const layer_job *job, uint32_t head, int kind, float *
     part->mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL;
     part->forward = r->forward[kind] != NULL ? r->forward[kind] + (size_t)head * dim * dim : NULL;
     part->inverse = r->inverse[kind] != NULL ? r->inverse[kind] + (size_t)head * dim * dim : NULL;
-    part->quality = part->scaling == NULL ? r->quality + job->count : NULL;
+    part->quality = part->scaling == NULL ? r->quality + first : NULL;
+}
+
+void kvb_train_describe(const kvb_trainer *t, uint32_t layer, bool fine)
+{
+    float *table = fine ? t->result[layer].fine_table : t->result[layer].table;
+    size_t first = 0;
+    for (uint32_t i = 0; i < 2 * t->capture->geometry[layer].kv_heads; i++) {
+        const kvb_shape shape = kvb_train_shape(t, layer, i / 2, (int)(i % 2), fine);
+        const uint32_t groups = kvb_train_groups(t, layer, i / 2, (int)(i % 2), fine);
+        describe_part(t, layer, fine, i / 2, (int)(i % 2), table, first);
+        table += groups * table_rows(&shape) * shape.channels;
+        first += groups;
+    }
 }
 
 static kvb_status fill_problems(layer_job *job, float *table, kvb_error *err)
@@ -150,7 +161,7 @@ static kvb_status fill_problems(layer_job *job, float *table, kvb_error *err)
             kvb_status status = sample_weights(job, kind, step, err);
             if (status != KVB_OK)
                 return status;
-            describe_part(job, head, kind, table);
+            describe_part(t, job->layer, job->fine, head, kind, table, job->count);
             for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, head, kind, job->fine); group++) {
                 kvb_kmeans_problem *problem = &job->problem[job->count];
                 *problem = kvb_train_problem(t, &job->points[kind], head, &shape, group);
@@ -302,7 +313,7 @@ static kvb_status train_fine(layer_job *job, kvb_error *err)
     if (!kvb_recipe_has_fine(job->t->recipe))
         return KVB_OK;
     r->fine = kvb_alloc_zeroed((size_t)2 * job->t->capture->geometry[job->layer].kv_heads, sizeof *r->fine);
-    r->fine_table = kvb_alloc_array(table_floats(job->t, job->layer, true), sizeof *r->fine_table);
+    r->fine_table = kvb_alloc_array(kvb_train_table_floats(job->t, job->layer, true), sizeof *r->fine_table);
     if (r->fine == NULL || r->fine_table == NULL)
         return kvb_fail_memory(err, "training");
     job->fine = true;
@@ -321,7 +332,7 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
     if (status != KVB_OK)
         goto out;
     most = most > 0 ? most : 1; /* numbers with scales have no codebooks */
-    r->table = kvb_alloc_array(table_floats(t, layer, false) + 1, sizeof *r->table);
+    r->table = kvb_alloc_array(kvb_train_table_floats(t, layer, false) + 1, sizeof *r->table);
     r->quality = kvb_alloc_zeroed(books + 1, sizeof *r->quality);
     job.problem = kvb_alloc_zeroed(most, sizeof *job.problem);
     job.stages = kvb_alloc_zeroed(most, sizeof *job.stages);

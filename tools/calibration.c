@@ -90,7 +90,7 @@ kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_ca
 {
     return (kvb_capture_options){
         .ctx = input->ctx, .skip = input->skip, .chunks = input->chunks, .bos = input->bos, .seed = seed,
-        .max_rows = max_rows, .stop_on_nan = !capture->allow_nan, .progress = kvb_progress_report, .progress_user = p,
+        .max_rows = max_rows, .stop_on_nan = capture->on_nan.value == KVB_ON_NAN_STOP, .progress = kvb_progress_report, .progress_user = p,
     };
 }
 
@@ -128,7 +128,7 @@ out:
 
 static kvb_status probe_capture(const kvb_input *input, double *seconds, kvb_error *err)
 {
-    kvb_capture_options options = kvb_capture_options_for(input, &(kvb_capture_args){.allow_nan = true}, 1, 0, NULL);
+    kvb_capture_options options = kvb_capture_options_for(input, &(kvb_capture_args){.on_nan.value = KVB_ON_NAN_QUARANTINE}, 1, 0, NULL);
     kvb_capture_store *store = NULL;
     options.ctx = input->ctx < PROBE_TOKENS ? input->ctx : PROBE_TOKENS;
     options.skip = 0;
@@ -206,11 +206,45 @@ void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p)
     kvb_json_free(doc);
 }
 
-kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_progress *p,
-                            uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+kvb_status kvb_begin_checkpoint(const kvb_checkpoint_args *a, const char *output, const kvb_json_writer *job, kvb_progress *p,
+                                kvb_checkpoint **checkpoint, kvb_error *err)
+{
+    char usual[4096];
+    const char *folder = a->folder, *text = kvb_json_writer_text(job);
+    *checkpoint = NULL;
+    if (folder == NULL && !a->resume)
+        return KVB_OK;
+    if (text == NULL)
+        return kvb_fail_memory(err, "checkpoint");
+    if (folder == NULL) {
+        if ((size_t)snprintf(usual, sizeof usual, "%s.ckpt", output) >= sizeof usual)
+            return kvb_fail(err, KVB_E_USAGE, "--output", "a name too long to make a checkpoint's of: give --checkpoint");
+        folder = usual;
+    }
+    kvb_status status = kvb_checkpoint_open(folder, text, a->resume, checkpoint, err);
+    if (status == KVB_OK && kvb_checkpoint_resumes(*checkpoint))
+        kvb_say(p, "going on from %s", folder);
+    return status;
+}
+
+kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb_progress *p)
+{
+    const bool useful = kvb_checkpoint_has_records(checkpoint) || kvb_checkpoint_has_capture(checkpoint);
+    if (status == KVB_OK || !useful) {
+        kvb_checkpoint_remove(checkpoint);
+        return status;
+    }
+    kvb_warn(p, "what is done is kept in %s: the same command with --resume goes on from it", kvb_checkpoint_folder(checkpoint));
+    kvb_checkpoint_close(checkpoint);
+    return status;
+}
+
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_checkpoint *checkpoint,
+                            kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
 {
     kvb_train_options options;
     kvb_train_options_init(&options);
+    options.checkpoint = checkpoint;
     options.seed = seed;
     options.progress = kvb_progress_report;
     options.progress_user = p;
@@ -220,8 +254,30 @@ kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe
     return status;
 }
 
+kvb_capture_options kvb_calibration_options(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
+                                            uint64_t seed, kvb_progress *p)
+{
+    kvb_calibration_plan plan;
+    kvb_plan_calibration(input, recipe, capture->max_memory.value, &plan);
+    kvb_capture_options options = kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
+    options.sensitivity_chunks = recipe->ladder_count > 0 ? KVB_USUAL_SENSITIVITY : 0;
+    return options;
+}
+
+/* With a checkpoint the capture goes through a file there, which a resumed job finds. */
+static kvb_status capture_for(const kvb_input *input, const kvb_capture_options *options, const kvb_checkpoint *checkpoint,
+                              kvb_capture_store **store, kvb_error *err)
+{
+    if (checkpoint == NULL)
+        return kvb_capture_run(input->model, &input->text, options, store, err);
+    kvb_status status = KVB_OK;
+    if (!kvb_checkpoint_has_capture(checkpoint))
+        status = kvb_capture_run_to_file(input->model, &input->text, options, kvb_checkpoint_capture(checkpoint), err);
+    return status == KVB_OK ? kvb_capture_open(kvb_checkpoint_capture(checkpoint), store, err) : status;
+}
+
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
-                               uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,
+                               uint64_t seed, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
                                kvb_train_report *report, kvb_error *err)
 {
     kvb_calibration_plan plan;
@@ -242,14 +298,12 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
                 (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
-    kvb_capture_options options =
-        kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
-    options.sensitivity_chunks = recipe->ladder_count > 0 ? KVB_USUAL_SENSITIVITY : 0;
-    status = kvb_capture_run(input->model, &input->text, &options, &store, err);
+    const kvb_capture_options options = kvb_calibration_options(input, recipe, capture, seed, p);
+    status = capture_for(input, &options, checkpoint, &store, err);
     if (status == KVB_OK)
         kvb_warn_of_capture(kvb_capture_view(store), p);
     if (status == KVB_OK)
-        status = kvb_run_training(kvb_capture_view(store), recipe, seed, p, image, size, report, err);
+        status = kvb_run_training(kvb_capture_view(store), recipe, seed, checkpoint, p, image, size, report, err);
     kvb_capture_close(store);
     return status;
 }

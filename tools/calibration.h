@@ -2,6 +2,8 @@
 #ifndef KVB_TOOLS_CALIBRATION_H
 #define KVB_TOOLS_CALIBRATION_H
 
+#include "calib/checkpoint_job.h"
+#include "calib/checkpoint.h"
 #include "calib/train.h"
 #include "tools/input.h"
 
@@ -29,13 +31,22 @@ kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_ca
 /* Warns of what the capture's META says was left out of it or cut short. */
 void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p);
 
+/* A checkpoint as the flags ask for one; *checkpoint is NULL where they do not. `job`: what results depend on. */
+kvb_status kvb_begin_checkpoint(const kvb_checkpoint_args *a, const char *output, const kvb_json_writer *job, kvb_progress *p,
+                                kvb_checkpoint **checkpoint, kvb_error *err);
+/* Ends it: removed where the job is done or left nothing, else kept, which is said. Returns `status`. */
+kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb_progress *p);
+/* The options that a calibration captures with, which a checkpoint's job.json has too. */
+kvb_capture_options kvb_calibration_options(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
+                                            uint64_t seed, kvb_progress *p);
+
 /* The image of the book; free with free(). */
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
-                               uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,
+                               uint64_t seed, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
                                kvb_train_report *report, kvb_error *err);
 /* Trains from a capture; says what came of it. */
-kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_progress *p,
-                            uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed,
+                            kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
 
 /* Default of --max-memory and of --seed. */
 #define KVB_USUAL_MEMORY ((uint64_t)4 << 30)

@@ -13,6 +13,7 @@ typedef struct calibrate_args {
     kvb_policy_args policy;
     kvb_capture_args capture;
     kvb_tune_args tune;
+    kvb_checkpoint_args checkpoint;
     const char *output;
     bool dry_run;
 } calibrate_args;
@@ -35,9 +36,10 @@ static const kvb_command_spec spec = {
                         calibrate_args, policy),
               KVB_GROUP(capture, "Capture", calibrate_args, capture),
               KVB_GROUP(tune, "Tuning (default: none)", calibrate_args, tune),
+              KVB_GROUP(checkpoint, "A job that may be killed", calibrate_args, checkpoint),
               {"Output", flags, sizeof flags / sizeof *flags, 0},
               KVB_GROUP(common, "Common flags", calibrate_args, common)},
-    .groups = 8,
+    .groups = 9,
 };
 
 static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_error *err)
@@ -66,6 +68,20 @@ static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const
     return KVB_OK;
 }
 
+static kvb_status begin(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_progress *p,
+                        kvb_checkpoint **checkpoint, kvb_error *err)
+{
+    kvb_json_writer job = {0};
+    const kvb_capture_options options = kvb_calibration_options(in, recipe, &a->capture, a->recipe.seed.value, p);
+    kvb_json_begin_object(&job, NULL);
+    kvb_checkpoint_job_put(&job, recipe, a->recipe.seed.value);
+    kvb_checkpoint_job_put_input(&job, in->model, &in->text, &options, in->chunks);
+    kvb_json_end_object(&job);
+    kvb_status status = kvb_begin_checkpoint(&a->checkpoint, a->output, &job, p, checkpoint, err);
+    kvb_json_writer_free(&job);
+    return status;
+}
+
 static kvb_status calibrate(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_progress *p,
                             kvb_error *err)
 {
@@ -74,12 +90,16 @@ static kvb_status calibrate(const calibrate_args *a, const kvb_input *in, const 
     kvb_train_report report;
     double start = kvb_seconds();
     char bytes[32], took[32];
-    kvb_status status =
-        kvb_run_calibration(in, recipe, &a->capture, a->recipe.seed.value, p, &image, &size, &report, err);
+    kvb_checkpoint *checkpoint;
+    kvb_status status = begin(a, in, recipe, p, &checkpoint, err);
+    if (status != KVB_OK)
+        return status;
+    status = kvb_run_calibration(in, recipe, &a->capture, a->recipe.seed.value, checkpoint, p, &image, &size, &report, err);
     if (status == KVB_OK)
         status = kvb_tune_image(in, &a->tune, a->recipe.seed.value, p, &image, &size, err);
     if (status == KVB_OK)
         status = kvb_write_output(a->output, image, size, err);
+    status = kvb_end_checkpoint(checkpoint, status, p);
     if (status == KVB_OK)
         kvb_say(p, "wrote %s: %s, %g bits, recipe %s, in %s", a->output, kvb_size_text(size, bytes),
                 kvb_recipe_nominal_bits(recipe), recipe->name, kvb_time_text(kvb_seconds() - start, took));

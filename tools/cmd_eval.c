@@ -108,7 +108,7 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
     const idle_flag calibration[] = {
         {a->calibration.text.count > 0, "--calib-text"}, {a->calibration.chunks.set, "--calib-chunks"},
         {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"},
-        {a->capture.allow_nan, "--allow-nan"}, {a->tune.epochs.set, "--tune"}, {a->tune.batch.set, "--tune-batch"},
+        {a->capture.on_nan.set, "--on-nan"}, {a->tune.epochs.set, "--tune"}, {a->tune.batch.set, "--tune-batch"},
         {a->tune.rate.set, "--tune-rate"}, {a->tune.exact.set, "--tune-exact"},
         {a->tune.stream.set, "--tune-stream"}, {a->tune.objective.set, "--tune-objective"},
     };
@@ -180,7 +180,7 @@ static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
     r->name[last] = a->recipe.recipe;
     kvb_status status = kvb_input_load_text(&calibration, &a->calibration, p, err);
     if (status == KVB_OK)
-        status = kvb_run_calibration(&calibration, &r->recipe, &a->capture, a->recipe.seed.value, p, &image, &size,
+        status = kvb_run_calibration(&calibration, &r->recipe, &a->capture, a->recipe.seed.value, NULL, p, &image, &size,
                                      &report, err);
     if (status == KVB_OK)
         status = kvb_tune_image(&calibration, &a->tune, a->recipe.seed.value, p, &image, &size, err);

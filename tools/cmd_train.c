@@ -9,6 +9,7 @@ typedef struct train_args {
     kvb_strings captures;
     kvb_recipe_args recipe;
     kvb_policy_args policy;
+    kvb_checkpoint_args checkpoint;
     const char *output;
     bool dry_run;
 } train_args;
@@ -28,13 +29,30 @@ static const kvb_command_spec spec = {
     .group = {KVB_GROUP(recipe, "Recipe", train_args, recipe),
               KVB_GROUP(policy, "What the book asks a cache to keep exact (default: what the recipe says)", train_args,
                         policy),
+              KVB_GROUP(checkpoint, "A job that may be killed", train_args, checkpoint),
               {"Output", flags, sizeof flags / sizeof *flags, 0},
               KVB_GROUP(common, "Common flags", train_args, common)},
-    .groups = 4,
+    .groups = 5,
     .elsewhere = "--tune",
     .instead = "tuning runs the model over text, and a capture holds neither: train the book, then `kvbook tune BOOK.kvb --model M "
                "--text F`; or `kvbook calibrate --tune N`",
 };
+
+static kvb_status begin(const train_args *a, const kvb_recipe *recipe, const kvb_capture *capture, kvb_progress *p,
+                        kvb_checkpoint **checkpoint, kvb_error *err)
+{
+    kvb_json_writer job = {0};
+    kvb_json_begin_object(&job, NULL);
+    /* Reads the whole capture, so only where it is wanted. */
+    if (a->checkpoint.folder != NULL || a->checkpoint.resume) {
+        kvb_checkpoint_job_put(&job, recipe, a->recipe.seed.value);
+        kvb_checkpoint_job_put_capture(&job, capture);
+    }
+    kvb_json_end_object(&job);
+    kvb_status status = kvb_begin_checkpoint(&a->checkpoint, a->output, &job, p, checkpoint, err);
+    kvb_json_writer_free(&job);
+    return status;
+}
 
 static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb_capture *capture, kvb_progress *p,
                         kvb_error *err)
@@ -42,9 +60,14 @@ static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb
     uint8_t *image = NULL;
     size_t size = 0;
     kvb_train_report report;
-    kvb_status status = kvb_run_training(capture, recipe, a->recipe.seed.value, p, &image, &size, &report, err);
+    kvb_checkpoint *checkpoint;
+    kvb_status status = begin(a, recipe, capture, p, &checkpoint, err);
+    if (status != KVB_OK)
+        return status;
+    status = kvb_run_training(capture, recipe, a->recipe.seed.value, checkpoint, p, &image, &size, &report, err);
     if (status == KVB_OK)
         status = kvb_write_output(a->output, image, size, err);
+    status = kvb_end_checkpoint(checkpoint, status, p);
     char text[32];
     if (status == KVB_OK)
         kvb_say(p, "wrote %s: %s, %g bits, recipe %s", a->output, kvb_size_text(size, text),

@@ -85,13 +85,23 @@ const kvb_flag kvb_policy_flags[5] = {
      .offset = offsetof(kvb_policy_args, exact), .choices = forms},
 };
 
+const char *const kvb_on_nan_choices[] = {"stop", "quarantine", NULL};
+
 const kvb_flag kvb_capture_flags[2] = {
     {"--max-memory", KVB_FLAG_SIZE, "SIZE",
      "memory for captured keys and values (default 4G); tokens are sampled evenly where all would not fit",
      .offset = offsetof(kvb_capture_args, max_memory)},
-    {"--allow-nan", KVB_FLAG_BOOL, NULL,
-     "leave out rows that hold a NaN or infinity, and count them; without it the first one ends the run",
-     .offset = offsetof(kvb_capture_args, allow_nan)},
+    {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(kvb_capture_args, on_nan),
+     .choices = kvb_on_nan_choices},
+};
+
+const kvb_flag kvb_checkpoint_flags[2] = {
+    {"--checkpoint", KVB_FLAG_STRING, "DIR",
+     "keep what is done in this folder while the job runs (with --resume and without this: the book's name and .ckpt); it is "
+     "removed when the book is written", .offset = offsetof(kvb_checkpoint_args, folder)},
+    {"--resume", KVB_FLAG_BOOL, NULL,
+     "go on from the checkpoint of a job that was killed; begins one where there is none, refuses one of another job",
+     .offset = offsetof(kvb_checkpoint_args, resume)},
 };
 
 const kvb_flag kvb_tune_flags[6] = {

@@ -38,8 +38,21 @@ typedef struct kvb_policy_args {
 /* How a run over text is captured. */
 typedef struct kvb_capture_args {
     kvb_arg_u64 max_memory;
-    bool allow_nan;
+    kvb_arg_u64 on_nan; /* KVB_ON_NAN_STOP or _QUARANTINE */
 } kvb_capture_args;
+
+/* What a NaN or infinity among keys, values or weights does. */
+enum { KVB_ON_NAN_STOP = 0, KVB_ON_NAN_QUARANTINE = 1 };
+extern const char *const kvb_on_nan_choices[];
+#define KVB_ON_NAN_HELP                                                                                                 \
+    "what a NaN or infinity does: stop (the default) ends the run and names layer, head and token; quarantine leaves "  \
+    "the row out and counts it"
+
+/* A job that may be killed and goes on later. */
+typedef struct kvb_checkpoint_args {
+    const char *folder;
+    bool resume;
+} kvb_checkpoint_args;
 
 /* What tuning lets queries read exactly. */
 enum { KVB_TUNE_EXACT_POLICY = 0, KVB_TUNE_EXACT_NONE = 1 };
@@ -58,7 +71,7 @@ typedef struct kvb_override_args {
 
 extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6], kvb_recipe_flags[8],
     kvb_policy_flags[5], kvb_capture_flags[2], kvb_tune_flags[6],
-    kvb_override_flags[2];
+    kvb_override_flags[2], kvb_checkpoint_flags[2];
 
 /* A group of a command whose options are `type`, with the group's struct as `member`. */
 #define KVB_GROUP(name_, title_, type, member)                                                                          \

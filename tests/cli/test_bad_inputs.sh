@@ -74,8 +74,8 @@ set_tensor "$tmp/nan.gguf" blk.1.ffn_norm.weight nan
 refuse "NaN weight: eval" 3 'blk\.1\.ffn_norm\.weight: 64 weights are NaN' "$kvbook" eval --model "$tmp/nan.gguf" $text
 refuse "NaN weight: generate" 3 'ffn_norm' "$kvbook" generate --model "$tmp/nan.gguf" --prompt a
 refuse "NaN weight: calibrate" 3 'ffn_norm' "$kvbook" calibrate --model "$tmp/nan.gguf" $text $recipe -o "$work/b.kvb"
-refuse "NaN weight: --allow-nan is for activations" 3 'ffn_norm' \
-    "$kvbook" calibrate --model "$tmp/nan.gguf" $text $recipe --allow-nan -o "$work/b.kvb"
+refuse "NaN weight: --on-nan is for activations" 3 'ffn_norm' \
+    "$kvbook" calibrate --model "$tmp/nan.gguf" $text $recipe --on-nan quarantine -o "$work/b.kvb"
 set_tensor "$tmp/inf.gguf" output_norm.weight inf
 refuse "infinite weight" 3 'output_norm' "$kvbook" eval --model "$tmp/inf.gguf" $text
 # Finite weights whose products are not: the keys, or only what attention makes of them.
@@ -87,7 +87,7 @@ for name in huge large; do
     refuse "$name weights: capture" 1 'layer 1, KV head 0, chunk 0, token 0' "$kvbook" capture $bad $text -o "$work/c.kvc"
     refuse "$name weights: calibrate" 1 'layer 1, KV head 0' "$kvbook" calibrate $bad $text $recipe -o "$work/b.kvb"
     refuse "$name weights: no row left" 1 'layer 1, KV head 0' \
-        "$kvbook" calibrate $bad $text $recipe --allow-nan -o "$work/b.kvb"
+        "$kvbook" calibrate $bad $text $recipe --on-nan quarantine -o "$work/b.kvb"
 done
 refuse "huge weights: generate" 1 'keys: layer 1' "$kvbook" generate --model "$tmp/huge.gguf" --prompt a -n 3
 set_tensor "$tmp/last.gguf" blk.1.ffn_norm.weight 3e38

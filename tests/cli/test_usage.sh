@@ -49,7 +49,7 @@ refuse "eval --no-exact without a book" 2 'nothing to score' "$kvbook" eval --mo
 for flag in "--anchors 1%" "--anchor-score key-norm" "--window 3" "--sinks 0" "--exact fine" "--anchor-protocol chunk"; do
     refuse "eval $flag without a book" 2 "${flag%% *}: .*without --book" "$kvbook" eval --model x --text y $flag
 done
-for flag in "--calib-text z" "--calib-chunks 1" "--calib-skip 1" "--max-memory 1G" --allow-nan; do
+for flag in "--calib-text z" "--calib-chunks 1" "--calib-skip 1" "--max-memory 1G" "--on-nan stop"; do
     refuse "eval $flag without a recipe" 2 "${flag%% *}: .*without --recipe" "$kvbook" eval --model x --text y --book z $flag
 done
 refuse "generate without a prompt" 2 'exactly one of --prompt' "$kvbook" generate --model x
