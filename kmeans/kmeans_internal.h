@@ -82,6 +82,11 @@ static inline float kvb_kmeans_weight(const kvb_kmeans_points *points, size_t i)
     return points->rows[i * points->row_floats + points->channels];
 }
 
+/* The caller's centroids in the frame. */
+void kvb_kmeans_start_from_initial(kvb_kmeans_job *job);
+/* Back out of the frame, into the problem's table. */
+void kvb_kmeans_write_table(const kvb_kmeans_job *job);
+
 /* kmeans_plusplus.c: fills job->table. */
 kvb_status kvb_kmeans_plus_plus(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_point_read(const float *tiles, size_t i, uint32_t d, float *y);
@@ -99,6 +104,8 @@ void kvb_kmeans_job_close(kvb_kmeans_job *job);
 void kvb_kmeans_assign(kvb_kmeans_job *job, bool with_sums);
 /* One plain iteration: codes, sums, means. */
 void kvb_kmeans_step(kvb_kmeans_job *job);
+/* Swaps come after every second iteration and leave at least three to settle. */
+uint32_t kvb_kmeans_swap_rounds(const kvb_kmeans_options *options);
 /* Iterates from job->table. */
 kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
 /* Calls the progress callback and notes its answer; on the calling thread only. */
@@ -115,6 +122,10 @@ double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *c
 
 /* kmeans_backend.c: in place of kvb_kmeans_lloyd(). */
 kvb_status kvb_kmeans_faiss(kvb_kmeans_job *job, bool weighted, kvb_kmeans_result *result, kvb_error *err);
+
+/* kmeans_on_device.c: the batch on a GPU, its problems checked; ranges [count], results [count] or NULL. */
+kvb_status kvb_kmeans_on_device(const kvb_kmeans_problem *problems, size_t count, kvb_kmeans_run *run,
+                                const kvb_kmeans_range *ranges, int threads, kvb_kmeans_result *results, kvb_error *err);
 
 /* kmeans_stats.c: errors, usage and entropy of job->table. */
 kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);

@@ -160,8 +160,7 @@ void kvb_kmeans_step(kvb_kmeans_job *job)
     update(job);
 }
 
-/* Swaps come after every second iteration and leave at least three to settle. */
-static uint32_t swap_rounds(const kvb_kmeans_options *options)
+uint32_t kvb_kmeans_swap_rounds(const kvb_kmeans_options *options)
 {
     uint32_t possible = options->iterations >= 5 ? (options->iterations - 3) / 2 : 0;
     return options->swap_rounds < possible ? options->swap_rounds : possible;
@@ -172,7 +171,7 @@ static kvb_status relocate(kvb_kmeans_job *job, uint32_t iteration, uint32_t emp
                            kvb_kmeans_result *result, uint32_t *moved, kvb_error *err)
 {
     kvb_status status = KVB_OK;
-    uint32_t repaired = 0, swapped = 0, rounds = swap_rounds(job->run->options);
+    uint32_t repaired = 0, swapped = 0, rounds = kvb_kmeans_swap_rounds(job->run->options);
     if (empty > 0)
         status = kvb_kmeans_repair(job, iteration, &repaired, err);
     else if (iteration % 2 == 1 && *round < rounds)
