@@ -27,7 +27,7 @@ endif
 ifeq ($(CUDA),1)
 CPPFLAGS += -DKVB_CUDA
 CUDA_CALIB_OBJ = $(patsubst %.cu,$(BUILD)/obj/%.o,$(wildcard cuda/calib/*.cu))
-CUDA_LIBS = -L$(dir $(realpath $(NVCC)))../lib64 -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread
+CUDA_LIBS = -L$(dir $(realpath $(shell command -v $(NVCC))))../lib64 -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread
 LIBS += $(CUDA_LIBS)
 endif
 

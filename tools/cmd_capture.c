@@ -7,7 +7,7 @@ typedef struct capture_args {
     kvb_model_args model;
     kvb_text_args text;
     const char *output;
-    kvb_arg_u64 max_rows, seed, sensitivity;
+    kvb_arg_u64 max_rows, seed, sensitivity, device;
     bool allow_nan, dry_run;
 } capture_args;
 
@@ -22,6 +22,8 @@ static const kvb_flag flags[] = {
      "that deal out bits by it (default 8; 0: none)", .offset = offsetof(capture_args, sensitivity)},
     {"--allow-nan", KVB_FLAG_BOOL, NULL, "leave out rows that hold a NaN or infinity, and count them; without it the "
      "first one ends the run", .offset = offsetof(capture_args, allow_nan)},
+    {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs (default cpu)",
+     .offset = offsetof(capture_args, device), .choices = kvb_device_names},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print how large the capture would be",
      .offset = offsetof(capture_args, dry_run)},
 };
@@ -53,7 +55,7 @@ static void print_plan(const kvb_input *in, const capture_args *a)
 static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progress *p, kvb_error *err)
 {
     kvb_capture_store *store = NULL;
-    kvb_capture_options options = kvb_capture_options_for(in, &(kvb_capture_args){.allow_nan = a->allow_nan},
+    kvb_capture_options options = kvb_capture_options_for(in, &(kvb_capture_args){.allow_nan = a->allow_nan, .device = a->device},
                                                           a->seed.value, a->max_rows.value, p);
     options.sensitivity_chunks = a->sensitivity.value;
     kvb_status status = kvb_capture_run_to_file(in->model, &in->text, &options, a->output, err);

@@ -10,12 +10,15 @@ typedef struct train_args {
     kvb_recipe_args recipe;
     kvb_policy_args policy;
     const char *output;
+    kvb_arg_u64 device;
     bool dry_run;
 } train_args;
 
 static const kvb_flag flags[] = {
     {"--output", KVB_FLAG_STRING, "FILE", "the book to write (.kvb)", .offset = offsetof(train_args, output),
      .letter = "-o", .required = true},
+    {"--device", KVB_FLAG_CHOICE, "NAME", "where k-means trains (default cpu)",
+     .offset = offsetof(train_args, device), .choices = kvb_device_names},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print rows, bits and sizes, and stop", .offset = offsetof(train_args, dry_run)},
 };
 
@@ -42,7 +45,7 @@ static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb
     uint8_t *image = NULL;
     size_t size = 0;
     kvb_train_report report;
-    kvb_status status = kvb_run_training(capture, recipe, a->recipe.seed.value, p, &image, &size, &report, err);
+    kvb_status status = kvb_run_training(capture, recipe, a->recipe.seed.value, (kvb_device)a->device.value, p, &image, &size, &report, err);
     if (status == KVB_OK)
         status = kvb_write_output(a->output, image, size, err);
     char text[32];
@@ -62,7 +65,9 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "train",
                         "found %zu captures, expected one; one run of `kvbook capture` takes "
                         "any number of --text files", a->captures.count);
-    kvb_status status = kvb_recipe_from_args(&a->recipe, &recipe, err);
+    kvb_status status = kvb_device_check((kvb_device)a->device.value, err);
+    if (status == KVB_OK)
+        status = kvb_recipe_from_args(&a->recipe, &recipe, err);
     if (status != KVB_OK)
         return status;
     recipe.policy = kvb_policy_from_args(&a->policy, recipe.policy);

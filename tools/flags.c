@@ -85,13 +85,17 @@ const kvb_flag kvb_policy_flags[5] = {
      .offset = offsetof(kvb_policy_args, exact), .choices = forms},
 };
 
-const kvb_flag kvb_capture_flags[2] = {
+const char *const kvb_device_names[] = {"cpu", "cuda", NULL};
+
+const kvb_flag kvb_capture_flags[3] = {
     {"--max-memory", KVB_FLAG_SIZE, "SIZE",
      "memory for captured keys and values (default 4G); tokens are sampled evenly where all would not fit",
      .offset = offsetof(kvb_capture_args, max_memory)},
     {"--allow-nan", KVB_FLAG_BOOL, NULL,
      "leave out rows that hold a NaN or infinity, and count them; without it the first one ends the run",
      .offset = offsetof(kvb_capture_args, allow_nan)},
+    {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs and k-means trains (default cpu)",
+     .offset = offsetof(kvb_capture_args, device), .choices = kvb_device_names},
 };
 
 const kvb_flag kvb_tune_flags[6] = {
