@@ -13,6 +13,7 @@
 #include "calib/train.h"
 #include "format/base/checked.h"
 #include "format/base/rng.h"
+#include "model/tokenizer_impl.h"
 #include "model/weights.h"
 
 enum { WIDTH = 4096, FFN = 14336, HEADS = 32, KV_HEADS = 8, DIM = 128, VOCAB = 8192, CTX = 2048 };
@@ -69,6 +70,7 @@ static void make_model(kvb_model *m, kvb_tensor *embedding, uint32_t layers)
     };
     m->config = (kvb_model_config){.layers = layers, .embedding = WIDTH, .ffn = FFN, .vocab = VOCAB, .context = CTX,
                                    .norm_epsilon = 1e-5, .geometry = g, .name = "random 8B", .architecture = "llama"};
+    m->final_norm = ones(WIDTH);
     m->geometry = kvb_alloc_array(layers, sizeof *m->geometry);
     m->layer = kvb_alloc_array(layers, sizeof *m->layer);
     if (m->geometry == NULL || m->layer == NULL)
@@ -77,6 +79,7 @@ static void make_model(kvb_model *m, kvb_tensor *embedding, uint32_t layers)
         m->geometry[l] = g;
         m->layer[l] = w;
     }
+    m->tokenizer = kvb_alloc_zeroed(1, sizeof *m->tokenizer); /* its hash alone is asked for */
     m->embedding = (kvb_weight){.part = {embedding}, .parts = 1, .rows = VOCAB, .cols = WIDTH};
     m->info = (kvb_model_info){.path = "random", .name = "random 8B", .architecture = "llama", .layers = layers,
                                .embedding = WIDTH, .vocab = VOCAB, .context = CTX, .layer = m->geometry};

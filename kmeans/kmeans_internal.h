@@ -49,6 +49,7 @@ typedef struct kvb_kmeans_job {
     kvb_kmeans_run *run;
     const kvb_kmeans_problem *problem;
     const kvb_kmeans_kernels *kernels;
+    const kvb_kmeans_range *range; /* where a GPU holds the points, and `training` their number alone */
     kvb_kmeans_frame frame;
     kvb_kmeans_points training, heldout;
     uint32_t channels, centroids;
@@ -76,6 +77,8 @@ kvb_status kvb_kmeans_points_load(kvb_kmeans_points *points, const kvb_kmeans_fr
                                   const kvb_kmeans_problem *problem, const kvb_kmeans_range *range,
                                   const kvb_kmeans_options *options, bool heldout, kvb_error *err);
 void kvb_kmeans_points_free(kvb_kmeans_points *points);
+/* A training point in the frame, its channels 16 floats apart; its weight is returned. */
+float kvb_kmeans_training_point(const kvb_kmeans_job *job, size_t i, float *y);
 void kvb_kmeans_row_read(const kvb_kmeans_problem *problem, size_t row, float *x);
 static inline float kvb_kmeans_weight(const kvb_kmeans_points *points, size_t i)
 {
@@ -91,6 +94,16 @@ void kvb_kmeans_write_table(const kvb_kmeans_job *job);
 kvb_status kvb_kmeans_plus_plus(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_point_read(const float *tiles, size_t i, uint32_t d, float *y);
 
+/* The same in batches over all training points, for a caller that finds the nearest of each batch's centroids itself. Draws
+ * the next centroids, whose number is returned and which lie at rows [][d]; 0: there are no more. Then, for each training
+ * point, which of them is the nearest, and its squared distance. Closing completes job->table; NULL is allowed. */
+enum { KVB_SEED_FEW = 256, KVB_SEED_BATCH = 256 };
+typedef struct kvb_kmeans_seeder kvb_kmeans_seeder;
+kvb_status kvb_kmeans_seeder_open(kvb_kmeans_job *job, kvb_kmeans_seeder **seeder, kvb_error *err);
+uint32_t kvb_kmeans_seeder_draw(kvb_kmeans_seeder *seeder, const float **rows);
+void kvb_kmeans_seeder_meet(kvb_kmeans_seeder *seeder, const uint32_t *index, const float *distance);
+void kvb_kmeans_seeder_close(kvb_kmeans_seeder *seeder);
+
 /* kmeans_split.c: fills job->table. */
 kvb_status kvb_kmeans_split(kvb_kmeans_job *job, kvb_error *err);
 
@@ -98,6 +111,7 @@ kvb_status kvb_kmeans_split(kvb_kmeans_job *job, kvb_error *err);
 kvb_status kvb_kmeans_seed(kvb_kmeans_job *job, kvb_error *err);
 
 /* kmeans_lloyd.c */
+const kvb_kmeans_kernels *kvb_kmeans_kernels_for(const kvb_nearest *search);
 kvb_status kvb_kmeans_job_open(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_job_close(kvb_kmeans_job *job);
 /* Codes of all training points for job->table, with the sums of every segment where asked. */

@@ -42,7 +42,7 @@ static size_t segment_start(const kvb_kmeans_job *job, size_t s)
     return start < job->training.count ? start : job->training.count;
 }
 
-static const kvb_kmeans_kernels *kernels_for(const kvb_nearest *search)
+const kvb_kmeans_kernels *kvb_kmeans_kernels_for(const kvb_nearest *search)
 {
     const kvb_kmeans_kernels *kernels = NULL;
     if (strcmp(kvb_nearest_build_name(search), "avx512") == 0)
@@ -66,7 +66,7 @@ kvb_status kvb_kmeans_job_open(kvb_kmeans_job *job, kvb_error *err)
     if (job->search == NULL || job->table == NULL || job->codes == NULL || job->sums == NULL ||
         job->errors == NULL || (job->run->options->tolerance > 0.0 && job->distances == NULL))
         return kvb_fail_memory(err, "a k-means problem");
-    job->kernels = kernels_for(job->search);
+    job->kernels = kvb_kmeans_kernels_for(job->search);
     return KVB_OK;
 }
 

@@ -23,6 +23,7 @@ typedef struct item {
     kvb_kmeans_frame frame;
     kvb_kmeans_result result;
     size_t table_at, sum_at, row_at; /* [K][d], [K][d+1], [K] */
+    size_t point_at;                 /* among all training points */
     uint32_t round, empty;
     double before; /* error of the last iteration */
     bool settled, close, moving; /* close: the last step gained less than the tolerance */
@@ -90,29 +91,61 @@ static kvb_status batch_allocate(batch *b, kvb_error *err)
     return good ? KVB_OK : kvb_fail_memory(err, "a batch of k-means problems");
 }
 
-/* Where one problem starts from, in its frame: the CPU's seeding, or the caller's centroids. */
-static kvb_status start_item(const batch *b, item *it, kvb_error *err)
+/* A job that has the table and the random numbers of an item, but no points of its own. */
+static void item_job(const batch *b, const item *it, kvb_kmeans_job *job)
 {
     const kvb_kmeans_problem *p = it->problem;
-    kvb_kmeans_job job = {.run = b->run, .problem = p, .channels = p->channels, .centroids = p->centroids, .threads = 1,
-                          .caller = omp_get_thread_num() == 0};
+    *job = (kvb_kmeans_job){.run = b->run, .problem = p, .range = it->range, .frame = it->frame, .channels = p->channels,
+                            .centroids = p->centroids, .threads = 1, .caller = omp_get_thread_num() == 0,
+                            .training.count = it->range->training, .training.channels = p->channels,
+                            .table = b->tables + it->table_at};
+}
+
+/* Many centroids are seeded in batches over all points, which is work for the GPU. */
+static bool seeds_on_device(const batch *b, const item *it)
+{
+    return it->problem->initial == NULL && b->run->options->seeding == KVB_SEED_PLUSPLUS && it->problem->centroids > KVB_SEED_FEW;
+}
+
+/* k-means++ of few centroids looks at a sample only; the other seedings at all points, on the CPU. */
+static kvb_status seed_item(const batch *b, item *it, kvb_error *err)
+{
+    kvb_kmeans_job job, full;
     kvb_status status = KVB_OK;
-    kvb_kmeans_frame_choose(&it->frame, p, it->range);
-    job.frame = it->frame;
-    if (p->initial != NULL) {
-        job.table = b->tables + it->table_at;
-        kvb_kmeans_start_from_initial(&job);
-        return KVB_OK;
+    item_job(b, it, &job);
+    if (b->run->options->seeding == KVB_SEED_PLUSPLUS) {
+        kvb_nearest *search = kvb_nearest_create(job.channels, job.centroids);
+        if (search == NULL)
+            return kvb_fail_memory(err, "the seeding of a k-means problem");
+        job.kernels = kvb_kmeans_kernels_for(search);
+        kvb_nearest_destroy(search);
+        return kvb_kmeans_plus_plus(&job, err);
     }
-    status = kvb_kmeans_points_load(&job.training, &job.frame, p, it->range, b->run->options, false, err);
+    full = job;
+    full.table = NULL;
+    status = kvb_kmeans_points_load(&full.training, &full.frame, it->problem, it->range, b->run->options, false, err);
     if (status == KVB_OK)
-        status = kvb_kmeans_job_open(&job, err);
+        status = kvb_kmeans_job_open(&full, err);
     if (status == KVB_OK)
-        status = kvb_kmeans_seed(&job, err);
+        status = kvb_kmeans_seed(&full, err);
     if (status == KVB_OK)
-        memcpy(b->tables + it->table_at, job.table, (size_t)p->centroids * p->channels * sizeof *job.table);
-    kvb_kmeans_job_close(&job);
+        memcpy(job.table, full.table, (size_t)job.centroids * job.channels * sizeof *job.table);
+    kvb_kmeans_job_close(&full);
     return status;
+}
+
+/* Where one problem starts from, in its frame. */
+static kvb_status start_item(const batch *b, item *it, kvb_error *err)
+{
+    kvb_kmeans_job job;
+    kvb_kmeans_frame_choose(&it->frame, it->problem, it->range);
+    if (seeds_on_device(b, it))
+        return KVB_OK;
+    if (it->problem->initial == NULL)
+        return seed_item(b, it, err);
+    item_job(b, it, &job);
+    kvb_kmeans_start_from_initial(&job);
+    return KVB_OK;
 }
 
 /* The failure of the lowest number, whoever came first. */
@@ -162,6 +195,118 @@ static kvb_status open_points(batch *b, kvb_error *err)
     kvb_status status =
         kvb_cuda_points_open(DEVICE, problems, b->count, o->holdout_every, o->holdout_block, &b->points, err);
     free(problems);
+    return status;
+}
+
+/* --- seeding in batches: draws here, distances there --- */
+
+typedef struct seeding {
+    batch *b;
+    kvb_kmeans_job *job;        /* [count] */
+    kvb_kmeans_seeder **seeder; /* [count], NULL where a problem is seeded already */
+    float *rows;                /* [count][KVB_CUDA_FEW][width] */
+    uint32_t *have;             /* [count] */
+    uint32_t *index;            /* of all training points */
+    float *distance;
+} seeding;
+
+static void seeding_free(seeding *s)
+{
+    for (size_t i = 0; s->seeder != NULL && i < s->b->count; i++)
+        kvb_kmeans_seeder_close(s->seeder[i]);
+    free(s->job);
+    free(s->seeder);
+    free(s->rows);
+    free(s->have);
+    free(s->index);
+    free(s->distance);
+}
+
+static kvb_status seeding_allocate(seeding *s, kvb_error *err)
+{
+    const batch *b = s->b;
+    size_t points = 0;
+    kvb_status status = KVB_OK;
+    for (size_t i = 0; i < b->count; i++)
+        points += b->items[i].range->training;
+    s->job = kvb_alloc_zeroed(b->count, sizeof *s->job);
+    s->seeder = kvb_alloc_zeroed(b->count, sizeof *s->seeder);
+    s->rows = kvb_alloc_zeroed(b->count * KVB_CUDA_FEW, b->width * sizeof *s->rows);
+    s->have = kvb_alloc_zeroed(b->count, sizeof *s->have);
+    s->index = kvb_alloc_array(points, sizeof *s->index);
+    s->distance = kvb_alloc_array(points, sizeof *s->distance);
+    if (s->job == NULL || s->seeder == NULL || s->rows == NULL || s->have == NULL || s->index == NULL || s->distance == NULL)
+        return kvb_fail_memory(err, "the seeding of k-means problems");
+    bool lacking = false;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(b->threads) reduction(|| : lacking)
+    for (size_t i = 0; i < b->count; i++) {
+        if (!seeds_on_device(b, &b->items[i]))
+            continue;
+        item_job(b, &b->items[i], &s->job[i]);
+        kvb_nearest *search = kvb_nearest_create(s->job[i].channels, 1);
+        lacking = lacking || search == NULL;
+        if (search == NULL)
+            continue;
+        s->job[i].kernels = kvb_kmeans_kernels_for(search);
+        kvb_nearest_destroy(search);
+        lacking = kvb_kmeans_seeder_open(&s->job[i], &s->seeder[i], NULL) != KVB_OK || lacking;
+    }
+    if (lacking)
+        status = kvb_fail_memory(err, "the seeding of k-means problems");
+    return status;
+}
+
+/* The next few centroids of every problem; false where none has any left to draw. */
+static bool draw_few(seeding *s)
+{
+    const batch *b = s->b;
+    bool any = false;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(b->threads) reduction(|| : any)
+    for (size_t i = 0; i < b->count; i++) {
+        const uint32_t d = b->items[i].problem->channels;
+        const float *rows = NULL;
+        s->have[i] = s->seeder[i] != NULL ? kvb_kmeans_seeder_draw(s->seeder[i], &rows) : 0;
+        for (uint32_t k = 0; k < s->have[i]; k++)
+            memcpy(s->rows + (i * KVB_CUDA_FEW + k) * b->width, rows + (size_t)k * d, d * sizeof *rows);
+        any = any || s->have[i] > 0;
+    }
+    return any;
+}
+
+static kvb_status meet_few(seeding *s, kvb_error *err)
+{
+    const batch *b = s->b;
+    kvb_status status = kvb_cuda_points_nearest(b->points, s->rows, s->have, s->index, s->distance, err);
+    if (status != KVB_OK)
+        return status;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(b->threads)
+    for (size_t i = 0; i < b->count; i++)
+        if (s->have[i] > 0)
+            kvb_kmeans_seeder_meet(s->seeder[i], s->index + b->items[i].point_at, s->distance + b->items[i].point_at);
+    return KVB_OK;
+}
+
+static kvb_status seed_on_device(batch *b, kvb_error *err)
+{
+    seeding s = {.b = b};
+    bool any = false;
+    size_t points = 0;
+    for (size_t i = 0; i < b->count; i++) {
+        b->items[i].point_at = points;
+        points += b->items[i].range->training;
+        any |= seeds_on_device(b, &b->items[i]);
+    }
+    if (!any)
+        return KVB_OK;
+    kvb_status status = seeding_allocate(&s, err);
+    while (status == KVB_OK && draw_few(&s)) {
+        kvb_kmeans_report(b->run);
+        if (atomic_load(&b->run->cancelled))
+            status = kvb_fail(err, KVB_E_CANCELLED, "k-means seeding", "cancelled by the progress callback");
+        else
+            status = meet_few(&s, err);
+    }
+    seeding_free(&s);
     return status;
 }
 
@@ -481,6 +626,8 @@ static kvb_status solve_batch(kvb_kmeans_run *run, int threads, item *items, siz
         status = start_all(&b, err);
     if (status == KVB_OK)
         status = open_points(&b, err);
+    if (status == KVB_OK)
+        status = seed_on_device(&b, err);
     if (status == KVB_OK)
         status = iterate_all(&b, err);
     if (status == KVB_OK && results != NULL)

@@ -330,15 +330,19 @@ static kvb_status set_tables(kvb_cuda_points *b, side_state &s, const float *tab
     return status;
 }
 
+/* Points that a block of the search takes. */
+static uint32_t block_points(uint32_t width)
+{
+    return KVB_KM_THREADS * (width <= 4 ? 16 : 64 / width);
+}
+
 kvb_status kvb_cuda_points_assign(kvb_cuda_points *b, kvb_cuda_side which, const float *tables, double *sums, kvb_error *err)
 {
     side_state &s = b->side[which];
     kvb_status status = set_tables(b, s, tables, err);
     if (status != KVB_OK)
         return status;
-    const uint32_t points[] = {0, 0, 16, 0, 16, 0, 0, 0, 8};
-    const uint32_t each = KVB_KM_THREADS * (b->width <= 8 ? points[b->width] : 64 / b->width);
-    LAUNCH(b, kvb_km_assign, grid_of(b, s.most_points, each), KVB_KM_THREADS, s.dev);
+    LAUNCH(b, kvb_km_assign, grid_of(b, s.most_points, block_points(b->width)), KVB_KM_THREADS, s.dev);
     kvb_km_count<<<grid_of(b, s.most_chunks, 4), 128>>>(s.dev);
     kvb_km_scan<<<(unsigned)b->count, 256>>>(s.dev);
     kvb_km_sort<<<grid_of(b, s.most_chunks, 4), 128>>>(s.dev);
@@ -479,5 +483,41 @@ kvb_status kvb_cuda_points_draw(kvb_cuda_points *b, const kvb_cuda_draw *draws, 
         return first[b->count] == 0 ? KVB_OK : draw(b, draws, first, y, found, err);
     } catch (const std::bad_alloc &) {
         return kvb_fail_memory(err, "k-means draws");
+    }
+}
+
+static kvb_status nearest(kvb_cuda_points *b, const float *rows, const uint32_t *have, uint32_t *index, float *distance, kvb_error *err)
+{
+    side_state &s = b->side[0];
+    const size_t few = b->count * KVB_CUDA_FEW, n = s.host.back().point_at + s.host.back().count;
+    float *table, *norm;
+    uint32_t *counts;
+    scratch room;
+    kvb_status status = KVB_OK;
+    TRY(status, err, "choosing a device", cudaSetDevice(b->device));
+    if (status == KVB_OK)
+        status = room.take(&table, rows, few * b->width, err);
+    if (status == KVB_OK)
+        status = room.take(&norm, (const float *)nullptr, few, err);
+    if (status == KVB_OK)
+        status = room.take(&counts, have, b->count, err);
+    if (status != KVB_OK)
+        return status;
+    LAUNCH(b, kvb_km_few_norms, (unsigned)((few + 127) / 128), 128, table, KVB_CUDA_FEW, b->count, norm);
+    LAUNCH(b, kvb_km_few_nearest, grid_of(b, s.most_points, block_points(b->width)), KVB_KM_THREADS, s.dev, table, norm, KVB_CUDA_FEW,
+           counts);
+    TRY(status, err, "k-means seeding", cudaGetLastError());
+    TRY(status, err, "k-means seeding", cudaMemcpy(index, s.dev.code, n * sizeof *index, cudaMemcpyDeviceToHost));
+    TRY(status, err, "k-means seeding", cudaMemcpy(distance, s.dev.loss, n * sizeof *distance, cudaMemcpyDeviceToHost));
+    return status;
+}
+
+kvb_status kvb_cuda_points_nearest(kvb_cuda_points *b, const float *rows, const uint32_t *have, uint32_t *index, float *distance,
+                                   kvb_error *err)
+{
+    try {
+        return nearest(b, rows, have, index, distance, err);
+    } catch (const std::bad_alloc &) {
+        return kvb_fail_memory(err, "k-means seeding");
     }
 }

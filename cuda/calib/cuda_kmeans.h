@@ -66,6 +66,12 @@ typedef struct kvb_cuda_draw {
 } kvb_cuda_draw;
 kvb_status kvb_cuda_points_draw(kvb_cuda_points *points, const kvb_cuda_draw *draws, const size_t *first, float *y,
                                 uint32_t *found, kvb_error *err);
+/* For seeding: the nearest of a few centroids, `rows` [problems][KVB_CUDA_FEW][d of the batch rounded up] of which the first
+ * have[i] count; index and squared distance of all training points, problem after problem. Problems whose have is 0 are left
+ * as they are. */
+enum { KVB_CUDA_FEW = 256 };
+kvb_status kvb_cuda_points_nearest(kvb_cuda_points *points, const float *rows, const uint32_t *have, uint32_t *index, float *distance,
+                                   kvb_error *err);
 /* d rounded up to 2, 4, 8, 16, 32 or 64. */
 uint32_t kvb_cuda_points_width(uint32_t channels);
 

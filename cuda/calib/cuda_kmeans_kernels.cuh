@@ -181,6 +181,70 @@ __global__ void __launch_bounds__(KVB_KM_THREADS) kvb_km_assign(kvb_dev_points b
             b.code[p.point_at + first + r * KVB_KM_THREADS] = code[r];
 }
 
+/* |c|^2 / 2 of the few centroids [problems][few][W] of a seeding. */
+template <int W>
+__global__ void kvb_km_few_norms(const float *rows, uint32_t few, size_t problems, float *norm)
+{
+    for (size_t k = blockIdx.x * (size_t)blockDim.x + threadIdx.x; k < problems * few; k += (size_t)gridDim.x * blockDim.x) {
+        float sum = 0.0f;
+        for (int c = 0; c < W; c++)
+            sum += rows[k * W + c] * rows[k * W + c];
+        norm[k] = 0.5f * sum;
+    }
+}
+
+/* The nearest of a problem's few centroids, into code, and its squared distance, into loss. */
+template <int W>
+__global__ void __launch_bounds__(KVB_KM_THREADS)
+    kvb_km_few_nearest(kvb_dev_points b, const float *rows, const float *norm, uint32_t few, const uint32_t *have)
+{
+    const int R = kvb_km<W>::points;
+    __shared__ kvb_km_tile<W> tile;
+    const kvb_dev_problem &p = b.problem[blockIdx.y];
+    const uint32_t first = blockIdx.x * KVB_KM_THREADS * R + threadIdx.x, centroids = have[blockIdx.y];
+    const float *table = rows + (size_t)blockIdx.y * few * W;
+    if (blockIdx.x * KVB_KM_THREADS * R >= p.count || centroids == 0)
+        return;
+    float x[R][W], best[R];
+    uint32_t code[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const uint32_t i = min(first + r * KVB_KM_THREADS, p.count - 1);
+#pragma unroll
+        for (int c = 0; c < W; c++)
+            x[r][c] = b.y[(p.point_at + i) * W + c];
+        best[r] = CUDART_INF_F;
+        code[r] = 0;
+    }
+    for (uint32_t base = 0; base < centroids; base += kvb_km<W>::centroids) {
+        const uint32_t many = kvb_km_fetch<W>(tile, table, norm + (size_t)blockIdx.y * few, base, centroids);
+        for (uint32_t j = 0; j < many; j++) {
+            float acc[R];
+            kvb_km_scores<W, R>(tile, j, x, acc);
+#pragma unroll
+            for (int r = 0; r < R; r++)
+                if (acc[r] < best[r]) {
+                    best[r] = acc[r];
+                    code[r] = base + j;
+                }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const uint32_t i = first + r * KVB_KM_THREADS;
+        float square = 0.0f;
+        if (i >= p.count)
+            continue;
+#pragma unroll
+        for (int c = 0; c < W; c++) {
+            const float off = x[r][c] - table[(size_t)code[r] * W + c];
+            square += off * off;
+        }
+        b.code[p.point_at + i] = code[r];
+        b.loss[p.point_at + i] = square;
+    }
+}
+
 /* Walks a warp's chunk 32 points at a time. place(i, code, rank): rank among earlier points of the chunk with that code.
  * counter [K] is the warp's own. */
 template <typename F>
