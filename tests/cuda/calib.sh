@@ -1,5 +1,6 @@
 #!/bin/sh
 # Calibration on a GPU against the CPU's, end to end. Needs a device and a build with CUDA=1.
+# `make check-cuda-calib`; exit 7 where there is no device. QUICK=1 leaves compute-sanitizer out.
 #   BUILD=build/cuda DATA=../shared/data tests/cuda/calib.sh [MODEL TEXT [CHUNKS]]
 set -eu
 BUILD=${BUILD:-build/cuda}
@@ -39,6 +40,11 @@ books() {
                exit(bad > 0) }'
 }
 
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || true
+"$BUILD/tests/cuda/gpu_kmeans_test" >"$work/kmeans.log" || status=1
+cat "$work/kmeans.log"
+grep -q '^SKIP' "$work/kmeans.log" && exit 7
+
 # The report has four digits: a unit of the last is allowed on top of 0.1 %.
 model=$work/tiny.gguf
 "$BUILD/tests/make_tiny_gguf" "$model" 7
@@ -52,4 +58,15 @@ if [ $# -ge 2 ]; then
     captures "$(basename "$1")" --model "$1" --text "$2" --ctx 2048 --chunks 2 || status=1
     books "$(basename "$1")" antkv 1 --model "$1" --text "$2" --chunks "${3:-8}" || status=1
 fi
+for tool in memcheck racecheck; do
+    [ "${QUICK:-0}" = 1 ] && break
+    if ! command -v compute-sanitizer >/dev/null 2>&1; then
+        echo "SKIP compute-sanitizer $tool: it is not installed"
+        continue
+    fi
+    compute-sanitizer --tool $tool --error-exitcode 9 "$BUILD/tests/cuda/gpu_kmeans_test" few >"$work/log" 2>&1 &&
+        compute-sanitizer --tool $tool --error-exitcode 9 "$BUILD/kvbook" capture --model "$model" --device cuda -q --sensitivity 0 \
+            --text "$DATA/wikitext2/wiki.valid.raw" --ctx 100 --chunks 3 -o "$work/s.kvc" >>"$work/log" 2>&1 &&
+        echo "ok   compute-sanitizer $tool" || { echo "FAIL compute-sanitizer $tool"; tail -n 40 "$work/log"; status=1; }
+done
 exit $status
