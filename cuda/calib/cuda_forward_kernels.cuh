@@ -73,8 +73,8 @@ static __global__ void kvb_swiglu(const float *gate_up, uint32_t ffn, size_t row
     }
 }
 
-/* Keys or values [M][D] of every KV head as half floats, and which rows hold a NaN or infinity, to where the head's rows of all sequences lie. first: the row of the
- * first token at work; all: rows of a head. */
+/* Keys or values [M][D] of every KV head as half floats, and which rows hold a NaN or infinity, to where the head's rows of all
+ * sequences lie. first: the row of the first token at work; all: rows of a head. */
 static __global__ void kvb_keep_rows(kvb_dev_work_layer w, bool values, size_t first, size_t all, __half *to, uint8_t *bad,
                                      unsigned long long *saturated)
 {
@@ -240,7 +240,8 @@ __global__ void __launch_bounds__(256) kvb_attend_tiles(kvb_dev_work_layer w)
     const uint32_t x = threadIdx.x % 16, y = threadIdx.x / 16, first = (gridDim.x - 1 - blockIdx.x) * 64, head = blockIdx.y;
     const size_t width = (w.heads + 2 * w.kv_heads) * (size_t)w.dim, start = (size_t)blockIdx.z * w.tokens;
     const uint32_t kv_head = head / (w.heads / w.kv_heads);
-    const float *rows = w.qkv + start * width, *keys = rows + (w.heads + kv_head) * (size_t)w.dim, *values = keys + (size_t)w.kv_heads * w.dim;
+    const float *rows = w.qkv + start * width, *keys = rows + (w.heads + kv_head) * (size_t)w.dim;
+    const float *values = keys + (size_t)w.kv_heads * w.dim;
     const bool mine = 4 * x < D;
     float out[4][COLUMNS][4] = {}, most[4], sum[4] = {};
 #pragma unroll
@@ -333,7 +334,8 @@ __global__ void __launch_bounds__(256) kvb_weigh_tiles(kvb_dev_work_layer w)
     const uint32_t x = threadIdx.x % 16, y = threadIdx.x / 16, first = blockIdx.x * 64, head = blockIdx.y;
     const size_t width = (w.heads + 2 * w.kv_heads) * (size_t)w.dim, start = (size_t)blockIdx.z * w.tokens;
     const uint32_t kv_head = head / (w.heads / w.kv_heads);
-    const float *rows = w.qkv + start * width, *keys = rows + (w.heads + kv_head) * (size_t)w.dim, *values = keys + (size_t)w.kv_heads * w.dim;
+    const float *rows = w.qkv + start * width, *keys = rows + (w.heads + kv_head) * (size_t)w.dim;
+    const float *values = keys + (size_t)w.kv_heads * w.dim;
     const float *out = w.out + (start * w.heads + head) * w.dim;
     float weight_k[4] = {}, weight_v[4] = {};
     kvb_tile_across<D>(keys, width, first, w.tokens, w.dim, k);
