@@ -23,6 +23,14 @@ FAISS_LIBS = -lfaiss -lopenblas -lstdc++
 LIBS += $(FAISS_LIBS)
 endif
 
+# Calibration on a GPU, in the command: make CUDA=1 BUILD=build/cuda. No GPU is needed to build.
+ifeq ($(CUDA),1)
+CPPFLAGS += -DKVB_CUDA
+CUDA_CALIB_OBJ = $(patsubst %.cu,$(BUILD)/obj/%.o,$(wildcard cuda/calib/*.cu))
+CUDA_LIBS = -L$(dir $(realpath $(shell command -v $(NVCC))))../lib64 -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread
+LIBS += $(CUDA_LIBS)
+endif
+
 # A sanitizer build is the same tree in a folder of its own: make SAN=address,undefined BUILD=build/asan
 ifneq ($(SAN),)
 CFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
@@ -46,7 +54,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help deps check check-models check-quick tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda install uninstall dist clean print-config
+.PHONY: force all help deps check check-models check-quick tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
@@ -64,12 +72,13 @@ help:
 	@echo 'make golden     write the golden books of the tests again'
 	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
 	@echo 'make cuda       build $(BUILD)/libkvbook-cuda with the GPU runtime (CUDA Toolkit; no GPU needed)'
+	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates on a GPU (--device cuda); make check-cuda-calib tests it'
 	@echo 'make check-cuda  the tests that need a GPU; make bench-cuda times decoding beside PyTorch'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 PREFIX DESTDIR NVCC CUDA_ARCH; V=1 shows the commands.'
 
 print-config:
-	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA $(if $(NVCC),with make cuda,off (no nvcc)), FAISS $(if $(FAISS_OBJ),on,off), MPI off -> $(BUILD)/'
+	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA $(if $(CUDA_CALIB_OBJ),on,$(if $(NVCC),with make cuda,off (no nvcc))), FAISS $(if $(FAISS_OBJ),on,off), MPI off -> $(BUILD)/'
 
 deps:
 	$(Q)tools/deps.sh
@@ -105,13 +114,13 @@ $(BUILD)/obj/gen/recipes_data.o: $(BUILD)/gen/recipes_data.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
-$(BUILD)/libkvb-all.a: $(call obj,$(FULL_SRC)) $(FAISS_OBJ) $(if $(RECIPES),$(BUILD)/obj/gen/recipes_data.o)
+$(BUILD)/libkvb-all.a: $(call obj,$(FULL_SRC)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ) $(if $(RECIPES),$(BUILD)/obj/gen/recipes_data.o)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/libkvbook.a: $(call obj,$(RUNTIME_SRC))
 	$(Q)rm -f $@ && ar rcs $@ $^
 
-$(BUILD)/libkvb-kmeans.a: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ)
+$(BUILD)/libkvb-kmeans.a: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
@@ -129,6 +138,15 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.
 	@mkdir -p $(@D)
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+# Tests of calibration on a GPU: there is no cmocka there.
+$(BUILD)/tests/cuda/gpu_capture_compare: $(BUILD)/obj/tests/cuda/gpu_capture_compare.o $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/tests/cuda/gpu_kmeans_test: $(BUILD)/obj/tests/cuda/gpu_kmeans_test.o $(BUILD)/libkvb-kmeans.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(CUDA_LIBS) $(LIBS_RUNTIME)
 
 # The tiny model that the command-line tests run on, and the seeds of the GGUF fuzzer.
 $(BUILD)/tests/make_%: $(BUILD)/obj/tests/tools/make_%.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
@@ -215,6 +233,14 @@ $(CUDA_PROGRAMS): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libkv
 	@mkdir -p $(@D)
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(NVCC) $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) -o $@ $^ -l:libz.a -lm
+
+# The command with --device cuda, and the programs of its tests.
+cuda-calib:
+	$(Q)$(MAKE) CUDA=1 BUILD=$(BUILD)/cuda $(patsubst %,$(BUILD)/cuda/%,kvbook tests/make_tiny_gguf tests/cuda/gpu_kmeans_test \
+		tests/cuda/gpu_capture_compare bench/cuda_calib_bench)
+
+check-cuda-calib: cuda-calib
+	$(Q)BUILD=$(BUILD)/cuda tests/cuda/calib.sh
 
 cuda: $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvbook-cuda.so $(CUDA_PROGRAMS)
 

@@ -141,7 +141,7 @@ static void solve_all_additive(batch *b)
 static kvb_status check_options(const batch *b, kvb_error *err)
 {
     const kvb_additive_options *o = b->options;
-    for (size_t i = 0; o->kmeans.backend != KVB_KMEANS_OWN && i < b->count; i++)
+    for (size_t i = 0; o->kmeans.backend == KVB_KMEANS_FAISS && i < b->count; i++)
         if (b->stages[i] > 1)
             return kvb_fail(err, KVB_E_USAGE, "--kmeans faiss", "problem %zu is a sum of %u stages, which FAISS does not train; "
                             "give plain shapes such as 8x256, or leave out --kmeans", i, b->stages[i]);

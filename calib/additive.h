@@ -26,7 +26,7 @@ void kvb_additive_options_init(kvb_additive_options *options);
  *
  * KVB_E_USAGE for sizes out of range, KVB_E_CHECK for values or weights that no training can use (problem and row named;
  * k-means numbers the plain problems among themselves), KVB_E_CANCELLED. The result depends on the inputs and seeds, not on the number of threads: each additive problem is
- * solved by one thread, as many side by side as there are threads. */
+ * solved by one thread, as many side by side as there are threads. On the CPU, also where plain ones go to a GPU. */
 kvb_status kvb_additive_train(const kvb_kmeans_problem *problems, const uint32_t *stages, size_t count,
                               const kvb_additive_options *options, kvb_kmeans_result *results, kvb_error *err);
 

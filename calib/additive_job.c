@@ -206,6 +206,7 @@ static kvb_status start_stage(kvb_additive_job *job, uint32_t stage, float *rest
     kvb_kmeans_options options = job->options->kmeans;
     kvb_kmeans_result own = {0};
     options.threads = 1;
+    options.backend = KVB_KMEANS_OWN; /* one small problem at a time is no work for a GPU */
     options.holdout_every = 0; /* held-out points are not among these */
     options.progress = forward_stop;
     options.progress_user = job;

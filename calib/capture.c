@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/capture_device.h"
 #include "calib/capture_meta.h"
 #include "calib/capture_rows.h"
 #include "calib/capture_sink.h"
@@ -333,6 +334,21 @@ static void tear_down(capture_run *r)
     free(r->bad);
 }
 
+static kvb_status run_on_device(capture_run *r, kvb_error *err)
+{
+    const kvb_capture_device_job job = {
+        .model = r->model, .text = r->text, .options = r->options, .chunks = r->chunks, .keep = r->keep,
+        .layout = &r->layout, .sink = r->sink, .observer = r->observer, .counts = &r->counts,
+    };
+    return kvb_capture_on_device(&job, err);
+}
+
+static kvb_status run_here(capture_run *r, kvb_error *err)
+{
+    kvb_status status = run_chunks(r, err);
+    return status == KVB_OK ? write_moments(r, err) : status;
+}
+
 /* To memory where path is NULL. */
 static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
                       const char *path, kvb_capture_store **store, kvb_error *err)
@@ -340,11 +356,11 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
     const kvb_model_info *info = kvb_model_get_info(model);
     capture_run r = {.model = model, .text = text, .options = options, .layer = info->layer, .layers = info->layers};
     *store = NULL;
-    kvb_status status = set_up(&r, path, err);
+    kvb_status status = kvb_device_check(options->device, err);
     if (status == KVB_OK)
-        status = run_chunks(&r, err);
+        status = set_up(&r, path, err);
     if (status == KVB_OK)
-        status = write_moments(&r, err);
+        status = options->device == KVB_DEVICE_CUDA ? run_on_device(&r, err) : run_here(&r, err);
     if (status == KVB_OK)
         status = write_sensitivities(&r, err);
     if (status == KVB_OK)

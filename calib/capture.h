@@ -3,6 +3,7 @@
 #ifndef KVB_CALIB_CAPTURE_H
 #define KVB_CALIB_CAPTURE_H
 
+#include "calib/device.h"
 #include "model/model.h"
 #include "model/text.h"
 
@@ -41,6 +42,7 @@ typedef struct kvb_capture_options {
     bool stop_on_nan;     /* a NaN or infinity in K, V or a weight ends the run with KVB_E_CHECK */
     kvb_progress_fn progress;
     void *progress_user;
+    kvb_device device;    /* where the forward pass runs; on a GPU progress counts layers, not chunks */
 } kvb_capture_options;
 
 /* Owns a capture made by a run or read from a file. */

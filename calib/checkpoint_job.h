@@ -6,8 +6,8 @@
 #include "calib/recipe.h"
 
 /* The members that every job has: version of the tool, kind of processor (its vector code and OpenBLAS's), recipe with shapes,
- * bits and policy, seed. The caller adds its own inside the object that it opened. */
-void kvb_checkpoint_job_put(kvb_json_writer *w, const kvb_recipe *recipe, uint64_t seed);
+ * bits and policy, seed, device. The caller adds its own inside the object that it opened. */
+void kvb_checkpoint_job_put(kvb_json_writer *w, const kvb_recipe *recipe, uint64_t seed, kvb_device device);
 /* Those of a run of a model over text. */
 void kvb_checkpoint_job_put_input(kvb_json_writer *w, const kvb_model *model, const kvb_text *text,
                                   const kvb_capture_options *options, uint64_t chunks);

@@ -10,6 +10,7 @@ typedef struct kvb_train_options {
     uint32_t holdout_every; /* one block of 256 tokens in so many is held out of training; 0: none. Default 16 */
     uint32_t threads;
     struct kvb_checkpoint *checkpoint; /* NULL: none. Layers that it has are not trained again; each is saved when it is done */
+    kvb_device device; /* where k-means runs, unless the recipe names a backend of its own */
     kvb_progress_fn progress; /* total in codebooks */
     void *progress_user;
 } kvb_train_options;

@@ -46,20 +46,23 @@ static kvb_status check_finite(const kvb_train_points *p, kvb_error *err)
     const kvb_layer *g = geometry(p);
     const kvb_capture *c = p->capture;
     uint64_t size = c->rows * g->head_dim;
+    uint64_t found = UINT64_MAX; /* over all heads */
+#pragma omp parallel for schedule(dynamic, 1) reduction(min : found)
     for (uint32_t head = 0; head < g->kv_heads; head++) {
-        uint64_t bad = find_bad_half(captured(p) + head * size, size);
-        if (bad == UINT64_MAX)
-            continue;
-        uint64_t row = bad / g->head_dim;
-        char place[80] = "";
-        if (c->row_chunk != NULL)
-            snprintf(place, sizeof place, " (chunk %u, token %u)", c->row_chunk[row], c->row_position[row]);
-        return kvb_train_points_refuse(p, head, KVB_E_CHECK, err,
-                      "row %" PRIu64 "%s, channel %" PRIu64 " is a NaN or infinity; expected finite numbers: capture "
-                      "again, or let the capture leave such rows out",
-                      row, place, bad % g->head_dim);
+        const uint64_t at = find_bad_half(captured(p) + head * size, size);
+        if (at != UINT64_MAX && head * size + at < found)
+            found = head * size + at;
     }
-    return KVB_OK;
+    if (found == UINT64_MAX)
+        return KVB_OK;
+    const uint64_t bad = found % size, row = bad / g->head_dim;
+    char place[80] = "";
+    if (c->row_chunk != NULL)
+        snprintf(place, sizeof place, " (chunk %u, token %u)", c->row_chunk[row], c->row_position[row]);
+    return kvb_train_points_refuse(p, (uint32_t)(found / size), KVB_E_CHECK, err,
+                  "row %" PRIu64 "%s, channel %" PRIu64 " is a NaN or infinity; expected finite numbers: capture "
+                  "again, or let the capture leave such rows out",
+                  row, place, bad % g->head_dim);
 }
 
 /* The capture's weights that the recipe asks for; NULL and OK where it asks for none. */

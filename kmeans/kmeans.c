@@ -34,6 +34,8 @@ static kvb_status read_options(kvb_kmeans_options *own, const kvb_kmeans_options
         return kvb_fail(err, KVB_E_USAGE, "k-means options",
                         own->backend == KVB_KMEANS_FAISS
                             ? "this build has no FAISS: install libfaiss-dev and build with `make FAISS=1`"
+                        : own->backend == KVB_KMEANS_CUDA
+                            ? "this build has no CUDA: install the CUDA toolkit and build with `make CUDA=1`"
                             : "unknown backend");
     if (!(own->tolerance >= 0.0 && own->tolerance < 1.0))
         return kvb_fail(err, KVB_E_USAGE, "k-means options", "tolerance %g is outside 0 .. 1", own->tolerance);
@@ -68,7 +70,7 @@ static void note_failure(batch *b, size_t number, kvb_status status, const kvb_e
     }
 }
 
-static void start_from_initial(kvb_kmeans_job *job)
+void kvb_kmeans_start_from_initial(kvb_kmeans_job *job)
 {
     uint32_t d = job->channels;
     for (size_t i = 0; i < (size_t)job->centroids * d; i++) {
@@ -77,7 +79,7 @@ static void start_from_initial(kvb_kmeans_job *job)
     }
 }
 
-static void write_table(const kvb_kmeans_job *job)
+void kvb_kmeans_write_table(const kvb_kmeans_job *job)
 {
     uint32_t d = job->channels;
     for (size_t i = 0; i < (size_t)job->centroids * d; i++)
@@ -98,7 +100,7 @@ static kvb_status job_run(kvb_kmeans_job *job, const kvb_kmeans_range *range, kv
     if (status == KVB_OK)
         status = kvb_kmeans_job_open(job, err);
     if (status == KVB_OK && job->problem->initial != NULL)
-        start_from_initial(job);
+        kvb_kmeans_start_from_initial(job);
     else if (status == KVB_OK)
         status = kvb_kmeans_seed(job, err);
     if (status == KVB_OK)
@@ -107,7 +109,7 @@ static kvb_status job_run(kvb_kmeans_job *job, const kvb_kmeans_range *range, kv
     if (status == KVB_OK && result != NULL)
         status = kvb_kmeans_measure(job, &own, err);
     if (status == KVB_OK)
-        write_table(job);
+        kvb_kmeans_write_table(job);
     if (status == KVB_OK && result != NULL)
         *result = own;
     atomic_fetch_add(&job->run->done, options->iterations - own.iterations);
@@ -181,7 +183,9 @@ kvb_status kvb_kmeans_train(const kvb_kmeans_problem *problems, size_t count, co
     if (b.ranges == NULL)
         return kvb_fail_memory(err, "a batch of k-means problems");
     check_all(&b, threads);
-    if (b.status == KVB_OK)
+    if (b.status == KVB_OK && own.backend == KVB_KMEANS_CUDA)
+        b.status = kvb_kmeans_on_device(problems, count, &run, b.ranges, threads, results, &b.error);
+    else if (b.status == KVB_OK)
         solve_all(&b, threads);
     free(b.ranges);
     if (b.status == KVB_OK && atomic_load(&run.cancelled))

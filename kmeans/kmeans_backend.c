@@ -5,13 +5,20 @@
 #include "format/base/fail.h"
 #include "kmeans/kmeans_internal.h"
 
-#ifdef KVB_FAISS
-#include "kmeans/kmeans_faiss.h"
-
 bool kvb_kmeans_has_backend(kvb_kmeans_backend backend)
 {
-    return backend == KVB_KMEANS_OWN || backend == KVB_KMEANS_FAISS;
+    bool faiss = false, cuda = false;
+#ifdef KVB_FAISS
+    faiss = true;
+#endif
+#ifdef KVB_CUDA
+    cuda = true;
+#endif
+    return backend == KVB_KMEANS_OWN || (faiss && backend == KVB_KMEANS_FAISS) || (cuda && backend == KVB_KMEANS_CUDA);
 }
+
+#ifdef KVB_FAISS
+#include "kmeans/kmeans_faiss.h"
 
 /* Weights whose sum is 2n. FAISS 1.7.3 fills an empty cluster from one drawn with probability (weight - 1) / (n - K), and
  * draws for ever where no cluster weighs more than 1; so one always weighs 2n/K >= 2, also after it was split. */
@@ -58,11 +65,6 @@ kvb_status kvb_kmeans_faiss(kvb_kmeans_job *job, bool weighted, kvb_kmeans_resul
     return KVB_OK;
 }
 #else
-bool kvb_kmeans_has_backend(kvb_kmeans_backend backend)
-{
-    return backend == KVB_KMEANS_OWN;
-}
-
 kvb_status kvb_kmeans_faiss(kvb_kmeans_job *job, bool weighted, kvb_kmeans_result *result, kvb_error *err)
 {
     (void)job, (void)weighted, (void)result;

@@ -4,6 +4,19 @@
 
 #include "kmeans/kmeans_internal.h"
 
+/* Streams of random numbers, and what of a table is considered for a swap. */
+enum { KVB_STREAM_REPAIR = 3, KVB_STREAM_SWAP = 5, KVB_SWAP_FRACTION = 16, KVB_FEWEST_TO_SWAP = 4 };
+
+typedef struct kvb_swap_candidate {
+    double value; /* first the cluster's error, then what its removal costs */
+    uint32_t cluster;
+} kvb_swap_candidate;
+
+/* By value, then by cluster. */
+void kvb_kmeans_swap_sort(kvb_swap_candidate *list, size_t count);
+/* The share of a cluster's error that splitting it is hoped to save in a round of swaps. */
+double kvb_kmeans_swap_saving(uint32_t channels, uint32_t round, uint32_t rounds);
+
 typedef struct kvb_kmeans_clusters {
     double *error;  /* [K] sum of the errors of the points not yet taken */
     double *share;  /* [K] the same over the number of times the cluster was split, plus one */

@@ -49,6 +49,7 @@ typedef struct kvb_kmeans_job {
     kvb_kmeans_run *run;
     const kvb_kmeans_problem *problem;
     const kvb_kmeans_kernels *kernels;
+    const kvb_kmeans_range *range; /* where a GPU holds the points, and `training` their number alone */
     kvb_kmeans_frame frame;
     kvb_kmeans_points training, heldout;
     uint32_t channels, centroids;
@@ -76,15 +77,32 @@ kvb_status kvb_kmeans_points_load(kvb_kmeans_points *points, const kvb_kmeans_fr
                                   const kvb_kmeans_problem *problem, const kvb_kmeans_range *range,
                                   const kvb_kmeans_options *options, bool heldout, kvb_error *err);
 void kvb_kmeans_points_free(kvb_kmeans_points *points);
+/* A training point in the frame, its channels 16 floats apart; its weight is returned. */
+float kvb_kmeans_training_point(const kvb_kmeans_job *job, size_t i, float *y);
 void kvb_kmeans_row_read(const kvb_kmeans_problem *problem, size_t row, float *x);
 static inline float kvb_kmeans_weight(const kvb_kmeans_points *points, size_t i)
 {
     return points->rows[i * points->row_floats + points->channels];
 }
 
+/* The caller's centroids in the frame. */
+void kvb_kmeans_start_from_initial(kvb_kmeans_job *job);
+/* Back out of the frame, into the problem's table. */
+void kvb_kmeans_write_table(const kvb_kmeans_job *job);
+
 /* kmeans_plusplus.c: fills job->table. */
 kvb_status kvb_kmeans_plus_plus(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_point_read(const float *tiles, size_t i, uint32_t d, float *y);
+
+/* The same in batches over all training points, for a caller that finds the nearest of each batch's centroids itself. Draws
+ * the next centroids, whose number is returned and which lie at rows [][d]; 0: there are no more. Then, for each training
+ * point, which of them is the nearest, and its squared distance. Closing completes job->table; NULL is allowed. */
+enum { KVB_SEED_FEW = 256, KVB_SEED_BATCH = 256 };
+typedef struct kvb_kmeans_seeder kvb_kmeans_seeder;
+kvb_status kvb_kmeans_seeder_open(kvb_kmeans_job *job, kvb_kmeans_seeder **seeder, kvb_error *err);
+uint32_t kvb_kmeans_seeder_draw(kvb_kmeans_seeder *seeder, const float **rows);
+void kvb_kmeans_seeder_meet(kvb_kmeans_seeder *seeder, const uint32_t *index, const float *distance);
+void kvb_kmeans_seeder_close(kvb_kmeans_seeder *seeder);
 
 /* kmeans_split.c: fills job->table. */
 kvb_status kvb_kmeans_split(kvb_kmeans_job *job, kvb_error *err);
@@ -93,12 +111,15 @@ kvb_status kvb_kmeans_split(kvb_kmeans_job *job, kvb_error *err);
 kvb_status kvb_kmeans_seed(kvb_kmeans_job *job, kvb_error *err);
 
 /* kmeans_lloyd.c */
+const kvb_kmeans_kernels *kvb_kmeans_kernels_for(const kvb_nearest *search);
 kvb_status kvb_kmeans_job_open(kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_job_close(kvb_kmeans_job *job);
 /* Codes of all training points for job->table, with the sums of every segment where asked. */
 void kvb_kmeans_assign(kvb_kmeans_job *job, bool with_sums);
 /* One plain iteration: codes, sums, means. */
 void kvb_kmeans_step(kvb_kmeans_job *job);
+/* Swaps come after every second iteration and leave at least three to settle. */
+uint32_t kvb_kmeans_swap_rounds(const kvb_kmeans_options *options);
 /* Iterates from job->table. */
 kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
 /* Calls the progress callback and notes its answer; on the calling thread only. */
@@ -115,6 +136,10 @@ double kvb_kmeans_loss(const kvb_kmeans_points *points, size_t i, const float *c
 
 /* kmeans_backend.c: in place of kvb_kmeans_lloyd(). */
 kvb_status kvb_kmeans_faiss(kvb_kmeans_job *job, bool weighted, kvb_kmeans_result *result, kvb_error *err);
+
+/* kmeans_on_device.c: the batch on a GPU, its problems checked; ranges [count], results [count] or NULL. */
+kvb_status kvb_kmeans_on_device(const kvb_kmeans_problem *problems, size_t count, kvb_kmeans_run *run,
+                                const kvb_kmeans_range *ranges, int threads, kvb_kmeans_result *results, kvb_error *err);
 
 /* kmeans_stats.c: errors, usage and entropy of job->table. */
 kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);

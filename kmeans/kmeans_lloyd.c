@@ -42,7 +42,7 @@ static size_t segment_start(const kvb_kmeans_job *job, size_t s)
     return start < job->training.count ? start : job->training.count;
 }
 
-static const kvb_kmeans_kernels *kernels_for(const kvb_nearest *search)
+const kvb_kmeans_kernels *kvb_kmeans_kernels_for(const kvb_nearest *search)
 {
     const kvb_kmeans_kernels *kernels = NULL;
     if (strcmp(kvb_nearest_build_name(search), "avx512") == 0)
@@ -66,7 +66,7 @@ kvb_status kvb_kmeans_job_open(kvb_kmeans_job *job, kvb_error *err)
     if (job->search == NULL || job->table == NULL || job->codes == NULL || job->sums == NULL ||
         job->errors == NULL || (job->run->options->tolerance > 0.0 && job->distances == NULL))
         return kvb_fail_memory(err, "a k-means problem");
-    job->kernels = kernels_for(job->search);
+    job->kernels = kvb_kmeans_kernels_for(job->search);
     return KVB_OK;
 }
 
@@ -160,8 +160,7 @@ void kvb_kmeans_step(kvb_kmeans_job *job)
     update(job);
 }
 
-/* Swaps come after every second iteration and leave at least three to settle. */
-static uint32_t swap_rounds(const kvb_kmeans_options *options)
+uint32_t kvb_kmeans_swap_rounds(const kvb_kmeans_options *options)
 {
     uint32_t possible = options->iterations >= 5 ? (options->iterations - 3) / 2 : 0;
     return options->swap_rounds < possible ? options->swap_rounds : possible;
@@ -172,7 +171,7 @@ static kvb_status relocate(kvb_kmeans_job *job, uint32_t iteration, uint32_t emp
                            kvb_kmeans_result *result, uint32_t *moved, kvb_error *err)
 {
     kvb_status status = KVB_OK;
-    uint32_t repaired = 0, swapped = 0, rounds = swap_rounds(job->run->options);
+    uint32_t repaired = 0, swapped = 0, rounds = kvb_kmeans_swap_rounds(job->run->options);
     if (empty > 0)
         status = kvb_kmeans_repair(job, iteration, &repaired, err);
     else if (iteration % 2 == 1 && *round < rounds)

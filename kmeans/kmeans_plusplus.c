@@ -19,10 +19,10 @@
 enum { STREAM_SAMPLE = 1, STREAM_DRAW = 2 };
 
 enum {
-    FEW = 256,               /* centroids, up to which they are drawn one by one */
+    FEW = KVB_SEED_FEW,      /* centroids, up to which they are drawn one by one */
     POINTS_A_CENTROID = 16,  /* of the sample for the greedy variant */
     BATCH_SAMPLE = 64,       /* points a centroid at most in batches */
-    MOST_IN_BATCH = 256,     /* a batch is half as many as there are, so that few draws are rejected, up to this */
+    MOST_IN_BATCH = KVB_SEED_BATCH, /* a batch is half as many as there are, so that few draws are rejected, up to this */
     CHUNK = 768,
 };
 
@@ -93,11 +93,15 @@ static void take_sample(seeding *s)
 {
     const kvb_kmeans_points *all = &s->job->training;
     uint64_t key = kvb_rng_key(s->job->problem->seed, STREAM_SAMPLE, 0, 0, 0);
-    size_t n = all->count, m = s->count;
+    size_t n = all->count, m = s->count, d = s->job->channels;
     for (size_t i = 0; i < m; i++) {
         __extension__ typedef unsigned __int128 u128;
         size_t first = (size_t)((u128)i * n / m), end = (size_t)((u128)(i + 1) * n / m);
         size_t from = first + (size_t)kvb_rng_below(key, i, end - first);
+        if (all->tiles == NULL) { /* the job holds no points: a GPU does */
+            s->weights[i] = kvb_kmeans_training_point(s->job, from, s->points + i / 16 * 16 * d + i % 16);
+            continue;
+        }
         tile_copy(s->points, i, all->tiles, from, all->channels);
         s->weights[i] = kvb_kmeans_weight(all, from);
     }
@@ -288,4 +292,54 @@ kvb_status kvb_kmeans_plus_plus(kvb_kmeans_job *job, kvb_error *err)
         fill_rest(job, found);
     seeding_close(&s);
     return status;
+}
+
+struct kvb_kmeans_seeder {
+    seeding s;
+    uint32_t found, have; /* centroids so far, and of the batch at hand */
+};
+
+kvb_status kvb_kmeans_seeder_open(kvb_kmeans_job *job, kvb_kmeans_seeder **out, kvb_error *err)
+{
+    kvb_kmeans_seeder *x = kvb_alloc_zeroed(1, sizeof *x);
+    if ((*out = x) == NULL)
+        return kvb_fail_memory(err, "the seeding of a k-means problem");
+    kvb_status status = seeding_open(&x->s, job, job->training.count, 0, err);
+    if (status == KVB_OK) {
+        take_sample(&x->s);
+        fill_nearest(&x->s, 1.0f);
+    }
+    return status;
+}
+
+uint32_t kvb_kmeans_seeder_draw(kvb_kmeans_seeder *x, const float **rows)
+{
+    uint32_t want = x->found / 2 + 1, missing = x->s.job->centroids - x->found;
+    want = want < MOST_IN_BATCH ? want : MOST_IN_BATCH;
+    if (missing > 0)
+        weigh(&x->s);
+    x->have = missing > 0 ? draw_batch(&x->s, x->found, want < missing ? want : missing) : 0;
+    if (x->found == 0 && x->have > 0)
+        fill_nearest(&x->s, FLT_MAX);
+    *rows = x->s.job->table + (size_t)x->found * x->s.job->channels;
+    return x->have;
+}
+
+void kvb_kmeans_seeder_meet(kvb_kmeans_seeder *x, const uint32_t *index, const float *distance)
+{
+    for (size_t i = 0; i < x->s.count; i++)
+        if (distance[i] < x->s.nearest[i]) {
+            x->s.nearest[i] = distance[i];
+            x->s.owner[i] = x->found + index[i];
+        }
+    x->found += x->have;
+}
+
+void kvb_kmeans_seeder_close(kvb_kmeans_seeder *x)
+{
+    if (x == NULL)
+        return;
+    fill_rest(x->s.job, x->found);
+    seeding_close(&x->s);
+    free(x);
 }

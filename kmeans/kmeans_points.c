@@ -47,6 +47,27 @@ static float weight_at(const kvb_kmeans_problem *problem, const kvb_kmeans_range
     return range->weighted ? problem->weights[i] * frame->weight_scale : 1.0f;
 }
 
+/* The row of training point i: the last block of each period is held out. */
+static size_t training_row(const kvb_kmeans_options *options, size_t i)
+{
+    const size_t block = options->holdout_block, period = block * options->holdout_every;
+    return options->holdout_every == 0 ? i : i / (period - block) * period + i % (period - block);
+}
+
+float kvb_kmeans_training_point(const kvb_kmeans_job *job, size_t i, float *y)
+{
+    const size_t row = training_row(job->run->options, i);
+    float half[KVB_KMEANS_CHANNELS];
+    const float *x = half;
+    if (job->problem->type == KVB_POINTS_F32)
+        x = (const float *)job->problem->points + row * job->problem->stride;
+    else
+        kvb_kmeans_row_read(job->problem, row, half);
+    for (uint32_t c = 0; c < job->channels; c++)
+        y[(size_t)c * 16] = x[c] * job->frame.scale - job->frame.origin[c];
+    return weight_at(job->problem, job->range, &job->frame, row);
+}
+
 static void put_point(kvb_kmeans_points *points, const kvb_kmeans_frame *frame, size_t at, const float *x, float w)
 {
     uint32_t d = points->channels;

@@ -10,10 +10,7 @@
 #include "format/base/rng.h"
 #include "kmeans/kmeans_clusters.h"
 
-enum { STREAM_REPAIR = 3, STREAM_SWAP = 5, CHUNK = 48 };
-
-/* Of the centroids, this share is considered for a swap in each round. */
-enum { SWAP_FRACTION = 16, FEWEST_TO_SWAP = 4 };
+enum { CHUNK = 48 };
 
 /* A split is taken to save HOPE times what it saves at best in theory, 1 - 2^(-2/d) of the cluster's error: the rounds
  * begin bold, because Lloyd's iterations repair a bad swap but not a missed one, and end sober. Measured on keys and
@@ -23,7 +20,7 @@ static const double HOPE_FIRST = 4.0, HOPE_LAST = 1.0;
 kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *moved, kvb_error *err)
 {
     kvb_kmeans_clusters c;
-    uint64_t key = kvb_rng_key(job->problem->seed, STREAM_REPAIR, round, 0, 0);
+    uint64_t key = kvb_rng_key(job->problem->seed, KVB_STREAM_REPAIR, round, 0, 0);
     kvb_status status = kvb_kmeans_clusters_open(&c, job, err);
     for (uint32_t k = 0; k < job->centroids && status == KVB_OK; k++) {
         if (job->sums[(size_t)k * job->training.row_floats + job->channels] > 0.0)
@@ -37,21 +34,27 @@ kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *move
     return status;
 }
 
-typedef struct candidate {
-    double value; /* first the cluster's error, then what its removal costs */
-    uint32_t cluster;
-} candidate;
-
 static int by_value(const void *a, const void *b)
 {
-    const candidate *x = a, *y = b;
+    const kvb_swap_candidate *x = a, *y = b;
     if (x->value < y->value || y->value < x->value)
         return x->value < y->value ? -1 : 1;
     return x->cluster < y->cluster ? -1 : x->cluster > y->cluster;
 }
 
+void kvb_kmeans_swap_sort(kvb_swap_candidate *list, size_t count)
+{
+    qsort(list, count, sizeof *list, by_value);
+}
+
+double kvb_kmeans_swap_saving(uint32_t channels, uint32_t round, uint32_t rounds)
+{
+    double progress = rounds > 1 ? (double)round / (rounds - 1) : 1.0;
+    return (HOPE_FIRST + (HOPE_LAST - HOPE_FIRST) * progress) * (1.0 - exp2(-2.0 / channels));
+}
+
 /* A search over all centroids but the first `leave_out` of the list. */
-static kvb_nearest *search_without(const kvb_kmeans_job *job, const candidate *list, uint32_t leave_out)
+static kvb_nearest *search_without(const kvb_kmeans_job *job, const kvb_swap_candidate *list, uint32_t leave_out)
 {
     uint32_t d = job->channels, kept = job->centroids - leave_out;
     kvb_nearest *search = kvb_nearest_create(d, kept);
@@ -86,11 +89,10 @@ static double removal_cost(const kvb_kmeans_clusters *c, const kvb_kmeans_job *j
     return cost;
 }
 
-static uint32_t swap_while_it_pays(kvb_kmeans_clusters *c, kvb_kmeans_job *job, const candidate *list, uint32_t count,
-                                   uint64_t key, double hope)
+static uint32_t swap_while_it_pays(kvb_kmeans_clusters *c, kvb_kmeans_job *job, const kvb_swap_candidate *list,
+                                   uint32_t count, uint64_t key, double saving)
 {
     uint32_t moved = 0;
-    double saving = hope * (1.0 - exp2(-2.0 / job->channels));
     for (; moved < count; moved++) {
         uint32_t largest = kvb_kmeans_clusters_largest(c, job->centroids), cluster = list[moved].cluster;
         if (list[moved].value >= saving * c->share[largest] || largest == cluster)
@@ -103,29 +105,28 @@ static uint32_t swap_while_it_pays(kvb_kmeans_clusters *c, kvb_kmeans_job *job, 
 
 kvb_status kvb_kmeans_swap(kvb_kmeans_job *job, uint32_t round, uint32_t rounds, uint32_t *moved, kvb_error *err)
 {
-    uint32_t k = job->centroids, count = k / SWAP_FRACTION + 1;
-    double progress = rounds > 1 ? (double)round / (rounds - 1) : 1.0;
-    uint64_t key = kvb_rng_key(job->problem->seed, STREAM_SWAP, round, 0, 0);
+    uint32_t k = job->centroids, count = k / KVB_SWAP_FRACTION + 1;
+    uint64_t key = kvb_rng_key(job->problem->seed, KVB_STREAM_SWAP, round, 0, 0);
     kvb_kmeans_clusters c;
     kvb_nearest *others = NULL;
-    if (k < FEWEST_TO_SWAP)
+    if (k < KVB_FEWEST_TO_SWAP)
         return KVB_OK;
     kvb_status status = kvb_kmeans_clusters_open(&c, job, err);
-    candidate *list = kvb_alloc_array(k, sizeof *list);
+    kvb_swap_candidate *list = kvb_alloc_array(k, sizeof *list);
     if (status != KVB_OK)
         goto out;
     if (list == NULL)
         goto no_memory;
     for (uint32_t i = 0; i < k; i++)
-        list[i] = (candidate){c.error[i], i};
-    qsort(list, k, sizeof *list, by_value);
+        list[i] = (kvb_swap_candidate){c.error[i], i};
+    kvb_kmeans_swap_sort(list, k);
     others = search_without(job, list, count);
     if (others == NULL)
         goto no_memory;
     for (uint32_t i = 0; i < count; i++)
         list[i].value = removal_cost(&c, job, others, list[i].cluster);
-    qsort(list, count, sizeof *list, by_value);
-    *moved = swap_while_it_pays(&c, job, list, count, key, HOPE_FIRST + (HOPE_LAST - HOPE_FIRST) * progress);
+    kvb_kmeans_swap_sort(list, count);
+    *moved = swap_while_it_pays(&c, job, list, count, key, kvb_kmeans_swap_saving(job->channels, round, rounds));
     goto out;
 no_memory:
     status = kvb_fail_memory(err, "the swaps of a k-means problem");

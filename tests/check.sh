@@ -31,8 +31,8 @@ else
     echo "SKIP k-means by FAISS: libfaiss-dev is not installed and could not be; its tests did not run"
 fi
 if command -v nvcc >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvcc ]; then
-    echo "== the GPU runtime compiles; its tests need a device (make check-cuda)"
-    if make -j"$jobs" WERROR=-Werror cuda >/dev/null; then passed=$((passed + 1)); else failed=$((failed + 1)); status=1; fi
+    echo "== the GPU runtime and calibration compile; their tests need a device (make check-cuda check-cuda-calib)"
+    if make -j"$jobs" WERROR=-Werror cuda >/dev/null && make -j"$jobs" WERROR=-Werror cuda-calib >/dev/null; then passed=$((passed + 1)); else failed=$((failed + 1)); status=1; fi
 else
     echo "SKIP the GPU runtime: no nvcc; it was not compiled"
 fi

@@ -91,6 +91,7 @@ kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_ca
     return (kvb_capture_options){
         .ctx = input->ctx, .skip = input->skip, .chunks = input->chunks, .bos = input->bos, .seed = seed,
         .max_rows = max_rows, .stop_on_nan = capture->on_nan.value == KVB_ON_NAN_STOP, .progress = kvb_progress_report, .progress_user = p,
+        .device = (kvb_device)capture->device.value,
     };
 }
 
@@ -239,13 +240,14 @@ kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb
     return status;
 }
 
-kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_checkpoint *checkpoint,
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device, kvb_checkpoint *checkpoint,
                             kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
 {
     kvb_train_options options;
     kvb_train_options_init(&options);
     options.checkpoint = checkpoint;
     options.seed = seed;
+    options.device = device;
     options.progress = kvb_progress_report;
     options.progress_user = p;
     kvb_status status = kvb_train_book(capture, recipe, &options, image, size, report, err);
@@ -292,6 +294,8 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
                         kvb_size_text(memory, budget), (unsigned long long)input->chunks,
                         kvb_size_text(input->chunks * plan.row_bytes, need));
     kvb_status status = kvb_check_plan(input, recipe, &plan, err);
+    if (status == KVB_OK)
+        status = kvb_device_check((kvb_device)capture->device.value, err);
     if (status != KVB_OK)
         return status;
     if (plan.rows < plan.tokens)
@@ -303,7 +307,7 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
     if (status == KVB_OK)
         kvb_warn_of_capture(kvb_capture_view(store), p);
     if (status == KVB_OK)
-        status = kvb_run_training(kvb_capture_view(store), recipe, seed, checkpoint, p, image, size, report, err);
+        status = kvb_run_training(kvb_capture_view(store), recipe, seed, options.device, checkpoint, p, image, size, report, err);
     kvb_capture_close(store);
     return status;
 }

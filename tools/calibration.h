@@ -45,8 +45,9 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
                                uint64_t seed, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
                                kvb_train_report *report, kvb_error *err);
 /* Trains from a capture; says what came of it. */
-kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed,
-                            kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device,
+                            kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
+                            kvb_train_report *report, kvb_error *err);
 
 /* Default of --max-memory and of --seed. */
 #define KVB_USUAL_MEMORY ((uint64_t)4 << 30)

@@ -74,7 +74,7 @@ static kvb_status begin(const calibrate_args *a, const kvb_input *in, const kvb_
     kvb_json_writer job = {0};
     const kvb_capture_options options = kvb_calibration_options(in, recipe, &a->capture, a->recipe.seed.value, p);
     kvb_json_begin_object(&job, NULL);
-    kvb_checkpoint_job_put(&job, recipe, a->recipe.seed.value);
+    kvb_checkpoint_job_put(&job, recipe, a->recipe.seed.value, options.device);
     kvb_checkpoint_job_put_input(&job, in->model, &in->text, &options, in->chunks);
     kvb_json_end_object(&job);
     kvb_status status = kvb_begin_checkpoint(&a->checkpoint, a->output, &job, p, checkpoint, err);

@@ -7,8 +7,7 @@ typedef struct capture_args {
     kvb_model_args model;
     kvb_text_args text;
     const char *output;
-    kvb_arg_u64 max_rows, seed, sensitivity;
-    kvb_arg_u64 on_nan;
+    kvb_arg_u64 max_rows, seed, sensitivity, on_nan, device;
     bool dry_run;
 } capture_args;
 
@@ -22,6 +21,8 @@ static const kvb_flag flags[] = {
     {"--sensitivity", KVB_FLAG_COUNT, "N", "chunks on which to measure what errors do to the model's predictions, for recipes "
      "that deal out bits by it (default 8; 0: none)", .offset = offsetof(capture_args, sensitivity)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(capture_args, on_nan), .choices = kvb_on_nan_choices},
+    {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs (default cpu)",
+     .offset = offsetof(capture_args, device), .choices = kvb_device_names},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print how large the capture would be",
      .offset = offsetof(capture_args, dry_run)},
 };
@@ -53,7 +54,7 @@ static void print_plan(const kvb_input *in, const capture_args *a)
 static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progress *p, kvb_error *err)
 {
     kvb_capture_store *store = NULL;
-    kvb_capture_options options = kvb_capture_options_for(in, &(kvb_capture_args){.on_nan = a->on_nan},
+    kvb_capture_options options = kvb_capture_options_for(in, &(kvb_capture_args){.on_nan = a->on_nan, .device = a->device},
                                                           a->seed.value, a->max_rows.value, p);
     options.sensitivity_chunks = a->sensitivity.value;
     kvb_status status = kvb_capture_run_to_file(in->model, &in->text, &options, a->output, err);

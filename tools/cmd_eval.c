@@ -107,7 +107,7 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
     };
     const idle_flag calibration[] = {
         {a->calibration.text.count > 0, "--calib-text"}, {a->calibration.chunks.set, "--calib-chunks"},
-        {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"},
+        {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"}, {a->capture.device.set, "--device"},
         {a->capture.on_nan.set, "--on-nan"}, {a->tune.epochs.set, "--tune"}, {a->tune.batch.set, "--tune-batch"},
         {a->tune.rate.set, "--tune-rate"}, {a->tune.exact.set, "--tune-exact"},
         {a->tune.stream.set, "--tune-stream"}, {a->tune.objective.set, "--tune-objective"},

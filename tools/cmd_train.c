@@ -11,12 +11,15 @@ typedef struct train_args {
     kvb_policy_args policy;
     kvb_checkpoint_args checkpoint;
     const char *output;
+    kvb_arg_u64 device;
     bool dry_run;
 } train_args;
 
 static const kvb_flag flags[] = {
     {"--output", KVB_FLAG_STRING, "FILE", "the book to write (.kvb)", .offset = offsetof(train_args, output),
      .letter = "-o", .required = true},
+    {"--device", KVB_FLAG_CHOICE, "NAME", "where k-means trains (default cpu)",
+     .offset = offsetof(train_args, device), .choices = kvb_device_names},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print rows, bits and sizes, and stop", .offset = offsetof(train_args, dry_run)},
 };
 
@@ -45,7 +48,7 @@ static kvb_status begin(const train_args *a, const kvb_recipe *recipe, const kvb
     kvb_json_begin_object(&job, NULL);
     /* Reads the whole capture, so only where it is wanted. */
     if (a->checkpoint.folder != NULL || a->checkpoint.resume) {
-        kvb_checkpoint_job_put(&job, recipe, a->recipe.seed.value);
+        kvb_checkpoint_job_put(&job, recipe, a->recipe.seed.value, (kvb_device)a->device.value);
         kvb_checkpoint_job_put_capture(&job, capture);
     }
     kvb_json_end_object(&job);
@@ -64,7 +67,8 @@ static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb
     kvb_status status = begin(a, recipe, capture, p, &checkpoint, err);
     if (status != KVB_OK)
         return status;
-    status = kvb_run_training(capture, recipe, a->recipe.seed.value, checkpoint, p, &image, &size, &report, err);
+    status = kvb_run_training(capture, recipe, a->recipe.seed.value, (kvb_device)a->device.value, checkpoint, p, &image,
+                              &size, &report, err);
     if (status == KVB_OK)
         status = kvb_write_output(a->output, image, size, err);
     status = kvb_end_checkpoint(checkpoint, status, p);
@@ -85,7 +89,9 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "train",
                         "found %zu captures, expected one; one run of `kvbook capture` takes "
                         "any number of --text files", a->captures.count);
-    kvb_status status = kvb_recipe_from_args(&a->recipe, &recipe, err);
+    kvb_status status = kvb_device_check((kvb_device)a->device.value, err);
+    if (status == KVB_OK)
+        status = kvb_recipe_from_args(&a->recipe, &recipe, err);
     if (status != KVB_OK)
         return status;
     recipe.policy = kvb_policy_from_args(&a->policy, recipe.policy);

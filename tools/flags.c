@@ -87,12 +87,16 @@ const kvb_flag kvb_policy_flags[5] = {
 
 const char *const kvb_on_nan_choices[] = {"stop", "quarantine", NULL};
 
-const kvb_flag kvb_capture_flags[2] = {
+const char *const kvb_device_names[] = {"cpu", "cuda", NULL};
+
+const kvb_flag kvb_capture_flags[3] = {
     {"--max-memory", KVB_FLAG_SIZE, "SIZE",
      "memory for captured keys and values (default 4G); tokens are sampled evenly where all would not fit",
      .offset = offsetof(kvb_capture_args, max_memory)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(kvb_capture_args, on_nan),
      .choices = kvb_on_nan_choices},
+    {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs and k-means trains (default cpu)",
+     .offset = offsetof(kvb_capture_args, device), .choices = kvb_device_names},
 };
 
 const kvb_flag kvb_checkpoint_flags[2] = {

@@ -39,6 +39,7 @@ typedef struct kvb_policy_args {
 typedef struct kvb_capture_args {
     kvb_arg_u64 max_memory;
     kvb_arg_u64 on_nan; /* KVB_ON_NAN_STOP or _QUARANTINE */
+    kvb_arg_u64 device; /* kvb_device */
 } kvb_capture_args;
 
 /* What a NaN or infinity among keys, values or weights does. */
@@ -70,8 +71,11 @@ typedef struct kvb_override_args {
 } kvb_override_args;
 
 extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6], kvb_recipe_flags[8],
-    kvb_policy_flags[5], kvb_capture_flags[2], kvb_tune_flags[6],
+    kvb_policy_flags[5], kvb_capture_flags[3], kvb_tune_flags[6],
     kvb_override_flags[2], kvb_checkpoint_flags[2];
+
+/* The choices of --device, by kvb_device. */
+extern const char *const kvb_device_names[];
 
 /* A group of a command whose options are `type`, with the group's struct as `member`. */
 #define KVB_GROUP(name_, title_, type, member)                                                                          \

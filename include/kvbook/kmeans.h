@@ -56,6 +56,9 @@ typedef enum kvb_kmeans_backend {
     KVB_KMEANS_FAISS = 1, /* faiss::Clustering from the same start, in builds with `make FAISS=1`. Its empty clusters are
                            * its own affair; tolerance and swap_rounds mean nothing, cancelling waits for the problems
                            * at work, and bytes may depend on the number of threads */
+    KVB_KMEANS_CUDA = 2,  /* the same algorithm on CUDA device 0, in builds with `make CUDA=1`; codes differ only where two
+                           * centroids are equally near but for rounding, and tables of more than 256 centroids are seeded on
+                           * all points, never on a sample. KVB_E_DEVICE without a device */
 } kvb_kmeans_backend;
 
 typedef struct kvb_kmeans_options {

@@ -1,0 +1,60 @@
+/* The forward pass of a Llama-like model over many sequences on a GPU, one layer at a time, with what capture wants of each
+ * layer: keys before RoPE, values, token weights and second moments of the queries (calib/observe.h has the definitions).
+ *
+ * All sequences start at position 0 and have `ctx` tokens; the residual stream of all of them stays on the device while the
+ * layers' weights pass through. Matrix products run on tensor cores with operands rounded to TF32 and sums in float32; attention
+ * and token weights are float32, sums over queries end in double. The results depend on the inputs alone: no atomics on floats. */
+#ifndef KVB_CUDA_FORWARD_H
+#define KVB_CUDA_FORWARD_H
+
+#include "kvbook/book.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct kvb_cuda_forward kvb_cuda_forward;
+
+typedef struct kvb_cuda_shape {
+    uint32_t embedding, ffn;   /* E, F */
+    double norm_epsilon;
+    kvb_layer geometry;        /* of every layer; D at most 128 */
+    uint32_t ctx;              /* T */
+    uint64_t sequences;
+    const float *cosine, *sine; /* [T][rope_dims/2] */
+    const uint32_t *drawn;     /* [sequences][T]: positions that queries are turned back by for the relative moment */
+} kvb_cuda_shape;
+
+/* Host float32 matrices of one layer, as in model/weights.h. */
+typedef struct kvb_cuda_weights {
+    const float *qkv;     /* [(H + 2G) D][E] */
+    const float *out;     /* [E][H D] */
+    const float *gate_up; /* [2F][E] */
+    const float *down;    /* [E][F] */
+    const float *attention_norm, *ffn_norm; /* [E] */
+} kvb_cuda_weights;
+
+/* What one layer leaves: host memory of the caller. n = sequences * T; row r of every head is token r % T of sequence r / T. */
+typedef struct kvb_cuda_seen {
+    uint16_t *keys, *values;     /* [G][n][D] half floats: magnitudes beyond 65504 become that */
+    uint8_t *bad_keys, *bad_values; /* [G][n] 1 where a row holds a NaN or infinity */
+    float *weight_k, *weight_v;  /* [G][n] */
+    double *moment;              /* [2][G][D][D] sums of q q^T: turned back, then as rotated */
+    uint64_t *bad_queries;       /* [H] left out of the moments */
+    uint64_t saturated_keys, saturated_values; /* elements beyond 65504, of all rows */
+} kvb_cuda_seen;
+
+/* KVB_E_DEVICE, KVB_E_MEMORY (nothing is left allocated), KVB_E_USAGE for heads of more than 128 channels. */
+kvb_status kvb_cuda_forward_create(int device, const kvb_cuda_shape *shape, kvb_cuda_forward **out, kvb_error *err);
+void kvb_cuda_forward_destroy(kvb_cuda_forward *f); /* NULL is allowed */
+/* The embeddings [T][E] of one sequence, before the first layer. */
+kvb_status kvb_cuda_forward_put(kvb_cuda_forward *f, uint64_t sequence, const float *x, kvb_error *err);
+/* The next layer over all sequences. seen may be NULL. */
+kvb_status kvb_cuda_forward_layer(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_cuda_seen *seen, kvb_error *err);
+/* The residual stream [T][E] of one sequence after the layers so far. */
+kvb_status kvb_cuda_forward_get(kvb_cuda_forward *f, uint64_t sequence, float *x, kvb_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

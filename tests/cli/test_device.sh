@@ -1,0 +1,23 @@
+#!/bin/sh
+# --device: the CPU by default and by name, and exit code 7 where a GPU is asked for and there is none.
+. "$(dirname "$0")/lib.sh"
+
+tiny_model "$tmp/m.gguf" 1
+words "$tmp/t.txt" 100 1
+run="--model $tmp/m.gguf --text $tmp/t.txt --ctx 64 --chunks 4"
+recipe="--recipe antkv --k 4x16 --v 4x16"
+refuse "a device of no name" 2 '--device: found "gpu"' "$kvbook" calibrate $run $recipe --device gpu -o "$work/b"
+refuse "eval --device without a recipe" 2 '--device: means nothing without --recipe' "$kvbook" eval $run --device cpu
+expect "calibrate --device cpu" 0 'relative error' "$kvbook" calibrate $run $recipe --device cpu -o "$tmp/cpu.kvb"
+expect "calibrate" 0 'relative error' "$kvbook" calibrate $run $recipe -o "$tmp/none.kvb"
+same "the CPU is the default" "$tmp/cpu.kvb" "$tmp/none.kvb"
+expect "capture" 0 . "$kvbook" capture $run -o "$tmp/c.kvc"
+if nvidia-smi >/dev/null 2>&1; then
+    skip "--device cuda without a device" "this machine has one: make check-cuda-calib"
+    done_testing
+fi
+refuse "calibrate --device cuda" 7 '--device cuda: ' "$kvbook" calibrate $run $recipe --device cuda -o "$work/b"
+refuse "capture --device cuda" 7 '--device cuda: ' "$kvbook" capture $run --device cuda -o "$work/c"
+refuse "train --device cuda" 7 '--device cuda: ' "$kvbook" train "$tmp/c.kvc" $recipe --device cuda -o "$work/b"
+refuse "eval --recipe --device cuda" 7 '--device cuda: ' "$kvbook" eval $run --calib-text "$tmp/t.txt" --calib-chunks 4 $recipe --device cuda
+done_testing
