@@ -19,7 +19,9 @@ printf 'neither a model nor a book, but text' >"$tmp/other"
 # Anything that is not the file asked for, wherever a file is read. `timeout`: a FIFO must not block.
 for kind in missing:4 folder:4 fifo:4 loop:4 empty:3 other:3; do
     name=${kind%:*}; code=${kind#*:}; file=$tmp/$name
-    refuse "model: $name" "$code" "$name" timeout 20 "$kvbook" eval --model "$file" $text
+    model_code=$code
+    [ $name = folder ] && model_code=3 # a folder may be a model; an empty one is none
+    refuse "model: $name" "$model_code" "$name" timeout 20 "$kvbook" eval --model "$file" $text
     refuse "book: $name" "$code" "$name" timeout 20 "$kvbook" eval $model $text --book "$file"
     refuse "capture: $name" "$code" "$name" timeout 20 "$kvbook" train "$file" $recipe -o "$work/b.kvb"
     refuse "info: $name" "$code" "$name" timeout 20 "$kvbook" info "$file"

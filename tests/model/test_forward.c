@@ -464,6 +464,18 @@ static void test_architectures_refused(void **state)
     t.kv_heads = 3;
     assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
     assert_non_null(strstr(err.message, "4 query heads are not a multiple of 3 KV heads"));
+    t.kv_heads = 2;
+    t.sliding_window = 5;
+    assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.message, "does not say which layers slide"));
+    static const char *const features[] = {"attn_logit_softcapping", "final_logit_softcapping", "expert_count"};
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+        t = tiny_gguf_of("gemma3");
+        t.extra_key = features[i];
+        assert_int_equal(open_gguf(&t, 0, &err), KVB_E_FORMAT);
+        assert_non_null(strstr(err.message, features[i]));
+        assert_non_null(strstr(err.message, "this feature is not supported"));
+    }
     static const struct { const char *architecture, *tensor; } missing[] = {
         {"qwen2", "blk.1.attn_k.bias"}, {"qwen3", "blk.0.attn_q_norm.weight"}, {"phi3", "blk.1.attn_qkv.weight"},
         {"gemma3", "blk.6.post_ffw_norm.weight"},

@@ -96,6 +96,8 @@ static void put_geometry(gguf_build *b, const tiny_gguf *t)
         put_u32(b, t, "attention.sliding_window", t->sliding_window);
     put_u32(b, t, "rope.dimension_count", t->no_rotation ? 0 : t->rope_dims != 0 ? t->rope_dims : head_dim(t));
     put_u32(b, t, "vocab_size", t->vocab);
+    if (t->extra_key != NULL)
+        put_u32(b, t, t->extra_key, 1);
     put_f32(b, t, "rope.freq_base", t->rope_base);
     put_f32(b, t, "attention.layer_norm_rms_epsilon", 1e-5f);
 }

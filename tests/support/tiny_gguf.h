@@ -21,6 +21,7 @@ typedef struct tiny_gguf {
     bool wants_bos;    /* tokenizer.ggml.add_bos_token */
     /* To break something: NULL or false leaves it whole. */
     const char *without_key;    /* this metadata key is left out */
+    const char *extra_key;      /* this key, without its architecture, is added with the value 1 */
     const char *without_tensor; /* so is this tensor */
     const char *extra_tensor;   /* a vector of this name is added */
     const char *wrong_shape;    /* this tensor has one row (or element) more */
