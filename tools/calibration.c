@@ -220,22 +220,26 @@ kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe
     return status;
 }
 
-kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
-                               uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,
-                               kvb_train_report *report, kvb_error *err)
+kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                           const kvb_capture_args *capture, uint64_t seed, kvb_progress *p, kvb_capture_store **store,
+                           kvb_error *err)
 {
-    kvb_calibration_plan plan;
-    kvb_capture_store *store = NULL;
+    kvb_calibration_plan plan = {0};
     char need[32], budget[32];
     uint64_t memory = capture->max_memory.value;
-    *image = NULL;
-    kvb_plan_calibration(input, recipe, memory, &plan);
-    if (plan.rows == 0)
-        return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
-                        "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
-                        kvb_size_text(memory, budget), (unsigned long long)input->chunks,
-                        kvb_size_text(input->chunks * plan.row_bytes, need));
-    kvb_status status = kvb_check_plan(input, recipe, &plan, err);
+    bool ladder = false;
+    kvb_status status = KVB_OK;
+    *store = NULL;
+    for (size_t i = 0; i < recipes && status == KVB_OK; i++) {
+        kvb_plan_calibration(input, recipe[i], memory, &plan);
+        if (plan.rows == 0)
+            return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
+                            "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
+                            kvb_size_text(memory, budget), (unsigned long long)input->chunks,
+                            kvb_size_text(input->chunks * plan.row_bytes, need));
+        status = kvb_check_plan(input, recipe[i], &plan, err);
+        ladder = ladder || recipe[i]->ladder_count > 0;
+    }
     if (status != KVB_OK)
         return status;
     if (plan.rows < plan.tokens)
@@ -244,10 +248,20 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
                 kvb_size_text(memory, budget));
     kvb_capture_options options =
         kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
-    options.sensitivity_chunks = recipe->ladder_count > 0 ? KVB_USUAL_SENSITIVITY : 0;
-    status = kvb_capture_run(input->model, &input->text, &options, &store, err);
+    options.sensitivity_chunks = ladder ? KVB_USUAL_SENSITIVITY : 0;
+    status = kvb_capture_run(input->model, &input->text, &options, store, err);
     if (status == KVB_OK)
-        kvb_warn_of_capture(kvb_capture_view(store), p);
+        kvb_warn_of_capture(kvb_capture_view(*store), p);
+    return status;
+}
+
+kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
+                               uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,
+                               kvb_train_report *report, kvb_error *err)
+{
+    kvb_capture_store *store = NULL;
+    *image = NULL;
+    kvb_status status = kvb_run_capture(input, &recipe, 1, capture, seed, p, &store, err);
     if (status == KVB_OK)
         status = kvb_run_training(kvb_capture_view(store), recipe, seed, p, image, size, report, err);
     kvb_capture_close(store);

@@ -29,6 +29,11 @@ kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_ca
 /* Warns of what the capture's META says was left out of it or cut short. */
 void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p);
 
+/* The capture that all of these recipes can be trained from; one or more. Close it with kvb_capture_close(), also on failure. */
+kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                           const kvb_capture_args *capture, uint64_t seed, kvb_progress *p, kvb_capture_store **store,
+                           kvb_error *err);
+
 /* The image of the book; free with free(). */
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
                                uint64_t seed, kvb_progress *p, uint8_t **image, size_t *size,
