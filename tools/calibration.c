@@ -256,14 +256,20 @@ kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe
     return status;
 }
 
+static kvb_capture_options calibration_options(const kvb_input *input, bool ladder, const kvb_capture_args *capture, uint64_t seed,
+                                               const kvb_calibration_plan *plan, kvb_progress *p)
+{
+    kvb_capture_options options = kvb_capture_options_for(input, capture, seed, plan->rows < plan->tokens ? plan->rows : 0, p);
+    options.sensitivity_chunks = ladder ? KVB_USUAL_SENSITIVITY : 0;
+    return options;
+}
+
 kvb_capture_options kvb_calibration_options(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
                                             uint64_t seed, kvb_progress *p)
 {
     kvb_calibration_plan plan;
     kvb_plan_calibration(input, recipe, capture->max_memory.value, &plan);
-    kvb_capture_options options = kvb_capture_options_for(input, capture, seed, plan.rows < plan.tokens ? plan.rows : 0, p);
-    options.sensitivity_chunks = recipe->ladder_count > 0 ? KVB_USUAL_SENSITIVITY : 0;
-    return options;
+    return calibration_options(input, recipe->ladder_count > 0, capture, seed, &plan, p);
 }
 
 /* With a checkpoint the capture goes through a file there, which a resumed job finds. */
@@ -278,22 +284,36 @@ static kvb_status capture_for(const kvb_input *input, const kvb_capture_options 
     return status == KVB_OK ? kvb_capture_open(kvb_checkpoint_capture(checkpoint), store, err) : status;
 }
 
-kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
-                               uint64_t seed, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
-                               kvb_train_report *report, kvb_error *err)
+/* What would refuse any of the recipes, before hours of capture. */
+static kvb_status plan_all(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes, uint64_t memory,
+                           kvb_calibration_plan *plan, kvb_error *err)
 {
-    kvb_calibration_plan plan;
-    kvb_capture_store *store = NULL;
     char need[32], budget[32];
-    uint64_t memory = capture->max_memory.value;
-    *image = NULL;
-    kvb_plan_calibration(input, recipe, memory, &plan);
-    if (plan.rows == 0)
-        return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
-                        "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
-                        kvb_size_text(memory, budget), (unsigned long long)input->chunks,
-                        kvb_size_text(input->chunks * plan.row_bytes, need));
-    kvb_status status = kvb_check_plan(input, recipe, &plan, err);
+    kvb_status status = KVB_OK;
+    for (size_t i = 0; i < recipes && status == KVB_OK; i++) {
+        kvb_plan_calibration(input, recipe[i], memory, plan);
+        if (plan->rows == 0)
+            return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
+                            "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
+                            kvb_size_text(memory, budget), (unsigned long long)input->chunks,
+                            kvb_size_text(input->chunks * plan->row_bytes, need));
+        status = kvb_check_plan(input, recipe[i], plan, err);
+    }
+    return status;
+}
+
+kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                           const kvb_capture_args *capture, uint64_t seed, const kvb_checkpoint *checkpoint, kvb_progress *p,
+                           kvb_capture_store **store, kvb_error *err)
+{
+    kvb_calibration_plan plan = {0};
+    char need[32], budget[32];
+    const uint64_t memory = capture->max_memory.value;
+    bool ladder = false;
+    *store = NULL;
+    for (size_t i = 0; i < recipes; i++)
+        ladder = ladder || recipe[i]->ladder_count > 0;
+    kvb_status status = plan_all(input, recipe, recipes, memory, &plan, err);
     if (status == KVB_OK)
         status = kvb_device_check((kvb_device)capture->device.value, err);
     if (status != KVB_OK)
@@ -302,12 +322,23 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
                 (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
-    const kvb_capture_options options = kvb_calibration_options(input, recipe, capture, seed, p);
-    status = capture_for(input, &options, checkpoint, &store, err);
+    const kvb_capture_options options = calibration_options(input, ladder, capture, seed, &plan, p);
+    status = capture_for(input, &options, checkpoint, store, err);
     if (status == KVB_OK)
-        kvb_warn_of_capture(kvb_capture_view(store), p);
+        kvb_warn_of_capture(kvb_capture_view(*store), p);
+    return status;
+}
+
+kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
+                               uint64_t seed, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
+                               kvb_train_report *report, kvb_error *err)
+{
+    kvb_capture_store *store = NULL;
+    *image = NULL;
+    kvb_status status = kvb_run_capture(input, &recipe, 1, capture, seed, checkpoint, p, &store, err);
     if (status == KVB_OK)
-        status = kvb_run_training(kvb_capture_view(store), recipe, seed, options.device, checkpoint, p, image, size, report, err);
+        status = kvb_run_training(kvb_capture_view(store), recipe, seed, (kvb_device)capture->device.value, checkpoint, p, image, size,
+                                  report, err);
     kvb_capture_close(store);
     return status;
 }

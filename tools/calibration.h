@@ -39,6 +39,10 @@ kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb
 /* The options that a calibration captures with, which a checkpoint's job.json has too. */
 kvb_capture_options kvb_calibration_options(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
                                             uint64_t seed, kvb_progress *p);
+/* The capture that all of these recipes can be trained from; one or more. Close it with kvb_capture_close(), also on failure. */
+kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                           const kvb_capture_args *capture, uint64_t seed, const kvb_checkpoint *checkpoint, kvb_progress *p,
+                           kvb_capture_store **store, kvb_error *err);
 
 /* The image of the book; free with free(). */
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,

@@ -80,6 +80,7 @@ check_contract train $recipe --output --dry-run $common
 check_contract calibrate $text $recipe $policy --tune --output --dry-run $common
 check_contract tune $text --tune --output $common
 check_contract eval $text --book $recipe --tune $policy --anchor-protocol --json $common
+check_contract compare $text --recipes --bits --calib-text $policy --anchor-protocol --seed --output $common
 check_contract generate --model --prompt --tokens --book $policy $common
 for letter in -o:calibrate -o:capture -o:train -n:generate -q:eval -v:eval; do
     "$kvbook" "${letter#*:}" "${letter%:*}" </dev/null >"$out" 2>&1
