@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(AGE_THREADS) age_tokens(const kvb_dev_layer l,
 
 /* Which tokens of a prompt become anchors, in the order in which they leave the window; scores [B][G][n]. */
 __global__ void __launch_bounds__(AGE_THREADS) select_anchors(const kvb_dev_layer l, const kvb_dev_cache c,
-                                                              const kvb_dev_batch b, const void *keys, const float *scores,
+                                                              const kvb_dev_batch b, const float *scores,
                                                               uint32_t first_sequence)
 {
     const uint32_t head = blockIdx.x, sequence = first_sequence + blockIdx.y;
@@ -330,7 +330,7 @@ cudaError_t kvb_prefill_launch(const kvb_dev_layer *l, const kvb_dev_cache *c, c
         code = kvb_prompt_score_launch(l, c, b, keys, values, q, out, lse, scores, first, some, stream);
         if (code != cudaSuccess)
             return code;
-        select_anchors<<<dim3(l->kv_heads, some), AGE_THREADS, 0, stream>>>(*l, *c, *b, keys, scores, first);
+        select_anchors<<<dim3(l->kv_heads, some), AGE_THREADS, 0, stream>>>(*l, *c, *b, scores, first);
         code = cudaGetLastError();
     }
     const uint32_t most = kvb_anchor_capacity(c->fraction, b->tokens);
