@@ -54,7 +54,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help deps check check-models check-quick tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
+.PHONY: force all help deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
@@ -65,6 +65,7 @@ help:
 	@echo 'make demo       deps, build, fetch a small model and text, calibrate a 1-bit book, evaluate it'
 	@echo 'make check      deps, build with -Werror, all tests, sanitizers; ends with "N passed, N failed"'
 	@echo 'make check-models  every architecture against transformers, which is installed into $(BUILD)/venv (torch: 2 GB or more)'
+	@echo 'make check-python  the Python package, installed by pip into $(BUILD)/venv-python; make wheel builds it'
 	@echo 'make check-quick  the unit tests of the plain build only'
 	@echo 'make asan       the unit tests under AddressSanitizer and UBSan'
 	@echo 'make tsan       k-means under ThreadSanitizer (clang and libomp)'
@@ -127,6 +128,11 @@ $(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(filter-out -fopenmp,$(CFLAGS)) -shared -Wl,-soname,libkvbook.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(LIBS_RUNTIME)
 
+# K-means on its own for programs that load libraries at run time, such as the Python package.
+$(BUILD)/libkvb-kmeans.so: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) -shared -Wl,-soname,libkvb-kmeans.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(FAISS_LIBS) $(LIBS_RUNTIME)
+
 $(BUILD)/kvbook: $(call obj,$(TOOL_SRC)) $(BUILD)/libkvb-all.a
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -pie -o $@ $^ $(LIBS)
@@ -183,6 +189,13 @@ check:
 # With WRITE=1 the committed golden files are made anew out of what transformers computes.
 check-models: $(BUILD)/tests/model_probe
 	$(Q)BUILD=$(BUILD) tests/reference/run.sh $(if $(WRITE),--write)
+
+# The Python package, installed by pip into a virtual environment and tested from there.
+check-python: all $(BUILD)/tests/make_tiny_gguf
+	$(Q)BUILD=$(BUILD) tests/python/run.sh
+
+wheel: all
+	$(Q)python3 -m pip wheel -q --no-deps -w $(BUILD)/wheel ./python
 
 check-quick: all tests
 	$(Q)BUILD=$(BUILD) tests/run.sh
