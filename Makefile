@@ -57,7 +57,7 @@ EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 .PHONY: force all help deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
 .SECONDARY:
 
-all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
+all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvb-kmeans.so
 
 help:
 	@echo 'make            build $(BUILD)/kvbook and the libraries'
@@ -273,17 +273,24 @@ $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(filter-out tools/main.c,$(
 
 bench: all $(BENCHES)
 
+# What goes into a file must not name DESTDIR, which is gone once the tree is where it belongs.
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include/kvbook
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/kvbook
 	install $(BUILD)/kvbook $(DESTDIR)$(PREFIX)/bin/kvbook
 	install -m 644 $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a $(DESTDIR)$(PREFIX)/lib/
-	install $(BUILD)/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
+	install -m 644 $(BUILD)/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
 	ln -sf libkvbook.so.1 $(DESTDIR)$(PREFIX)/lib/libkvbook.so
+	install -m 644 $(BUILD)/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
+	ln -sf libkvb-kmeans.so.1 $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so
 	install -m 644 include/kvbook/*.h $(DESTDIR)$(PREFIX)/include/kvbook/
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e "s|@VERSION@|$$($(BUILD)/kvbook --version | sed 's/[^0-9]*\([0-9.]*\).*/\1/;q')|" \
+		tools/kvbook.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/kvbook $(DESTDIR)$(PREFIX)/lib/libkvbook.a $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.a
 	rm -f $(DESTDIR)$(PREFIX)/lib/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
+	rm -f $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
+	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 	rm -rf $(DESTDIR)$(PREFIX)/include/kvbook
 
 dist:

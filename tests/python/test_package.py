@@ -166,6 +166,8 @@ def test_kmeans_finds_clusters_whatever_the_threads():
     one, two = kvbook.kmeans(problems, 8, threads=1), kvbook.kmeans(problems, 8, threads=2)
     for a, b in zip(one, two):
         assert (a.table == b.table).all()
+    (copied,) = kvbook.kmeans([x[:, :2].copy()], 8, seed=1)
+    assert (copied.table == one[1].table).all()
     nearest = ((centres[:, None] - one[0].table) ** 2).sum(-1).min(1)
     assert nearest.max() < 1e-3 and one[0].used == 8 and one[0].train_error < 2e-4
 
@@ -217,6 +219,15 @@ def test_capture_refuses_what_training_would(tmp_path):
         kvbook.write_capture(tmp_path / "a.kvc", [GEOMETRY], [layer(rng)], row_chunk=np.zeros(600),
                              row_position=np.zeros(600))
     assert not os.listdir(tmp_path)
+
+
+def test_tensors_stand_where_they_can_be_used_in_place(tmp_path):
+    """Three rows of one channel: 6 bytes, after which a 4-byte tensor would not be aligned."""
+    path = tmp_path / "odd.kvc"
+    shape = {"heads": 1, "kv_heads": 1, "head_dim": 1, "kind": "full", "rope_style": "none", "attention_scale": 1.0}
+    one = {"keys": np.ones((1, 3, 1)), "values": np.ones((1, 3, 1)), "weight_k": np.ones((1, 3))}
+    kvbook.write_capture(path, [shape], [one])
+    assert all(x.flags.aligned for x in kvbook.Capture(path).tensors.values())
 
 
 def test_cut_capture_is_refused(tmp_path):
