@@ -129,9 +129,9 @@ $(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
 	$(Q)$(CC) $(filter-out -fopenmp,$(CFLAGS)) -shared -Wl,-soname,libkvbook.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(LIBS_RUNTIME)
 
 # K-means on its own for programs that load libraries at run time, such as the Python package.
-$(BUILD)/libkvb-kmeans.so: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ)
+$(BUILD)/libkvb-kmeans.so: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ)
 	@[ $(V) = 1 ] || echo '  LD $@'
-	$(Q)$(CC) $(CFLAGS) -shared -Wl,-soname,libkvb-kmeans.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(FAISS_LIBS) $(LIBS_RUNTIME)
+	$(Q)$(CC) $(CFLAGS) -shared -Wl,-soname,libkvb-kmeans.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(FAISS_LIBS) $(CUDA_LIBS) $(LIBS_RUNTIME)
 
 $(BUILD)/kvbook: $(call obj,$(TOOL_SRC)) $(BUILD)/libkvb-all.a
 	@[ $(V) = 1 ] || echo '  LD $@'
