@@ -54,10 +54,10 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help deps check check-models check-quick tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
+.PHONY: force all help deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
 .SECONDARY:
 
-all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a
+all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvb-kmeans.so
 
 help:
 	@echo 'make            build $(BUILD)/kvbook and the libraries'
@@ -65,6 +65,7 @@ help:
 	@echo 'make demo       deps, build, fetch a small model and text, calibrate a 1-bit book, evaluate it'
 	@echo 'make check      deps, build with -Werror, all tests, sanitizers; ends with "N passed, N failed"'
 	@echo 'make check-models  every architecture against transformers, which is installed into $(BUILD)/venv (torch: 2 GB or more)'
+	@echo 'make check-python  the Python package, installed by pip into $(BUILD)/venv-python; make wheel builds it'
 	@echo 'make check-quick  the unit tests of the plain build only'
 	@echo 'make asan       the unit tests under AddressSanitizer and UBSan'
 	@echo 'make tsan       k-means under ThreadSanitizer (clang and libomp)'
@@ -127,6 +128,11 @@ $(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(filter-out -fopenmp,$(CFLAGS)) -shared -Wl,-soname,libkvbook.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(LIBS_RUNTIME)
 
+# K-means on its own for programs that load libraries at run time, such as the Python package.
+$(BUILD)/libkvb-kmeans.so: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) -shared -Wl,-soname,libkvb-kmeans.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(FAISS_LIBS) $(CUDA_LIBS) $(LIBS_RUNTIME)
+
 $(BUILD)/kvbook: $(call obj,$(TOOL_SRC)) $(BUILD)/libkvb-all.a
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -pie -o $@ $^ $(LIBS)
@@ -183,6 +189,13 @@ check:
 # With WRITE=1 the committed golden files are made anew out of what transformers computes.
 check-models: $(BUILD)/tests/model_probe
 	$(Q)BUILD=$(BUILD) tests/reference/run.sh $(if $(WRITE),--write)
+
+# The Python package, installed by pip into a virtual environment and tested from there.
+check-python: all $(BUILD)/tests/make_tiny_gguf
+	$(Q)BUILD=$(BUILD) tests/python/run.sh
+
+wheel: all
+	$(Q)python3 -m pip wheel -q --no-deps -w $(BUILD)/wheel ./python
 
 check-quick: all tests
 	$(Q)BUILD=$(BUILD) tests/run.sh
@@ -260,17 +273,24 @@ $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(filter-out tools/main.c,$(
 
 bench: all $(BENCHES)
 
+# What goes into a file must not name DESTDIR, which is gone once the tree is where it belongs.
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include/kvbook
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/kvbook
 	install $(BUILD)/kvbook $(DESTDIR)$(PREFIX)/bin/kvbook
 	install -m 644 $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a $(DESTDIR)$(PREFIX)/lib/
-	install $(BUILD)/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
+	install -m 644 $(BUILD)/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
 	ln -sf libkvbook.so.1 $(DESTDIR)$(PREFIX)/lib/libkvbook.so
+	install -m 644 $(BUILD)/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
+	ln -sf libkvb-kmeans.so.1 $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so
 	install -m 644 include/kvbook/*.h $(DESTDIR)$(PREFIX)/include/kvbook/
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e "s|@VERSION@|$$($(BUILD)/kvbook --version | sed 's/[^0-9]*\([0-9.]*\).*/\1/;q')|" \
+		tools/kvbook.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/kvbook $(DESTDIR)$(PREFIX)/lib/libkvbook.a $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.a
 	rm -f $(DESTDIR)$(PREFIX)/lib/libkvbook.so $(DESTDIR)$(PREFIX)/lib/libkvbook.so.1
+	rm -f $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
+	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 	rm -rf $(DESTDIR)$(PREFIX)/include/kvbook
 
 dist:

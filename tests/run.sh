@@ -44,7 +44,7 @@ for program in "$build"/tests/fuzz/fuzz_*; do
     fi
 done
 # Scripts print one line a check, "ok ..." or "FAIL ..." or "SKIP ...".
-for script in ${SCRIPTS:-tests/cli/test_*.sh}; do
+for script in ${SCRIPTS:-tests/cli/test_*.sh tests/install/test_*.sh}; do
     [ -x "$script" ] || continue
     "$script" >"$log" 2>&1 </dev/null
     status=$?

@@ -17,6 +17,8 @@ if [ "${1:-}" = --optional ]; then
     [ -e /usr/include/faiss/Clustering.h ] || optional=libfaiss-dev
     echo 'int main(void){return 0;}' | clang -fopenmp -fsanitize=thread -x c - -o /dev/null 2>/dev/null ||
         optional="$optional clang libomp-dev"
+    # The Python package's tests run with Debian's own Python.
+    /usr/bin/python3 -c 'import numpy, pytest' 2>/dev/null || optional="$optional python3-numpy python3-pytest"
 fi
 install() {
     sudo=""

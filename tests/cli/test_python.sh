@@ -1,0 +1,15 @@
+#!/bin/sh
+# The Python package from the source tree, over the libraries of this build, where a Python with numpy and pytest is.
+. "$(dirname "$0")/lib.sh"
+
+python=
+for candidate in python3 /usr/bin/python3; do
+    "$candidate" -c 'import numpy, pytest' 2>/dev/null && { python=$candidate; break; }
+done
+if [ -z "$python" ]; then
+    skip "the Python package" "no python3 with numpy and pytest (python3-numpy, python3-pytest); it was NOT tested"
+else
+    expect "the Python package" 0 '[0-9]+ passed' env KVB_BUILD="$PWD/$build" KVBOOK_LIBRARY_DIR="$PWD/$build" \
+        PYTHONPATH="$PWD/python" PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -q -p no:cacheprovider tests/python
+fi
+done_testing
