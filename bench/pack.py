@@ -123,21 +123,17 @@ def measure(args, book, tokens, folder):
     cut(args.text, tokens, prompt)
     base = ["--model", args.model, "--book", book]
     kvbook = [args.kvbook]
-    times = {"compute": [], "load": [], "load zlib": [], "start": [], "start without": []}
-    run(kvbook + ["pack", *base, "--text", prompt, "-o", raw])
+    times = {"load": [], "load zlib": [], "start": []}
+    said = run(kvbook + ["pack", *base, "--text", prompt, "-o", raw])
+    compute = seconds(re.search(r"tokens in " + TIME, said).group(1))
     run(kvbook + ["pack", *base, "--text", prompt, "--zlib", "-o", packed])
-    for i in range(args.rounds):
+    for _ in range(args.rounds):
         for name, file in (("load", raw), ("load zlib", packed)):
             begun = time.monotonic()
             said = run(kvbook + ["generate", *base, "--cache", file, "-n", "1"])
             if name == "load":
                 times["start"].append(time.monotonic() - begun)
             times[name].append(float(re.search(r"came with \S+ in (\S+) ms", said).group(1)) / 1e3)
-        if i < 2:
-            begun = time.monotonic()
-            said = run(kvbook + ["generate", *base, "--prompt-file", prompt, "-n", "1"])
-            times["start without"].append(time.monotonic() - begun)
-            times["compute"].append(seconds(re.search(r"new ones in " + TIME, said).group(1)))
     n, layers, sizes, entropy, _ = sections(packed, code_shapes(book))
     half = sum(2 * 2 * n * l["kv_heads"] * l["head_dim"] for l in layers)
     total = [sum(s[i] for s in sizes.values()) for i in range(5)]
@@ -152,9 +148,8 @@ def measure(args, book, tokens, folder):
         print("  entropy of the codes %d bytes, %.1f %% under raw" % (entropy, 100 - 100 * entropy / sizes["CODE"][0]))
     m = {k: statistics.median(v) for k, v in times.items()}
     print("  load %.3f s, with zlib %.3f s; run the prompt again %.2f s: %.0f times" %
-          (m["load"], m["load zlib"], m["compute"], m["compute"] / m["load"]))
-    print("  whole command to the first token: %.2f s from the file, %.2f s without it" %
-          (m["start"], m["start without"]), flush=True)
+          (m["load"], m["load zlib"], compute, compute / m["load"]))
+    print("  whole command from the file to the first token, with opening the model: %.2f s" % m["start"], flush=True)
 
 
 def main():

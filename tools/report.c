@@ -5,17 +5,28 @@
 
 #include "format/base/sha256.h"
 #include "tools/identity.h"
+#include "tools/progress.h"
+#include "tools/report_parts.h"
 #include "tools/summary.h"
 
 enum { BAR_WIDTH = 460, BAR_HEIGHT = 9, ROW_HEIGHT = 24 };
 
+/* Colours are variables, so that light and dark are one sheet; pictures use them by class. */
 static const char style[] =
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;"
-    "background:#fff}"
+    ":root{color-scheme:light dark;--back:#fff;--ink:#222;--dim:#555;--line:#ddd;--k:#2b6cb0;--v:#c05621;--none:#bbb;"
+    "--p1:#2f855a;--p2:#b7791f;--p3:#805ad5;--p4:#718096;--p5:#97266d;--card:#f6f7f9}"
+    "@media(prefers-color-scheme:dark){:root{--back:#16181c;--ink:#e6e6e6;--dim:#a8adb5;--line:#3a3f47;--k:#63a8f0;"
+    "--v:#f0935a;--none:#555;--p1:#68d391;--p2:#ecc94b;--p3:#b794f4;--p4:#a0aec0;--p5:#f687b3;--card:#20242a}}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:var(--ink);"
+    "background:var(--back)}h1{margin-bottom:.2rem}h2{margin-top:2rem}h3{font-size:1rem;margin:.8rem 0 .3rem}"
     "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .7rem .15rem 0;text-align:left;"
     "vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}"
-    "tr+tr td{border-top:1px solid #ddd}code{font-size:13px}svg text{font:10px system-ui,sans-serif;fill:#444}"
-    ".k{fill:#2b6cb0}.v{fill:#c05621}";
+    "tr+tr td{border-top:1px solid var(--line)}code{font-size:13px}svg{max-width:100%;height:auto}"
+    "svg text{font:11px system-ui,sans-serif;fill:var(--dim)}.k,.p0{fill:var(--k)}.v{fill:var(--v)}"
+    ".p1{fill:var(--p1)}.p2{fill:var(--p2)}.p3{fill:var(--p3)}.p4{fill:var(--p4)}.p5{fill:var(--p5)}"
+    ".none{fill:none;stroke:var(--none);stroke-dasharray:2}.lead{color:var(--dim)}.notes{background:var(--card);"
+    "border-left:4px solid var(--v);padding:.6rem 1rem .6rem 2rem;border-radius:4px}"
+    "summary{cursor:pointer;margin:1rem 0}td{overflow-wrap:anywhere}td:first-child{white-space:nowrap}";
 
 /* Names come from files: nothing of them may be read as markup. */
 static void put_text(FILE *out, const char *text)
@@ -55,7 +66,7 @@ static void put_settings(const kvb_report *r, FILE *out)
     const kvb_book_summary s = kvb_summarise_book(r->book);
     const kvb_layer *g = kvb_book_layer(r->book, 0);
     const kvb_policy policy = kvb_book_policy(r->book);
-    char text[256], frame[32], hex[65], shape[KVB_SHAPE_TEXT];
+    char text[512], frame[32], hex[65], shape[KVB_SHAPE_TEXT];
     fputs("<h2>Settings</h2>\n<table>\n", out);
     snprintf(text, sizeof text, "%.100s (%.40s)", kvb_meta_string(r->meta, "model.name"),
              kvb_meta_string(r->meta, "model.architecture"));
@@ -65,7 +76,7 @@ static void put_settings(const kvb_report *r, FILE *out)
              g->heads, g->kv_heads, g->head_dim);
     put_setting(out, "Geometry", text);
     put_sources(out, r->meta);
-    snprintf(text, sizeof text, "%.60s, %.120s", kvb_meta_string(r->meta, "recipe.name"),
+    snprintf(text, sizeof text, "%.60s, %.400s", kvb_meta_string(r->meta, "recipe.name"),
              kvb_meta_string(r->meta, "recipe.source"));
     put_setting(out, "Recipe", text);
     put_setting(out, "Keys relative to RoPE", kvb_frame_text(g, frame));
@@ -175,8 +186,7 @@ static void put_errors(const kvb_report *r, FILE *out)
 {
     const unsigned layers = kvb_book_layers(r->book);
     fprintf(out,
-            "<h2>Error by layer</h2>\n<p>Squared error of a coded key (blue) or value (orange) relative to its "
-            "variance, both behind the book's transform, held out where known: 0 is exact, 1 is no better than the mean.</p>\n"
+            "<details><summary>The same by layer, in numbers: keys blue, values orange</summary>\n"
             "<svg width=\"%d\" height=\"%u\" role=\"img\" aria-label=\"error by layer\">\n",
             BAR_WIDTH + 100, layers * ROW_HEIGHT + 4);
     for (unsigned l = 0; l < layers; l++) {
@@ -184,19 +194,37 @@ static void put_errors(const kvb_report *r, FILE *out)
         put_bar(out, l * ROW_HEIGHT + 1, "k", shown_error(kvb_average_quality(r->book, l, KVB_KEY)));
         put_bar(out, l * ROW_HEIGHT + 1 + BAR_HEIGHT + 1, "v", shown_error(kvb_average_quality(r->book, l, KVB_VALUE)));
     }
-    fputs("</svg>\n", out);
+    fputs("</svg>\n</details>\n", out);
+}
+
+/* What this is, for which model, how small: one paragraph. */
+static void put_lead(const kvb_report *r, FILE *out)
+{
+    const kvb_book_summary s = kvb_summarise_book(r->book);
+    const kvb_policy policy = kvb_book_policy(r->book);
+    char size[32], hex[65];
+    kvb_sha256_hex(kvb_book_id(r->book), hex);
+    fprintf(out, "<p class=lead>A codebook of %s for the KV cache of <b>", kvb_size_text(kvb_book_file_size(r->book), size));
+    put_text(out, kvb_meta_string(r->meta, "model.name"));
+    fprintf(out, "</b>: %.4g nominal bits per element, %.3f with all that a cache of 32K tokens holds. Identity <code>%.16s</code>.</p>\n",
+            s.bits_nominal, kvb_effective_bits(r->book, &policy, 32768), hex);
 }
 
 void kvb_report_write(const kvb_report *r, FILE *out)
 {
     const char *slash = strrchr(r->path, '/'), *name = slash != NULL ? slash + 1 : r->path;
-    fputs("<!doctype html>\n<html lang=en><meta charset=utf-8>\n<title>", out);
+    fputs("<!doctype html>\n<html lang=en><meta charset=utf-8>\n<meta name=viewport content=\"width=device-width\">\n<title>", out);
     put_text(out, name);
     fprintf(out, "</title>\n<style>%s</style>\n<h1>", style);
     put_text(out, name);
     fputs("</h1>\n", out);
-    put_settings(r, out);
+    put_lead(r, out);
+    kvb_report_put_notes(r, out);
     put_scores(r, out);
+    kvb_report_put_bytes(r, out);
+    kvb_report_put_maps(r, out);
     put_errors(r, out);
+    kvb_report_put_usage(r, out);
+    put_settings(r, out);
     fputs("</html>\n", out);
 }

@@ -1,4 +1,5 @@
-/* A small self-contained HTML page about a book: where it comes from, how it was made, error by layer, scores. */
+/* A self-contained HTML page about a book, light or dark as the reader likes, without scripts: what it is, what to know of it
+ * in words, scores, where the bits go, maps of error and bits, where it comes from. */
 #ifndef KVB_TOOLS_REPORT_H
 #define KVB_TOOLS_REPORT_H
 

@@ -148,6 +148,28 @@ refuse "generate beyond the context" 2 'exceed' "$kvbook" generate $model --prom
 "$kvbook" eval $evaluate --json --book "$work/a.kvb" >"$tmp/scores.jsonl" 2>"$err"
 expect "report" 0 'wrote' "$kvbook" report "$work/a.kvb" --scores "$tmp/scores.jsonl" -o "$work/r.html"
 expect "report has bars and scores" 0 '<rect class=k' cat "$work/r.html"
+expect "report has maps of error" 0 'aria-label="Error of values, layer by head"' cat "$work/r.html"
+"$kvbook" report -q tests/golden/full.kvb -o "$work/m.html" 2>"$err"
+expect "report warns in words" 0 'Held-out keys have 100 % more error' cat "$work/m.html"
+expect "report says what is not known" 0 'no quality records of the values' cat "$work/m.html"
+expect "report says where the bits go" 0 'aria-label="effective bits"' cat "$work/r.html"
+if grep -qiE '<script|https?://[^ <]*\.(js|css|png)|<link|<img' "$work/r.html"; then fail "report stands alone" "it loads something"
+else ok "report stands alone"; fi
+if python3 - "$work/r.html" 2>"$err" <<'PY'
+import html.parser, sys
+class Check(html.parser.HTMLParser):
+    open, void = [], {"meta", "br"}
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.void and tag not in ("td", "th", "li"):
+            self.open.append(tag)
+    def handle_endtag(self, tag):
+        if tag not in ("td", "th", "li"):
+            assert self.open.pop() == tag, (tag, self.getpos())
+check = Check()
+check.feed(open(sys.argv[1], encoding="utf-8").read())
+assert not check.open, check.open
+PY
+then ok "report closes what it opens"; else fail "report closes what it opens" "see above"; fi
 expect "report has the exact cache beside the book" 0 'exact cache' cat "$work/r.html"
 if grep -q 'not calibrated on' "$work/r.html"; then fail "report claims nothing of the scored text" "it does"
 else ok "report claims nothing of the scored text"; fi

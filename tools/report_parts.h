@@ -1,0 +1,15 @@
+/* The parts of a report that are pictures or sentences about the whole book; tools/report.c puts them together. */
+#ifndef KVB_TOOLS_REPORT_PARTS_H
+#define KVB_TOOLS_REPORT_PARTS_H
+
+#include "tools/report.h"
+
+/* Heat maps, layer by head, for keys and values: error, and bits where heads have shapes of their own. */
+void kvb_report_put_maps(const kvb_report *r, FILE *out);
+/* Where the bytes of a cache go at three lengths. */
+void kvb_report_put_bytes(const kvb_report *r, FILE *out);
+/* How well the codes are used, and what a reader should know, in words. */
+void kvb_report_put_usage(const kvb_report *r, FILE *out);
+void kvb_report_put_notes(const kvb_report *r, FILE *out);
+
+#endif
