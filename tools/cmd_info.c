@@ -81,14 +81,18 @@ static void print_source(const book_view *v)
 {
     char extent[KVB_EXTENT_TEXT];
     const kvb_json *m = v->meta;
-    printf("model       %s (%s), weights %.12s, tokenizer %.12s\n", kvb_meta_string(m, "model.name"),
-           kvb_meta_string(m, "model.architecture"), kvb_meta_string(m, "model.weights_sha256"),
-           kvb_meta_string(m, "tokenizer.sha256"));
+    kvb_print_model(m);
     const kvb_json *sources = kvb_meta_find(m, "text.sources");
     printf("text        %s", kvb_meta_extent(kvb_meta_find(m, "text"), extent));
-    for (size_t i = 0; i < kvb_json_count(sources); i++)
-        printf("%s %s", i == 0 ? " of" : ",", kvb_meta_string(kvb_json_at(sources, i), "name"));
-    printf("\nrecipe      %s (%s)\n", kvb_meta_string(m, "recipe.name"), kvb_meta_string(m, "recipe.source"));
+    for (size_t i = 0; i < kvb_json_count(sources); i++) {
+        fputs(i == 0 ? " of " : ", ", stdout);
+        kvb_put_printable(stdout, kvb_meta_string(kvb_json_at(sources, i), "name"));
+    }
+    printf("\nrecipe      ");
+    kvb_put_printable(stdout, kvb_meta_string(m, "recipe.name"));
+    printf(" (");
+    kvb_put_printable(stdout, kvb_meta_string(m, "recipe.source"));
+    printf(")\n");
 }
 
 static void print_geometry(const book_view *v)

@@ -6,6 +6,7 @@
 
 #include "format/base/fail.h"
 #include "format/base/sha256.h"
+#include "tools/progress.h"
 
 const kvb_json *kvb_meta_find(const kvb_json *meta, const char *path)
 {
@@ -23,6 +24,26 @@ const kvb_json *kvb_meta_find(const kvb_json *meta, const char *path)
 const char *kvb_meta_string(const kvb_json *meta, const char *path)
 {
     return kvb_json_string(kvb_meta_find(meta, path), "");
+}
+
+/* The first 12 bytes of a hash. */
+static const char *short_hash(const kvb_json *meta, const char *path, char text[16])
+{
+    snprintf(text, 16, "%.12s", kvb_meta_string(meta, path));
+    return text;
+}
+
+void kvb_print_model(const kvb_json *meta)
+{
+    printf("model       ");
+    kvb_put_printable(stdout, kvb_meta_string(meta, "model.name"));
+    printf(" (");
+    kvb_put_printable(stdout, kvb_meta_string(meta, "model.architecture"));
+    printf("), weights ");
+    kvb_put_printable(stdout, short_hash(meta, "model.weights_sha256", (char[16]){0}));
+    printf(", tokenizer ");
+    kvb_put_printable(stdout, short_hash(meta, "tokenizer.sha256", (char[16]){0}));
+    printf("\n");
 }
 
 const char *kvb_meta_extent(const kvb_json *meta, char text[KVB_EXTENT_TEXT])

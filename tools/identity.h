@@ -25,6 +25,8 @@ const char *kvb_base_name(const char *path);
 
 /* A string of a META object by its path, such as "model.name"; "" where there is none. */
 const char *kvb_meta_string(const kvb_json *meta, const char *path);
+/* The line "model ..." of what `info` prints. */
+void kvb_print_model(const kvb_json *meta);
 const kvb_json *kvb_meta_find(const kvb_json *meta, const char *path);
 /* "8 chunks of 2048 tokens", from the members `chunks` and `ctx` of an object; "-" where they are not known. */
 enum { KVB_EXTENT_TEXT = 80 };

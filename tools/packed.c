@@ -20,7 +20,9 @@ static void print_prompts(const kvb_cache_file *f)
     for (uint32_t i = 0; i < kvb_cache_file_prompts(f); i++) {
         const kvb_prompt_info p = kvb_cache_file_prompt(f, i);
         char stored[32], raw[32];
-        printf("            %s: %u tokens in %s", p.name, p.tokens, kvb_size_text(p.stored_size, stored));
+        printf("            ");
+        kvb_put_printable(stdout, p.name);
+        printf(": %u tokens in %s", p.tokens, kvb_size_text(p.stored_size, stored));
         if (p.stored_size != p.raw_size)
             printf(" (%s before zlib)", kvb_size_text(p.raw_size, raw));
         printf(", %.3f bits an element\n", bits_of(&p));
@@ -34,13 +36,12 @@ static void print_text(const char *path, const kvb_cache_file *f, const kvb_json
     kvb_cache_file_options(f, &options);
     kvb_sha256_hex(kvb_cache_file_id(f), hex);
     printf("%s: packed caches, %s, id %.16s\n", path, kvb_size_text(kvb_cache_file_size(f), size), hex);
-    printf("model       %s (%s), weights %.12s, tokenizer %.12s\n", kvb_meta_string(meta, "model.name"),
-           kvb_meta_string(meta, "model.architecture"), kvb_meta_string(meta, "model.weights_sha256"),
-           kvb_meta_string(meta, "tokenizer.sha256"));
+    kvb_print_model(meta);
     if (kvb_cache_file_book_id(f) != NULL) {
         kvb_sha256_hex(kvb_cache_file_book_id(f), hex);
-        printf("book        %s, id %.16s; %s\n", kvb_meta_string(meta, "book.name"), hex,
-               kvb_policy_text(&options.policy, policy));
+        printf("book        ");
+        kvb_put_printable(stdout, kvb_meta_string(meta, "book.name"));
+        printf(", id %.16s; %s\n", hex, kvb_policy_text(&options.policy, policy));
     } else {
         printf("book        none: every token is exact\n");
     }

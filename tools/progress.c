@@ -169,11 +169,14 @@ void kvb_warn(kvb_progress *p, const char *format, ...)
     va_end(args);
 }
 
-/* File names and messages may hold anything; a control character must not break the line or the terminal. */
-static void put_printable(const char *text)
+void kvb_put_printable(FILE *to, const char *text)
 {
-    for (; *text != '\0'; text++)
-        fputc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, stderr);
+    for (const unsigned char *c = (const unsigned char *)text; *c != '\0'; c++) {
+        /* U+0080 .. U+009F are controls too: two bytes in UTF-8. */
+        const bool second = *c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0;
+        fputc(*c < 0x20 || *c == 0x7f || second ? '?' : *c, to);
+        c += second;
+    }
 }
 
 void kvb_print_error(const kvb_error *err)
@@ -181,8 +184,8 @@ void kvb_print_error(const kvb_error *err)
     const char *no_color = getenv("NO_COLOR");
     bool color = isatty(STDERR_FILENO) && (no_color == NULL || no_color[0] == '\0');
     fprintf(stderr, "kvbook: %serror:%s ", color ? "\033[31m" : "", color ? "\033[0m" : "");
-    put_printable(err->where);
+    kvb_put_printable(stderr, err->where);
     fputs(err->where[0] != '\0' ? ": " : "", stderr);
-    put_printable(err->message);
+    kvb_put_printable(stderr, err->message);
     fputc('\n', stderr);
 }

@@ -39,6 +39,8 @@ void kvb_say_more(kvb_progress *p, const char *format, ...) __attribute__((forma
 void kvb_warn(kvb_progress *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* "kvbook: error: where: message", one line whatever the text holds. */
 void kvb_print_error(const kvb_error *err);
+/* Text out of a file, or a name: control characters as '?', so that they break neither a line nor a terminal. */
+void kvb_put_printable(FILE *to, const char *text);
 
 /* SIGINT, SIGTERM and SIGHUP set a flag that progress callbacks pass on; a second one ends the process at
  * once. */

@@ -120,6 +120,16 @@ kvb_status kvb_outfile_write(kvb_outfile *out, const void *bytes, size_t size, k
     return status;
 }
 
+/* fsync, again where a signal came in between. */
+static int sync_all(int fd)
+{
+    int failed;
+    do
+        failed = fsync(fd);
+    while (failed != 0 && errno == EINTR);
+    return failed;
+}
+
 /* Makes the rename durable. Folders that cannot be opened or synced on this file system are let be. */
 static kvb_status sync_folder(const char *path, kvb_error *err)
 {
@@ -130,7 +140,7 @@ static kvb_status sync_folder(const char *path, kvb_error *err)
         return kvb_fail_memory(err, path);
     kvb_status status = KVB_OK;
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0 && fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP && errno != EROFS)
+    if (fd >= 0 && sync_all(fd) != 0 && errno != EINVAL && errno != ENOTSUP && errno != EROFS)
         status = kvb_fail(err, KVB_E_IO, path, "was written, but its folder could not be synced: %s",
                           strerror(errno));
     if (fd >= 0)
@@ -142,7 +152,7 @@ static kvb_status sync_folder(const char *path, kvb_error *err)
 kvb_status kvb_outfile_commit(kvb_outfile *out, kvb_error *err)
 {
     kvb_status status = KVB_OK;
-    if (fsync(out->fd) != 0)
+    if (sync_all(out->fd) != 0)
         status = kvb_fail(err, KVB_E_IO, out->path, "cannot sync: %s", strerror(errno));
     /* The descriptor is gone after close whatever it says; a delayed write error may be its only witness. */
     int closed = close(out->fd);

@@ -70,3 +70,9 @@ interrupt "interrupted calibrate" "$kvbook" calibrate $model --text $long --ctx 
 interrupt "interrupted capture" "$kvbook" capture $model --text $long --ctx 256 -o "$work/i.kvc"
 interrupt "interrupted eval" "$kvbook" eval $model --text $long --ctx 256 --book "$work/b.kvb"
 done_testing
+
+# What a file calls itself must not reach the terminal as commands to it.
+odd=$(printf 'a\033[31mb\302\233c.txt')
+words "$tmp/$odd" 120 1
+"$kvbook" calibrate --model "$tmp/tiny.gguf" --text "$tmp/$odd" --ctx 64 --chunks 4 --recipe antkv --k 4x4 --v 4x4 -q -o "$work/odd.kvb" 2>"$err"
+expect "control characters in a file's names are shown as ?" 0 'of a\?\[31mb\?c\.txt' "$kvbook" info "$work/odd.kvb"

@@ -208,6 +208,13 @@ static void test_interrupted_and_short_writes(void **state)
     assert_int_equal(write_new(NULL), KVB_OK);
     assert_int_equal(fault.remaining, 0);
     expect_file("new file");
+    /* Of the file, and of its folder. */
+    for (int after = 0; after < 2; after++) {
+        fault.call = "fsync", fault.error = EINTR, fault.after = after, fault.remaining = 2;
+        assert_int_equal(write_new(NULL), KVB_OK);
+        assert_int_equal(fault.remaining, 0);
+    }
+    expect_file("new file");
 }
 
 /* The kernel's own refusal, not ours: a file size limit stands for a full disk. */
