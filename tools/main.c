@@ -10,7 +10,7 @@
 static const kvb_command *const commands[] = {
     &kvb_calibrate_command, &kvb_eval_command,   &kvb_generate_command, &kvb_capture_command, &kvb_train_command,
     &kvb_tune_command,      &kvb_pack_command,
-    &kvb_info_command,      &kvb_verify_command, &kvb_report_command,   &kvb_recipes_command,
+    &kvb_info_command,      &kvb_verify_command, &kvb_diff_command,     &kvb_report_command,  &kvb_recipes_command,
     &kvb_compare_command,  &kvb_bench_command,
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
