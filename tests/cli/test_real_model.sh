@@ -31,6 +31,15 @@ expect "verify" 0 ' 0 failed' "$kvbook" verify "$work/a.kvb" --model "$model"
 json "1 bit with anchors and a window is usable" "$tmp/kept.json" '1 < d["ppl"] / d["ppl_exact"] < 2'
 json "1 bit with nothing exact is worse, not broken" "$tmp/bare.json" '1.5 < d["ppl"] / d["ppl_exact"] < 8'
 
+# Scalar quantisers: more bits are better, and keys need them more than values do, at equal bytes.
+for split in 1x16:1x16 1x16:1x4 1x4:1x16; do
+    "$kvbook" eval --model "$model" --text "$heldout" --ctx 512 --chunks 1 --calib-text "$calibration" --calib-chunks 1 --recipe kivi \
+        --k "${split%:*}" --v "${split#*:}" --json >"$tmp/$split.json" 2>"$err"
+done
+json "keys of 4 bits and values of 2 are better than the other way round" "$tmp/1x16:1x4.json" \
+    "d['kl'] * 2 < json.load(open('$tmp/1x4:1x16.json'))['kl'] and d['bits_nominal'] == 3"
+json "4 bits are better than 3" "$tmp/1x16:1x16.json" "d['kl'] * 2 < json.load(open('$tmp/1x16:1x4.json'))['kl']"
+
 # A book made for this model is no use to another.
 tiny_model "$tmp/tiny.gguf" 1
 words "$tmp/words.txt" 60 1

@@ -10,7 +10,7 @@ model="--model $tmp/tiny.gguf"
 input="$model --text $tmp/train.txt --ctx 128 --chunks 2"
 score="$model --text $tmp/test.txt --ctx 128 --chunks 2"
 
-for name in kivi asymkv turboquant; do
+for name in kivi asymkv turboquant innerq kv-adaquant; do
     expect "calibrate $name" 0 "wrote .* recipe $name" "$kvbook" calibrate $input --recipe $name --bits 2 -o "$work/$name.kvb"
     expect "verify $name" 0 ' 0 failed' "$kvbook" verify "$work/$name.kvb" $model
     expect "spec/kvb_decode.py reads $name" 0 '"scaling": \{' python3 spec/kvb_decode.py --tables "$work/$name.kvb"
