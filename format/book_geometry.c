@@ -87,12 +87,7 @@ static kvb_status read_policy(kvb_reader *r)
         return kvb_section_fail(r, e, "%llu bytes, expected %d", (unsigned long long)e->raw_size, KVB_POLICY_SIZE);
     kvb_cursor c = kvb_cursor_over(kvb_section_bytes(r, e), (size_t)e->raw_size);
     kvb_policy *p = &r->book->policy;
-    p->anchor_fraction = kvb_cursor_f64(&c);
-    p->score = (kvb_anchor_score)kvb_cursor_u32(&c);
-    p->window = kvb_cursor_u32(&c);
-    p->sinks = kvb_cursor_u32(&c);
-    p->exact = (kvb_exact_form)kvb_cursor_u32(&c);
-    bool reserved = kvb_cursor_u64(&c) != 0;
+    bool reserved = kvb_cursor_policy(&c, p);
     char problem[200];
     if (kvb_policy_problem(p, problem, sizeof problem))
         return kvb_section_fail(r, e, "%s", problem);

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
@@ -72,29 +71,24 @@ static kvb_status use_bytes(writer *w, section *s, uint8_t *raw, size_t size)
     if (raw == NULL)
         return kvb_fail_memory(w->err, "book");
     s->bytes = raw;
-    s->entry.stored_size = s->entry.raw_size = size;
-    s->entry.stored_crc = s->entry.raw_crc = kvb_crc_of(raw, size);
+    kvb_entry_raw(&s->entry, raw, size);
     return KVB_OK;
 }
 
 /* Compresses a section made by use_bytes() where that makes it smaller. */
 static kvb_status compress_section(writer *w, section *s)
 {
-    uLongf size = compressBound((uLong)s->entry.raw_size);
-    uint8_t *packed = kvb_alloc_array(size, 1);
-    if (packed == NULL || compress2(packed, &size, s->bytes, (uLong)s->entry.raw_size, 9) != Z_OK) {
-        free(packed);
+    size_t size;
+    uint8_t *packed = kvb_deflate(s->bytes, (size_t)s->entry.raw_size, 9, &size);
+    if (packed == NULL)
         return kvb_fail_memory(w->err, "book");
-    }
     if (size >= s->entry.raw_size) {
         free(packed);
         return KVB_OK;
     }
     free(s->bytes);
     s->bytes = packed;
-    s->entry.codec = KVB_CODEC_ZLIB;
-    s->entry.stored_size = size;
-    s->entry.stored_crc = kvb_crc_of(packed, size);
+    kvb_entry_packed(&s->entry, KVB_CODEC_ZLIB, packed, size);
     return KVB_OK;
 }
 
@@ -321,11 +315,8 @@ static kvb_status place_sections(writer *w)
 {
     uint64_t end = KVB_HEADER_SIZE + (uint64_t)w->count * KVB_ENTRY_SIZE;
     bool fits = w->count <= KVB_MAX_SECTIONS;
-    for (uint32_t i = 0; fits && i < w->count; i++) {
-        kvb_entry *e = &w->section[i].entry;
-        fits = kvb_align_u64(end, KVB_SECTION_ALIGN, &e->offset) && kvb_add_u64(e->offset, e->stored_size, &end) &&
-               end <= KVB_MAX_FILE;
-    }
+    for (uint32_t i = 0; fits && i < w->count; i++)
+        fits = kvb_entry_place(&w->section[i].entry, &end);
     if (!fits)
         return kvb_fail(w->err, KVB_E_USAGE, "book", "would have over 2^20 sections or 16 GiB");
     w->size = (size_t)end;
@@ -347,7 +338,7 @@ static void fill_section(writer *w, section *s)
             memcpy(to, s->floats[i], s->counts[i] * sizeof(float));
         to += s->counts[i] * kvb_element_size(s->entry.dtype);
     }
-    s->entry.stored_crc = s->entry.raw_crc = kvb_crc_of(w->image + s->entry.offset, (size_t)s->entry.stored_size);
+    kvb_entry_raw(&s->entry, w->image + s->entry.offset, (size_t)s->entry.stored_size);
 }
 
 /* What the reader would refuse must never be written. */

@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include "format/base/checked.h"
+#include "format/base/crc.h"
 #include "format/base/fail.h"
 #include "format/section_reader.h"
 
@@ -108,9 +109,19 @@ kvb_status kvb_section_copy(const kvb_reader *r, const kvb_entry *e, uint8_t *ou
         return KVB_OK;
     }
     kvb_status status = inflate_section(r, e, out);
-    if (status == KVB_OK && (uint32_t)crc32_z(0, out, (z_size_t)e->raw_size) != e->raw_crc)
+    if (status == KVB_OK && kvb_crc_of(out, (size_t)e->raw_size) != e->raw_crc)
         return kvb_section_fail(r, e, "the inflated bytes do not have the checksum %08x", e->raw_crc);
     return status;
+}
+
+bool kvb_cursor_policy(kvb_cursor *c, kvb_policy *policy)
+{
+    policy->anchor_fraction = kvb_cursor_f64(c);
+    policy->score = (kvb_anchor_score)kvb_cursor_u32(c);
+    policy->window = kvb_cursor_u32(c);
+    policy->sinks = kvb_cursor_u32(c);
+    policy->exact = (kvb_exact_form)kvb_cursor_u32(c);
+    return kvb_cursor_u64(c) != 0;
 }
 
 kvb_status kvb_section_meta(const kvb_reader *r, char **meta, size_t *size)

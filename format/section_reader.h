@@ -2,6 +2,7 @@
 #ifndef KVB_FORMAT_SECTION_READER_H
 #define KVB_FORMAT_SECTION_READER_H
 
+#include "format/base/cursor.h"
 #include "format/kvb_layout.h"
 
 /* What tells one kind of file from another. */
@@ -50,6 +51,8 @@ kvb_status kvb_section_expect_bytes(const kvb_reader *r, const kvb_entry *e, boo
 const uint8_t *kvb_section_bytes(const kvb_reader *r, const kvb_entry *e);
 /* The raw content copied to out[raw_size], inflated where it is compressed. */
 kvb_status kvb_section_copy(const kvb_reader *r, const kvb_entry *e, uint8_t *out);
+/* KVB_POLICY_SIZE bytes, not checked yet; whether the reserved ones among them are not zero. */
+bool kvb_cursor_policy(kvb_cursor *c, kvb_policy *policy);
 /* The META section, checked: *meta [*size] and a NUL, the caller's to free, also after a failure. */
 kvb_status kvb_section_meta(const kvb_reader *r, char **meta, size_t *size);
 

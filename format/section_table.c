@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
 #include "format/base/checked.h"
+#include "format/base/crc.h"
 #include "format/base/cursor.h"
 #include "format/base/fail.h"
 #include "format/base/sha256.h"
@@ -44,11 +44,6 @@ kvb_status kvb_section_fail(const kvb_reader *r, const kvb_entry *e, const char 
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
     return kvb_fail(r->err, KVB_E_FORMAT, where, "%s", message);
-}
-
-static uint32_t crc_of(const uint8_t *bytes, uint64_t size)
-{
-    return (uint32_t)crc32_z(0, bytes, (z_size_t)size);
 }
 
 /* What text-mode transfers make of the magic's line ends. */
@@ -141,7 +136,7 @@ static kvb_status check_header_bytes(const kvb_reader *r)
     uint32_t end = h->header_size - 4;
     kvb_cursor c = kvb_cursor_over(b, r->size);
     kvb_cursor_seek(&c, end);
-    uint32_t stored = kvb_cursor_u32(&c), found = crc_of(b, end);
+    uint32_t stored = kvb_cursor_u32(&c), found = kvb_crc_of(b, end);
     if (stored != found)
         return kvb_reader_fail(r, "header", "checksum %08x, the bytes give %08x: the file is damaged", stored, found);
     if (!is_newer(r) && !all_zero(b + 88, end - 88))
@@ -185,7 +180,7 @@ static kvb_status check_table_bytes(const kvb_reader *r)
         return kvb_reader_fail(r, "section table", "%u entries of %u bytes do not fit in the file", h->sections,
                                h->entry_size);
     const uint8_t *table = r->bytes + h->table_offset;
-    uint32_t found = crc_of(table, size);
+    uint32_t found = kvb_crc_of(table, (size_t)size);
     if (found != h->table_crc)
         return kvb_reader_fail(r, "section table", "checksum %08x, the bytes give %08x: the file is damaged",
                                h->table_crc, found);
@@ -283,7 +278,7 @@ static kvb_status check_place(const kvb_reader *r, const kvb_entry *e, uint64_t 
 
 kvb_status kvb_section_checksum(const kvb_reader *r, const kvb_entry *e)
 {
-    uint32_t found = crc_of(r->bytes + e->offset, e->stored_size);
+    uint32_t found = kvb_crc_of(r->bytes + e->offset, (size_t)e->stored_size);
     if (found != e->stored_crc)
         return kvb_section_fail(r, e, "checksum %08x, the bytes give %08x: the file is damaged", e->stored_crc, found);
     return KVB_OK;

@@ -1,8 +1,10 @@
 #include "format/section_write.h"
 
+#include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
+#include "format/base/checked.h"
+#include "format/base/crc.h"
 #include "format/base/sha256.h"
 
 uint8_t *kvb_store_le(uint8_t *at, uint64_t value, unsigned width)
@@ -19,9 +21,35 @@ uint8_t *kvb_store_f64(uint8_t *at, double value)
     return kvb_store_le(at, bits, 8);
 }
 
-uint32_t kvb_crc_of(const uint8_t *bytes, size_t size)
+void kvb_entry_raw(kvb_entry *e, const void *bytes, size_t size)
 {
-    return (uint32_t)crc32_z(0, bytes, size);
+    e->stored_size = e->raw_size = size;
+    e->stored_crc = e->raw_crc = kvb_crc_of(bytes, size);
+}
+
+void kvb_entry_packed(kvb_entry *e, kvb_codec_id codec, const void *bytes, size_t size)
+{
+    e->codec = (uint16_t)codec;
+    e->stored_size = size;
+    e->stored_crc = kvb_crc_of(bytes, size);
+}
+
+uint8_t *kvb_deflate(const void *bytes, size_t size, int level, size_t *packed_size)
+{
+    uLongf length = compressBound((uLong)size);
+    uint8_t *packed = kvb_alloc_array(length, 1);
+    if (packed != NULL && compress2(packed, &length, bytes, (uLong)size, level) != Z_OK) {
+        free(packed);
+        packed = NULL;
+    }
+    *packed_size = length;
+    return packed;
+}
+
+bool kvb_entry_place(kvb_entry *e, uint64_t *end)
+{
+    return kvb_align_u64(*end, KVB_SECTION_ALIGN, &e->offset) && kvb_add_u64(e->offset, e->stored_size, end) &&
+           *end <= KVB_MAX_FILE;
 }
 
 uint8_t *kvb_store_entry(uint8_t *at, const kvb_entry *e)

@@ -54,12 +54,7 @@ static kvb_status read_origin(kvb_cache_file *f, const kvb_reader *r)
     memcpy(f->book_id, kvb_cursor_bytes(&c, sizeof f->book_id), sizeof f->book_id);
     for (size_t i = 0; i < sizeof f->book_id; i++)
         f->has_book |= f->book_id[i] != 0;
-    f->policy.anchor_fraction = kvb_cursor_f64(&c);
-    f->policy.score = (kvb_anchor_score)kvb_cursor_u32(&c);
-    f->policy.window = kvb_cursor_u32(&c);
-    f->policy.sinks = kvb_cursor_u32(&c);
-    f->policy.exact = (kvb_exact_form)kvb_cursor_u32(&c);
-    bool reserved = kvb_cursor_u64(&c) != 0;
+    bool reserved = kvb_cursor_policy(&c, &f->policy);
     f->seed = kvb_cursor_u64(&c);
     f->prompts = kvb_cursor_u32(&c);
     reserved |= kvb_cursor_u32(&c) != 0;

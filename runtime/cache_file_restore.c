@@ -7,7 +7,6 @@
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/sha256.h"
-#include "runtime/cache_store.h"
 #include "runtime/saved_cache.h"
 
 /* A section in row order: in place, or in memory of its own. */
@@ -57,66 +56,6 @@ static kvb_status load_section(const kvb_cache_file *f, const kvb_reader *r, con
 
 /* --- into a cache --- */
 
-static const uint8_t *take(const uint8_t *from, void *to, size_t size)
-{
-    if (size != 0)
-        memcpy(to, from, size);
-    return from + size;
-}
-
-/* The window is a ring: position p is row p % window_room. */
-static const uint8_t *fill_window(const uint8_t *from, const kvb_cache_head *head, kvb_kind kind, uint32_t first,
-                                  uint32_t count, size_t bytes)
-{
-    for (uint32_t p = first; p < first + count; p++)
-        from = take(from, head->window[kind] + p % head->window_room * bytes, bytes);
-    return from;
-}
-
-static const uint8_t *fill_kept(const uint8_t *from, const kvb_cache_layer *l, const kvb_cache_head *head,
-                                const kvb_saved_counts *n, uint32_t tokens)
-{
-    for (int kind = 0; kind < 2; kind++)
-        from = take(from, head->sinks[kind], n->sinks * kvb_row_bytes(&l->half, (kvb_kind)kind));
-    for (int kind = 0; kind < 2; kind++)
-        from = fill_window(from, head, (kvb_kind)kind, tokens - n->window, n->window,
-                           kvb_row_bytes(&head->form, (kvb_kind)kind));
-    for (int kind = 0; kind < 2; kind++)
-        from = take(from, head->anchors[kind], n->anchors * kvb_row_bytes(&head->form, (kvb_kind)kind));
-    return from;
-}
-
-static const uint8_t *fill_codes(const uint8_t *from, const kvb_cache_head *head, const kvb_saved_counts *n)
-{
-    for (int kind = 0; n->coded != 0 && kind < 2; kind++)
-        from = take(from, head->codes[kind], n->coded * head->codec[kind]->packed_bytes);
-    return from;
-}
-
-static const uint8_t *fill_anchors(const uint8_t *from, const kvb_cache_head *head, const kvb_saved_counts *n)
-{
-    from = take(from, head->pool.position, n->anchors * sizeof(uint32_t));
-    return take(from, head->pool.score, n->anchors * sizeof(float));
-}
-
-static const uint8_t *fill_gains(const uint8_t *from, const kvb_cache_head *head, uint32_t first, uint32_t count)
-{
-    for (uint32_t p = first; p < first + count; p++)
-        from = take(from, &head->score[p % head->window_room], sizeof(double));
-    return from;
-}
-
-static void fill_head(kvb_cache_layer *l, kvb_cache_head *head, kvb_saved_section section,
-                      const kvb_saved_counts *n, uint32_t tokens, const uint8_t **from)
-{
-    switch (section) {
-    case KVB_SAVED_KEPT: *from = fill_kept(*from, l, head, n, tokens); break;
-    case KVB_SAVED_CODE: *from = fill_codes(*from, head, n); break;
-    case KVB_SAVED_ANCH: *from = fill_anchors(*from, head, n); break;
-    case KVB_SAVED_GAIN: *from = fill_gains(*from, head, tokens - n->window, n->window); break;
-    }
-}
-
 /* Scores of a window that attention does not give are never read, but are 0 as in a cache that was not saved. */
 static void clear_gains(kvb_cache_layer *l)
 {
@@ -139,8 +78,8 @@ static kvb_status fill_layer(const kvb_cache_file *f, const kvb_reader *r, const
     if (status == KVB_OK)
         clear_gains(l);
     for (int s = 0; status == KVB_OK && s < KVB_SAVED_SECTIONS; s++)
-        for (uint32_t g = 0; section[s].rows != NULL && g < l->geometry.kv_heads; g++)
-            fill_head(l, l->head + g, (kvb_saved_section)s, &n, p->tokens, &section[s].rows);
+        if (section[s].rows != NULL)
+            kvb_saved_pass(l, (kvb_saved_section)s, &n, p->tokens, &(kvb_saved_stream){.from = section[s].rows});
     for (int s = 0; s < KVB_SAVED_SECTIONS; s++)
         free(section[s].owned);
     return status;
@@ -224,22 +163,24 @@ static kvb_status check_cache(const kvb_cache_file *f, const kvb_reader *r, cons
 
 /* --- calls --- */
 
-static kvb_status find_prompt(const kvb_cache_file *f, uint32_t prompt, kvb_error *err)
+/* A reader of the file that reports to `err`. */
+static kvb_status read_prompt(const kvb_cache_file *f, uint32_t prompt, kvb_reader *r, kvb_error *err)
 {
     if (f == NULL || prompt >= f->prompts)
         return kvb_fail(err, KVB_E_USAGE, "prompt", "found %u, the file has %u", prompt, f != NULL ? f->prompts : 0);
+    *r = f->r;
+    r->err = err;
     return KVB_OK;
 }
 
 kvb_status kvb_cache_file_restore(const kvb_cache_file *f, uint32_t prompt, kvb_cache *cache, kvb_error *err)
 {
-    kvb_status status = find_prompt(f, prompt, err);
+    kvb_reader r;
+    kvb_status status = read_prompt(f, prompt, &r, err);
     if (status != KVB_OK)
         return status;
     if (cache == NULL)
         return kvb_fail(err, KVB_E_USAGE, "cache", "found NULL, expected an empty cache");
-    kvb_reader r = f->r;
-    r.err = err;
     const kvb_saved *p = f->prompt + prompt;
     status = check_cache(f, &r, cache);
     for (uint32_t i = 0; status == KVB_OK && i < f->layers; i++)
@@ -251,20 +192,22 @@ kvb_status kvb_cache_file_restore(const kvb_cache_file *f, uint32_t prompt, kvb_
 
 kvb_status kvb_cache_file_ids(const kvb_cache_file *f, uint32_t prompt, uint32_t *ids, kvb_error *err)
 {
-    kvb_status status = find_prompt(f, prompt, err);
+    kvb_reader r;
+    kvb_status status = read_prompt(f, prompt, &r, err);
     if (status != KVB_OK)
         return status;
     const kvb_entry *e = f->prompt[prompt].ids;
     if (e == NULL || ids == NULL)
         return kvb_fail(err, KVB_E_USAGE, f->name, "prompt %u has no token ids, or there is no place for them", prompt);
-    kvb_reader r = f->r;
-    r.err = err;
     status = kvb_section_checksum(&r, e);
     return status == KVB_OK ? kvb_section_copy(&r, e, (uint8_t *)ids) : status;
 }
 
-static kvb_status check_finite_state(const kvb_reader *r, const kvb_entry *e)
+static kvb_status check_hidden(const kvb_reader *r, const kvb_entry *e)
 {
+    kvb_status status = kvb_section_checksum(r, e);
+    if (status != KVB_OK)
+        return status;
     const uint8_t *bytes = kvb_section_bytes(r, e);
     for (uint32_t i = 0; i < e->shape[0]; i++)
         if ((bytes[4 * i + 3] & 0x7F) == 0x7F && (bytes[4 * i + 2] & 0x80) != 0)
@@ -274,17 +217,14 @@ static kvb_status check_finite_state(const kvb_reader *r, const kvb_entry *e)
 
 kvb_status kvb_cache_file_hidden(const kvb_cache_file *f, uint32_t prompt, float *hidden, kvb_error *err)
 {
-    kvb_status status = find_prompt(f, prompt, err);
+    kvb_reader r;
+    kvb_status status = read_prompt(f, prompt, &r, err);
     if (status != KVB_OK)
         return status;
     const kvb_entry *e = f->prompt[prompt].hidden;
     if (e == NULL || hidden == NULL)
         return kvb_fail(err, KVB_E_USAGE, f->name, "prompt %u has no hidden state, or there is no place for it", prompt);
-    kvb_reader r = f->r;
-    r.err = err;
-    status = kvb_section_checksum(&r, e);
-    if (status == KVB_OK)
-        status = check_finite_state(&r, e);
+    status = check_hidden(&r, e);
     return status == KVB_OK ? kvb_section_copy(&r, e, (uint8_t *)hidden) : status;
 }
 
@@ -300,11 +240,10 @@ static kvb_status check_ids(const kvb_cache_file *f, uint32_t prompt, kvb_error 
 
 kvb_status kvb_cache_file_check(const kvb_cache_file *f, uint32_t prompt, kvb_error *err)
 {
-    kvb_status status = find_prompt(f, prompt, err);
+    kvb_reader r;
+    kvb_status status = read_prompt(f, prompt, &r, err);
     if (status != KVB_OK)
         return status;
-    kvb_reader r = f->r;
-    r.err = err;
     const kvb_saved *p = f->prompt + prompt;
     for (uint32_t i = 0; i < f->layers; i++)
         for (int s = 0; status == KVB_OK && s < KVB_SAVED_SECTIONS; s++) {
@@ -312,10 +251,7 @@ kvb_status kvb_cache_file_check(const kvb_cache_file *f, uint32_t prompt, kvb_er
             status = load_section(f, &r, p, i, (kvb_saved_section)s, &l);
             free(l.owned);
         }
-    if (status == KVB_OK && p->hidden != NULL) {
-        status = kvb_section_checksum(&r, p->hidden);
-        if (status == KVB_OK)
-            status = check_finite_state(&r, p->hidden);
-    }
+    if (status == KVB_OK && p->hidden != NULL)
+        status = check_hidden(&r, p->hidden);
     return status == KVB_OK ? check_ids(f, prompt, err) : status;
 }

@@ -4,14 +4,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 
 #include "format/base/checked.h"
+#include "format/base/crc.h"
 #include "format/base/fail.h"
 #include "format/base/outfile.h"
 #include "format/section_write.h"
-#include "runtime/cache_store.h"
 #include "runtime/saved_cache.h"
+
+enum { LEVEL = 6 }; /* of zlib */
 
 typedef struct saved_section {
     kvb_entry entry;
@@ -32,53 +33,7 @@ struct kvb_cache_writer {
     uint32_t count, room;
 };
 
-/* --- what a cache's rows are --- */
-
-static const kvb_policy everything_exact = {.anchor_fraction = 0.0, .window = UINT32_MAX};
-
-kvb_policy kvb_saved_policy_of(const kvb_cache *cache)
-{
-    for (uint32_t i = 0; i < cache->layers; i++)
-        if (cache->layer[i].has_codes)
-            return cache->layer[i].policy;
-    return everything_exact;
-}
-
-bool kvb_saved_same_policy(const kvb_policy *a, const kvb_policy *b)
-{
-    return memcmp(&a->anchor_fraction, &b->anchor_fraction, sizeof a->anchor_fraction) == 0 && a->score == b->score &&
-           a->window == b->window && a->sinks == b->sinks && a->exact == b->exact;
-}
-
-static uint32_t packed_bytes_of(const kvb_codebook *c)
-{
-    return c != NULL ? (uint32_t)kvb_packed_bytes(c->groups, c->code_bits) : 0;
-}
-
-kvb_status kvb_saved_check_codes(const kvb_cache *cache, kvb_error *err)
-{
-    for (uint32_t i = 0; i < cache->layers; i++)
-        for (uint32_t h = 0; cache->layer[i].has_codes && h < 2 * cache->layer[i].geometry.kv_heads; h++)
-            if (kvb_book_codebook(cache->book, i, h / 2, (kvb_kind)(h % 2))->scaling != NULL)
-                return kvb_fail(err, KVB_E_USAGE, "cache", "layer %u codes numbers one by one, with scales of their own, which a file of "
-                                "caches cannot hold yet: use a book of codebooks", i);
-    return KVB_OK;
-}
-
-kvb_saved_rows kvb_saved_rows_of(const kvb_cache *cache, uint32_t layer, uint32_t g)
-{
-    const kvb_cache_layer *l = cache->layer + layer;
-    kvb_saved_rows rows = {{0}, {0}};
-    for (int kind = 0; kind < 2; kind++) {
-        rows.kept[kind] = l->geometry.head_dim * (uint32_t)sizeof(uint16_t);
-        if (!l->has_codes)
-            continue;
-        rows.code[kind] = packed_bytes_of(kvb_book_codebook(cache->book, layer, g, (kvb_kind)kind));
-        if (l->policy.exact == KVB_EXACT_FINE)
-            rows.kept[kind] = packed_bytes_of(kvb_book_fine(cache->book, layer, g, (kvb_kind)kind));
-    }
-    return rows;
-}
+/* --- what the file is for --- */
 
 static void free_layers(kvb_saved_layer *layer, uint32_t layers)
 {
@@ -201,24 +156,20 @@ static kvb_status add_section(kvb_cache_writer *w, const char *type, uint32_t la
     s->entry.head = prompt;
     s->entry.dims = 1;
     s->entry.shape[0] = (uint32_t)size;
-    s->entry.stored_size = s->entry.raw_size = size;
-    s->entry.stored_crc = s->entry.raw_crc = kvb_crc_of(bytes, size);
+    kvb_entry_raw(&s->entry, bytes, size);
     if (added != NULL)
         *added = s;
     return KVB_OK;
 }
 
-/* What zlib makes of `raw`, which has the section's size: allocated, *size bytes; NULL if out of memory. */
-static uint8_t *deflate_bytes(const saved_section *s, const uint8_t *raw, size_t *size)
+/* A copy of `from` as a section of its own. */
+static kvb_status add_copy(kvb_cache_writer *w, const char *type, uint32_t prompt, const void *from, size_t size,
+                           saved_section **added, kvb_error *err)
 {
-    uLongf length = compressBound((uLong)s->entry.raw_size);
-    uint8_t *packed = kvb_alloc_array(length, 1);
-    if (packed != NULL && compress2(packed, &length, raw, (uLong)s->entry.raw_size, 6) != Z_OK) {
-        free(packed);
-        packed = NULL;
-    }
-    *size = length;
-    return packed;
+    uint8_t *bytes = kvb_alloc_array(size, 1);
+    if (bytes != NULL)
+        memcpy(bytes, from, size);
+    return add_section(w, type, KVB_SHARED, prompt, bytes, size, added, err);
 }
 
 /* Puts the zlib stream in the place of the section's bytes where it is smaller than what is there; takes it. */
@@ -231,9 +182,7 @@ static void use_if_smaller(saved_section *s, uint8_t *packed, size_t size, const
     uint8_t *fitted = realloc(packed, size);
     fitted = fitted != NULL ? fitted : packed;
     s->entry.raw_crc = kvb_crc_of(raw, (size_t)s->entry.raw_size);
-    s->entry.codec = (uint16_t)codec;
-    s->entry.stored_size = size;
-    s->entry.stored_crc = kvb_crc_of(fitted, size);
+    kvb_entry_packed(&s->entry, codec, fitted, size);
     free(s->bytes);
     s->bytes = fitted;
 }
@@ -241,7 +190,7 @@ static void use_if_smaller(saved_section *s, uint8_t *packed, size_t size, const
 static kvb_status compress_section(saved_section *s, kvb_error *err)
 {
     size_t size;
-    uint8_t *packed = deflate_bytes(s, s->bytes, &size);
+    uint8_t *packed = kvb_deflate(s->bytes, (size_t)s->entry.raw_size, LEVEL, &size);
     if (packed == NULL)
         return kvb_fail_memory(err, "a saved cache");
     use_if_smaller(s, packed, size, s->bytes, KVB_CODEC_ZLIB);
@@ -249,52 +198,6 @@ static kvb_status compress_section(saved_section *s, kvb_error *err)
 }
 
 /* --- the content of a layer --- */
-
-static uint8_t *give(uint8_t *to, const void *from, size_t size)
-{
-    if (size != 0)
-        memcpy(to, from, size);
-    return to + size;
-}
-
-static uint8_t *give_window(uint8_t *to, const kvb_cache_head *head, kvb_kind kind, uint32_t first, uint32_t count)
-{
-    const size_t bytes = kvb_row_bytes(&head->form, kind);
-    for (uint32_t p = first; p < first + count; p++)
-        to = give(to, head->window[kind] + p % head->window_room * bytes, bytes);
-    return to;
-}
-
-static uint8_t *give_kept(uint8_t *to, const kvb_cache_layer *l, const kvb_cache_head *head, const kvb_saved_counts *n)
-{
-    for (int kind = 0; kind < 2; kind++)
-        to = give(to, head->sinks[kind], n->sinks * kvb_row_bytes(&l->half, (kvb_kind)kind));
-    for (int kind = 0; kind < 2; kind++)
-        to = give_window(to, head, (kvb_kind)kind, l->length - n->window, n->window);
-    for (int kind = 0; kind < 2; kind++)
-        to = give(to, head->anchors[kind], n->anchors * kvb_row_bytes(&head->form, (kvb_kind)kind));
-    return to;
-}
-
-static uint8_t *give_head(uint8_t *to, const kvb_cache_layer *l, const kvb_cache_head *head, kvb_saved_section section,
-                          const kvb_saved_counts *n)
-{
-    switch (section) {
-    case KVB_SAVED_KEPT: return give_kept(to, l, head, n);
-    case KVB_SAVED_CODE:
-        for (int kind = 0; n->coded != 0 && kind < 2; kind++)
-            to = give(to, head->codes[kind], n->coded * head->codec[kind]->packed_bytes);
-        return to;
-    case KVB_SAVED_ANCH:
-        to = give(to, head->pool.position, n->anchors * sizeof(uint32_t));
-        return give(to, head->pool.score, n->anchors * sizeof(float));
-    case KVB_SAVED_GAIN:
-        for (uint32_t p = l->length - n->window; p < l->length; p++)
-            to = give(to, &head->score[p % head->window_room], sizeof(double));
-        return to;
-    }
-    return to;
-}
 
 /* Rows hold what tokens have in common, columns what the codes of one group have: the smaller stream is kept. */
 static kvb_status compress_rows(const kvb_cache_writer *w, uint32_t layer, uint32_t tokens, kvb_saved_section section,
@@ -304,7 +207,7 @@ static kvb_status compress_rows(const kvb_cache_writer *w, uint32_t layer, uint3
     uint8_t *packed = NULL, *planes = kvb_alloc_array((size_t)s->entry.raw_size, 1);
     if (planes != NULL) {
         kvb_saved_to_planes(&w->policy, w->layer + layer, tokens, section, s->bytes, planes);
-        packed = deflate_bytes(s, planes, &size);
+        packed = kvb_deflate(planes, (size_t)s->entry.raw_size, LEVEL, &size);
     }
     kvb_status status = packed != NULL ? compress_section(s, err) : kvb_fail_memory(err, "a saved cache");
     if (status == KVB_OK)
@@ -328,9 +231,9 @@ static kvb_status save_section(kvb_cache_writer *w, const kvb_cache *cache, uint
     if (size > UINT32_MAX)
         return kvb_fail(err, KVB_E_USAGE, "cache", "layer %u has %llu bytes of one kind, a section holds at most %u", layer,
                         (unsigned long long)size, UINT32_MAX);
-    uint8_t *bytes = kvb_alloc_array((size_t)size, 1), *to = bytes;
-    for (uint32_t g = 0; bytes != NULL && g < l->geometry.kv_heads; g++)
-        to = give_head(to, l, l->head + g, section, &n);
+    uint8_t *bytes = kvb_alloc_array((size_t)size, 1);
+    if (bytes != NULL)
+        kvb_saved_pass(l, section, &n, l->length, &(kvb_saved_stream){.to = bytes});
     /* What the reader would refuse must never be written. */
     if (bytes != NULL &&
         kvb_saved_problem(&w->policy, w->layer + layer, l->length, section, bytes, problem, sizeof problem)) {
@@ -360,22 +263,14 @@ static kvb_status save_head(kvb_cache_writer *w, const kvb_cache *cache, const k
 static kvb_status save_ids(kvb_cache_writer *w, const uint32_t *ids, uint32_t count, kvb_error *err)
 {
     saved_section *s = NULL;
-    const size_t size = count * sizeof *ids;
-    uint8_t *bytes = kvb_alloc_array(size, 1);
-    if (bytes != NULL)
-        memcpy(bytes, ids, size);
-    kvb_status status = add_section(w, "toks", KVB_SHARED, w->prompts, bytes, size, &s, err);
+    kvb_status status = add_copy(w, "toks", w->prompts, ids, count * sizeof *ids, &s, err);
     return status == KVB_OK && w->compress ? compress_section(s, err) : status;
 }
 
 static kvb_status save_hidden(kvb_cache_writer *w, const float *hidden, uint32_t count, kvb_error *err)
 {
     saved_section *s = NULL;
-    const size_t size = count * sizeof *hidden;
-    uint8_t *bytes = kvb_alloc_array(size, 1);
-    if (bytes != NULL)
-        memcpy(bytes, hidden, size);
-    kvb_status status = add_section(w, "last", KVB_SHARED, w->prompts, bytes, size, &s, err);
+    kvb_status status = add_copy(w, "last", w->prompts, hidden, count * sizeof *hidden, &s, err);
     if (status == KVB_OK) {
         s->entry.dtype = KVB_ELEMENT_F32;
         s->entry.shape[0] = count;
@@ -501,11 +396,7 @@ kvb_status kvb_cache_writer_add(kvb_cache_writer *w, const kvb_cache *cache, con
 static kvb_status add_meta(kvb_cache_writer *w, kvb_error *err)
 {
     saved_section *s = NULL;
-    const size_t size = strlen(w->meta);
-    uint8_t *bytes = kvb_alloc_array(size, 1);
-    if (bytes != NULL)
-        memcpy(bytes, w->meta, size);
-    kvb_status status = add_section(w, "META", KVB_SHARED, KVB_SHARED, bytes, size, &s, err);
+    kvb_status status = add_copy(w, "META", KVB_SHARED, w->meta, strlen(w->meta), &s, err);
     return status == KVB_OK && w->compress ? compress_section(s, err) : status;
 }
 
@@ -570,11 +461,8 @@ static uint8_t *make_table(kvb_cache_writer *w, uint64_t *table_end, bool *fits)
     *table_end = KVB_HEADER_SIZE + (uint64_t)w->count * KVB_ENTRY_SIZE;
     uint64_t end = *table_end;
     *fits = w->count <= KVB_MAX_SECTIONS;
-    for (uint32_t i = 0; *fits && i < w->count; i++) {
-        kvb_entry *e = &w->section[i].entry;
-        *fits = kvb_align_u64(end, KVB_SECTION_ALIGN, &e->offset) && kvb_add_u64(e->offset, e->stored_size, &end) &&
-                end <= KVB_MAX_FILE;
-    }
+    for (uint32_t i = 0; *fits && i < w->count; i++)
+        *fits = kvb_entry_place(&w->section[i].entry, &end);
     uint8_t *bytes = kvb_alloc_array((size_t)*table_end, 1), *at = bytes;
     if (bytes == NULL || !*fits)
         return bytes;

@@ -4,6 +4,7 @@
 
 #include "format/base/mapfile.h"
 #include "runtime/cache_file_layout.h"
+#include "runtime/cache_store.h"
 
 /* Sections of a layer, by kvb_saved_section; NULL where it has no bytes. */
 typedef struct kvb_saved_sections {
@@ -33,12 +34,23 @@ struct kvb_cache_file {
     kvb_saved *prompt;      /* [prompts] */
 };
 
+/* cache_file_rows.c */
 /* The policy of a cache's coded layers; of a cache without any, everything exact. */
 kvb_policy kvb_saved_policy_of(const kvb_cache *cache);
 bool kvb_saved_same_policy(const kvb_policy *a, const kvb_policy *b);
-/* What a row of a head of a cache takes. */
 /* KVB_E_USAGE where numbers are coded one by one: their scales have no place in the file. */
 kvb_status kvb_saved_check_codes(const kvb_cache *cache, kvb_error *err);
+/* What a row of a head of a cache takes. */
 kvb_saved_rows kvb_saved_rows_of(const kvb_cache *cache, uint32_t layer, uint32_t g);
+
+/* Where rows go, or where they come from: one of the two. */
+typedef struct kvb_saved_stream {
+    uint8_t *to;
+    const uint8_t *from;
+} kvb_saved_stream;
+
+/* Passes a section of a layer of `tokens` tokens, kvb_saved_size() bytes, out of the cache or into it. */
+void kvb_saved_pass(const kvb_cache_layer *l, kvb_saved_section section, const kvb_saved_counts *n, uint32_t tokens,
+                    kvb_saved_stream *s);
 
 #endif
