@@ -2,14 +2,7 @@
 
 #include <string.h>
 
-#include "format/base/sha256.h"
-
-static void put_hash(kvb_json_writer *w, const char *key, const uint8_t digest[32])
-{
-    char hex[65];
-    kvb_sha256_hex(digest, hex);
-    kvb_json_put_string(w, key, hex);
-}
+#include "format/base/path.h"
 
 void kvb_meta_put_model(kvb_json_writer *w, const kvb_model *model)
 {
@@ -17,23 +10,16 @@ void kvb_meta_put_model(kvb_json_writer *w, const kvb_model *model)
     kvb_json_begin_object(w, "model");
     kvb_json_put_string(w, "name", info->name);
     kvb_json_put_string(w, "architecture", info->architecture);
-    put_hash(w, "meta_sha256", info->meta_sha256);
-    put_hash(w, "weights_sha256", info->weights_sha256);
+    kvb_json_put_sha256(w, "meta_sha256", info->meta_sha256);
+    kvb_json_put_sha256(w, "weights_sha256", info->weights_sha256);
     kvb_json_put_u64(w, "layers", info->layers);
     kvb_json_put_u64(w, "embedding", info->embedding);
     kvb_json_put_u64(w, "vocab", info->vocab);
     kvb_json_put_u64(w, "context", info->context);
     kvb_json_end_object(w);
     kvb_json_begin_object(w, "tokenizer");
-    put_hash(w, "sha256", kvb_tokenizer_id(kvb_model_tokenizer(model)));
+    kvb_json_put_sha256(w, "sha256", kvb_tokenizer_id(kvb_model_tokenizer(model)));
     kvb_json_end_object(w);
-}
-
-/* The name alone: folders are the user's business, and differ between machines. */
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
 }
 
 void kvb_meta_put_text(kvb_json_writer *w, const kvb_text *text, const kvb_capture_options *options, uint64_t chunks)
@@ -42,8 +28,8 @@ void kvb_meta_put_text(kvb_json_writer *w, const kvb_text *text, const kvb_captu
     kvb_json_begin_array(w, "sources");
     for (size_t i = 0; i < text->source_count; i++) {
         kvb_json_begin_object(w, NULL);
-        kvb_json_put_string(w, "name", base_name(text->sources[i].path));
-        put_hash(w, "sha256", text->sources[i].sha256);
+        kvb_json_put_string(w, "name", kvb_base_name(text->sources[i].path));
+        kvb_json_put_sha256(w, "sha256", text->sources[i].sha256);
         kvb_json_put_u64(w, "bytes", text->sources[i].bytes);
         kvb_json_put_u64(w, "tokens", text->sources[i].tokens);
         kvb_json_end_object(w);

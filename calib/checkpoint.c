@@ -10,9 +10,9 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include "calib/checkpoint_job.h"
+#include "format/base/crc.h"
 #include "format/base/fail.h"
 #include "format/base/mapfile.h"
 #include "format/base/outfile.h"
@@ -131,17 +131,9 @@ static kvb_status enter_folder(kvb_checkpoint *c, kvb_error *err)
 
 static kvb_status begin(kvb_checkpoint *c, const char *path, const char *job, kvb_error *err)
 {
-    kvb_outfile *out;
     /* Results that no job.json speaks for cannot be trusted. */
     (void)any_entry(c, drop_result, NULL);
-    kvb_status status = kvb_outfile_open(path, &out, err);
-    if (status != KVB_OK)
-        return status;
-    status = kvb_outfile_write(out, job, strlen(job), err);
-    if (status == KVB_OK)
-        return kvb_outfile_commit(out, err);
-    kvb_outfile_abandon(out);
-    return status;
+    return kvb_write_file(path, job, strlen(job), err);
 }
 
 static kvb_status go_on(kvb_checkpoint *c, const char *path, const char *job, bool resume, kvb_error *err)
@@ -259,15 +251,10 @@ void kvb_record_free(kvb_record *r)
     *r = (kvb_record){0};
 }
 
-static uint32_t checksum(const void *bytes, size_t size)
-{
-    return (uint32_t)crc32_z(crc32_z(0, NULL, 0), bytes, size);
-}
-
 static void make_header(const kvb_checkpoint *c, const kvb_record *record, uint8_t header[HEADER_BYTES])
 {
     const uint64_t size = record->size;
-    const uint32_t crc = checksum(record->bytes, record->size);
+    const uint32_t crc = kvb_crc_of(record->bytes, record->size);
     memset(header, 0, HEADER_BYTES);
     memcpy(header, magic, sizeof magic);
     memcpy(header + HASH_AT, c->job_hash, sizeof c->job_hash);
@@ -313,7 +300,7 @@ static kvb_status check_record(const kvb_checkpoint *c, const char *path, const 
         return refuse(path, "belongs to the checkpoint of another job", err);
     memcpy(&payload, file + SIZE_AT, sizeof payload);
     memcpy(&crc, file + CRC_AT, sizeof crc);
-    if (payload != size - HEADER_BYTES || crc != checksum(file + HEADER_BYTES, size - HEADER_BYTES))
+    if (payload != size - HEADER_BYTES || crc != kvb_crc_of(file + HEADER_BYTES, size - HEADER_BYTES))
         return refuse(path, "is damaged: its size or checksum is not what was written", err);
     return KVB_OK;
 }

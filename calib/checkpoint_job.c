@@ -31,13 +31,6 @@ static void put_text(kvb_json_writer *w, const char *key, const char *format, ..
     kvb_json_put_string(w, key, text);
 }
 
-static void put_hash(kvb_json_writer *w, const char *key, const uint8_t digest[32])
-{
-    char hex[65];
-    kvb_sha256_hex(digest, hex);
-    kvb_json_put_string(w, key, hex);
-}
-
 static void put_shape(kvb_json_writer *w, const char *key, const kvb_shape *s)
 {
     char text[KVB_SHAPE_TEXT];
@@ -92,9 +85,9 @@ void kvb_checkpoint_job_put_input(kvb_json_writer *w, const kvb_model *model, co
     const kvb_model_info *info = kvb_model_get_info(model);
     kvb_sha256 s;
     uint8_t digest[32];
-    put_hash(w, "model", info->weights_sha256);
-    put_hash(w, "model's metadata", info->meta_sha256);
-    put_hash(w, "tokenizer", kvb_tokenizer_id(kvb_model_tokenizer(model)));
+    kvb_json_put_sha256(w, "model", info->weights_sha256);
+    kvb_json_put_sha256(w, "model's metadata", info->meta_sha256);
+    kvb_json_put_sha256(w, "tokenizer", kvb_tokenizer_id(kvb_model_tokenizer(model)));
     /* META has the names of the files too, so they count. */
     kvb_sha256_begin(&s);
     for (size_t i = 0; i < text->source_count; i++) {
@@ -102,7 +95,7 @@ void kvb_checkpoint_job_put_input(kvb_json_writer *w, const kvb_model *model, co
         kvb_sha256_add(&s, text->sources[i].sha256, sizeof text->sources[i].sha256);
     }
     kvb_sha256_end(&s, digest);
-    put_hash(w, "--text", digest);
+    kvb_json_put_sha256(w, "--text", digest);
     put_text(w, "--ctx", "%u", options->ctx);
     put_text(w, "--skip", "%" PRIu64, options->skip);
     put_text(w, "--chunks", "%" PRIu64, chunks);
@@ -149,11 +142,11 @@ void kvb_checkpoint_job_put_capture(kvb_json_writer *w, const kvb_capture *captu
     for (uint32_t l = 0; l < capture->layers; l++)
         sum[l] = sum_layer(capture, l);
     kvb_sha256_of(sum, capture->layers * sizeof *sum, digest);
-    put_hash(w, "capture", digest);
+    kvb_json_put_sha256(w, "capture", digest);
     free(sum);
     const char *meta = capture->meta_json != NULL ? capture->meta_json : "";
     kvb_sha256_of(meta, strlen(meta), digest);
-    put_hash(w, "capture's META", digest);
+    kvb_json_put_sha256(w, "capture's META", digest);
     put_text(w, "capture's rows", "%" PRIu64, capture->rows);
 }
 

@@ -4,6 +4,7 @@
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
+#include "format/base/path.h"
 #include "model/weights.h"
 
 /* Reads "<architecture>.<suffix>". */
@@ -163,8 +164,7 @@ kvb_status kvb_config_from_gguf(kvb_model *m, kvb_error *err)
 {
     kvb_model_config *c = &m->config;
     kvb_status s = read_architecture(m, err);
-    const char *slash = strrchr(m->path, '/');
-    get_text(m->gguf, "general.name", slash ? slash + 1 : m->path, c->name, sizeof c->name);
+    get_text(m->gguf, "general.name", kvb_base_name(m->path), c->name, sizeof c->name);
     if (s == KVB_OK) s = refuse_features(m, err);
     if (s == KVB_OK) s = need_u32(m, "block_count", &c->layers, err);
     if (s == KVB_OK) s = need_u32(m, "embedding_length", &c->embedding, err);

@@ -7,6 +7,7 @@
 #include "format/base/checked.h"
 #include "format/base/cursor.h"
 #include "format/base/fail.h"
+#include "format/base/path.h"
 #include "model/weights.h"
 
 enum { NAME_SIZE = 40 };
@@ -66,8 +67,7 @@ static kvb_status read_header(kvb_model *m, kvb_cursor *c, bool *shared, kvb_err
 static void set_constants(kvb_model *m)
 {
     kvb_model_config *g = &m->config;
-    const char *slash = strrchr(m->path, '/');
-    snprintf(g->name, sizeof g->name, "%s", slash ? slash + 1 : m->path);
+    snprintf(g->name, sizeof g->name, "%s", kvb_base_name(m->path));
     g->arch = kvb_architecture_of_gguf("llama");
     snprintf(g->architecture, sizeof g->architecture, "%s", g->arch->name);
     g->norm_epsilon = 1e-5;

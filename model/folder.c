@@ -9,6 +9,7 @@
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
+#include "format/base/path.h"
 #include "format/base/mapfile.h"
 #include "model/safetensors.h"
 
@@ -88,16 +89,10 @@ static kvb_status open_shard(kvb_folder *f, const char *name, kvb_error *err)
     return status;
 }
 
-static const char *file_name(const kvb_safetensors *st)
-{
-    const char *path = kvb_safetensors_path(st), *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
-}
-
 static const kvb_safetensors *find_shard(const kvb_folder *f, const char *name)
 {
     for (size_t i = 0; i < f->shards; i++)
-        if (strcmp(file_name(f->shard[i]), name) == 0)
+        if (strcmp(kvb_base_name(kvb_safetensors_path(f->shard[i])), name) == 0)
             return f->shard[i];
     return NULL;
 }

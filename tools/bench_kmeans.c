@@ -13,6 +13,7 @@
 #include "kmeans/kmeans_reference.h"
 #include "kvbook/kmeans.h"
 #include "tools/bench.h"
+#include "tools/output.h"
 
 enum { ITERATIONS = 20, FEW = 3, MOST_CELLS = 64 };
 
@@ -213,10 +214,7 @@ static kvb_status print_json(const table *t, kvb_error *err)
     kvb_json_put_string(&w, "bench", "kmeans");
     kvb_json_put_u64(&w, "threads", (uint64_t)t->threads);
     kvb_json_put_u64(&w, "iterations", ITERATIONS);
-    if (isfinite(t->peak))
-        kvb_json_put_number(&w, "peak_gflops", t->peak / 1e9);
-    else
-        kvb_json_put_null(&w, "peak_gflops");
+    kvb_json_put_number(&w, "peak_gflops", t->peak / 1e9);
     kvb_json_begin_array(&w, "cells");
     for (size_t i = 0; i < t->count; i++) {
         put_cell(&w, &t->cells[i], t);
@@ -229,12 +227,7 @@ static kvb_status print_json(const table *t, kvb_error *err)
     kvb_json_put_number(&w, "baseline_seconds", baseline);
     kvb_json_put_number(&w, "ratio", baseline / seconds);
     kvb_json_end_object(&w);
-    const char *text = kvb_json_writer_text(&w);
-    kvb_status status = text != NULL ? KVB_OK : kvb_fail_memory(err, "bench kmeans");
-    if (status == KVB_OK)
-        puts(text);
-    kvb_json_writer_free(&w);
-    return status;
+    return kvb_print_json(&w, "bench kmeans", err);
 }
 
 kvb_status kvb_bench_kmeans(const kvb_bench_options *options, kvb_progress *p, kvb_error *err)

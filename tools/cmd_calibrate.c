@@ -1,6 +1,7 @@
 #include <stdlib.h>
 
 #include "calib/shape.h"
+#include "format/base/outfile.h"
 #include "tools/calibration.h"
 #include "tools/commands.h"
 #include "tools/tuning.h"
@@ -98,7 +99,7 @@ static kvb_status calibrate(const calibrate_args *a, const kvb_input *in, const 
     if (status == KVB_OK)
         status = kvb_tune_image(in, &a->tune, a->recipe.seed.value, p, &image, &size, err);
     if (status == KVB_OK)
-        status = kvb_write_output(a->output, image, size, err);
+        status = kvb_write_file(a->output, image, size, err);
     status = kvb_end_checkpoint(checkpoint, status, p);
     if (status == KVB_OK)
         kvb_say(p, "wrote %s: %s, %g bits, recipe %s, in %s", a->output, kvb_size_text(size, bytes),

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include "format/base/fail.h"
+#include "format/base/outfile.h"
 #include "tools/commands.h"
 #include "tools/compare.h"
 
@@ -17,8 +18,6 @@ typedef struct compare_args {
     const char *recipes, *bits, *output;
 } compare_args;
 
-static const char *const protocols[] = {"causal", "chunk", NULL};
-
 static const kvb_flag flags[] = {
     {"--recipes", KVB_FLAG_STRING, "A,B,...", "names or files of recipes, with commas between them", .required = true,
      .offset = offsetof(compare_args, recipes)},
@@ -27,7 +26,7 @@ static const kvb_flag flags[] = {
     {"--output", KVB_FLAG_STRING, "FILE.json", "the table; FILE.md and FILE.svg are written beside it, and a folder FILE.books keeps books "
      "and scores", .offset = offsetof(compare_args, output), .letter = "-o", .required = true},
     {"--anchor-protocol", KVB_FLAG_CHOICE, "NAME", "anchors chosen as tokens leave the window, as a cache does, or from the whole chunk at "
-     "once, as the papers do", .offset = offsetof(compare_args, protocol), .choices = protocols},
+     "once, as the papers do", .offset = offsetof(compare_args, protocol), .choices = kvb_protocol_names},
     {"--seed", KVB_FLAG_COUNT, "N", "seed of training (default 1)", .offset = offsetof(compare_args, seed)},
 };
 
@@ -145,7 +144,7 @@ static kvb_status open_texts(const compare_args *a, kvb_input *in, kvb_input *ca
 
 static kvb_status write_text(const char *path, const char *text, kvb_progress *p, kvb_error *err)
 {
-    kvb_status status = kvb_write_output(path, text, strlen(text), err);
+    kvb_status status = kvb_write_file(path, text, strlen(text), err);
     if (status == KVB_OK)
         kvb_say(p, "wrote %s", path);
     return status;

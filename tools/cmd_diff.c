@@ -12,6 +12,7 @@
 #include "format/base/sha256.h"
 #include "tools/commands.h"
 #include "tools/identity.h"
+#include "tools/output.h"
 #include "tools/summary.h"
 
 typedef struct diff_args {
@@ -208,7 +209,7 @@ static bool same_books(const comparison *c)
     return memcmp(kvb_book_id(c->book[0]), kvb_book_id(c->book[1]), 32) == 0;
 }
 
-/* Over all layers, or the first `layers` of one. */
+/* Over all layers. */
 static layer_distance total_of(const comparison *c, kvb_kind kind)
 {
     layer_distance all = {0};
@@ -250,7 +251,7 @@ static void print_summaries(const comparison *c)
         s[b] = kvb_summarise_book(c->book[b]);
         kvb_policy_text(&p, policy[b]);
         snprintf(bits[b], sizeof bits[b], "%g nominal, %.3f effective at 128K", s[b].bits_nominal,
-                 kvb_effective_bits(c->book[b], &p, 131072));
+                 kvb_effective_bits(c->book[b], &p, KVB_CTX_128K));
     }
     print_pair("bits", bits[0], bits[1]);
     for (int kind = 0; kind < 2; kind++) {
@@ -324,11 +325,9 @@ static kvb_status print_json(const comparison *c, kvb_error *err)
     kvb_json_put_u64(&w, "schema", 1);
     kvb_json_begin_array(&w, "books");
     for (int b = 0; b < BOOKS; b++) {
-        char hex[65];
-        kvb_sha256_hex(kvb_book_id(c->book[b]), hex);
         kvb_json_begin_object(&w, NULL);
         kvb_json_put_string(&w, "book", c->path[b]);
-        kvb_json_put_string(&w, "id", hex);
+        kvb_json_put_sha256(&w, "id", kvb_book_id(c->book[b]));
         kvb_json_put_number(&w, "bits_nominal", kvb_summarise_book(c->book[b]).bits_nominal);
         kvb_json_end_object(&w);
     }
@@ -349,12 +348,7 @@ static kvb_status print_json(const comparison *c, kvb_error *err)
         kvb_json_end_array(&w);
     }
     kvb_json_end_object(&w);
-    const char *text = kvb_json_writer_text(&w);
-    kvb_status status = text != NULL ? KVB_OK : kvb_fail_memory(err, "diff");
-    if (status == KVB_OK)
-        puts(text);
-    kvb_json_writer_free(&w);
-    return status;
+    return kvb_print_json(&w, "diff", err);
 }
 
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)

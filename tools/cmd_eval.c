@@ -3,10 +3,12 @@
 #include <string.h>
 
 #include "format/base/fail.h"
+#include "format/base/path.h"
 #include "tools/calibration.h"
 #include "tools/commands.h"
 #include "tools/evaluate.h"
 #include "tools/identity.h"
+#include "tools/output.h"
 #include "tools/score.h"
 #include "tools/summary.h"
 #include "tools/tuning.h"
@@ -26,14 +28,13 @@ typedef struct eval_args {
     bool no_exact, also_bare, json;
 } eval_args;
 
-static const char *const protocols[] = {"causal", "chunk", NULL};
 
 static const kvb_flag flags[] = {
     {"--book", KVB_FLAG_STRINGS, "FILE", "books to score (.kvb); one exact pass serves them all",
      .offset = offsetof(eval_args, books)},
     {"--anchor-protocol", KVB_FLAG_CHOICE, "NAME",
      "anchors chosen as tokens leave the window, as a cache does, or from "
-     "the whole chunk at once, as the papers do", .offset = offsetof(eval_args, protocol), .choices = protocols},
+     "the whole chunk at once, as the papers do", .offset = offsetof(eval_args, protocol), .choices = kvb_protocol_names},
     {"--also-bare", KVB_FLAG_BOOL, NULL, "score each book with nothing kept exact first, then with its policy",
      .offset = offsetof(eval_args, also_bare)},
     {"--decode", KVB_FLAG_COUNT, "[N]",
@@ -215,55 +216,29 @@ static void choose_policies(eval_run *r)
     }
 }
 
-static void put_finite(kvb_json_writer *w, const char *key, double value)
-{
-    if (isfinite(value))
-        kvb_json_put_number(w, key, value);
-    else
-        kvb_json_put_null(w, key);
-}
-
-static void put_policy(kvb_json_writer *w, const kvb_eval_variant *v)
-{
-    kvb_json_begin_object(w, "policy");
-    kvb_json_put_number(w, "anchors", v->policy.anchor_fraction);
-    kvb_json_put_string(w, "score", kvb_score_name(v->policy.score));
-    kvb_json_put_string(w, "protocol", protocols[v->protocol]);
-    kvb_json_put_u64(w, "window", v->policy.window);
-    kvb_json_put_u64(w, "sinks", v->policy.sinks);
-    kvb_json_put_string(w, "exact", kvb_form_name(v->policy.exact));
-    kvb_json_end_object(w);
-}
-
-/* Contexts whose effective bits are always told, beside that of the chunks. */
-enum { CTX_2K = 2048, CTX_32K = 32768, CTX_128K = 131072 };
-
-/* The exact cache is half floats: 16 bits at every length. */
 static double bits_at(const kvb_eval_variant *v, uint64_t tokens)
 {
-    return v == NULL || v->book == NULL ? 16 : kvb_effective_bits(v->book, &v->policy, tokens);
+    return v == NULL ? KVB_EXACT_BITS : kvb_effective_bits(v->book, &v->policy, tokens);
 }
 
 static double nominal_bits(const kvb_eval_variant *v)
 {
-    return v == NULL || v->book == NULL ? 16 : kvb_summarise_book(v->book).bits_nominal;
+    return v == NULL || v->book == NULL ? KVB_EXACT_BITS : kvb_summarise_book(v->book).bits_nominal;
 }
 
 static void put_bits(kvb_json_writer *w, const eval_run *r, const kvb_eval_variant *v)
 {
-    put_finite(w, "bits_nominal", nominal_bits(v));
-    put_finite(w, "bits_effective", bits_at(v, r->input.ctx));
+    kvb_json_put_number(w, "bits_nominal", nominal_bits(v));
+    kvb_json_put_number(w, "bits_effective", bits_at(v, r->input.ctx));
     kvb_json_put_u64(w, "bits_effective_ctx", r->input.ctx);
-    put_finite(w, "bits_effective_2k", bits_at(v, CTX_2K));
-    put_finite(w, "bits_effective_32k", bits_at(v, CTX_32K));
-    put_finite(w, "bits_effective_128k", bits_at(v, CTX_128K));
+    kvb_put_effective_bits(w, v != NULL ? v->book : NULL, v != NULL ? &v->policy : NULL);
 }
 
 static void put_buckets(kvb_json_writer *w, const char *key, const double *bucket, const double *exact, uint32_t buckets)
 {
     kvb_json_begin_array(w, key);
     for (uint32_t b = 0; b < buckets; b++)
-        put_finite(w, NULL, exact != NULL ? bucket[b] / exact[b] : bucket[b]);
+        kvb_json_put_number(w, NULL, exact != NULL ? bucket[b] / exact[b] : bucket[b]);
     kvb_json_end_array(w);
 }
 
@@ -273,9 +248,9 @@ static void put_more(kvb_json_writer *w, const eval_run *r, const kvb_eval_score
     const uint32_t buckets = kvb_eval_buckets(&r->options, r->input.ctx);
     if (r->args->decode.set) {
         kvb_json_put_string(w, "mode", stream ? "decode" : "prefill");
-        put_finite(w, "attention_apart", stream ? score->attention_apart : NAN);
-        put_finite(w, "nll_apart", stream ? score->apart : NAN);
-        put_finite(w, "nll_apart_most", stream ? score->apart_most : NAN);
+        kvb_json_put_number(w, "attention_apart", stream ? score->attention_apart : NAN);
+        kvb_json_put_number(w, "nll_apart", stream ? score->apart : NAN);
+        kvb_json_put_number(w, "nll_apart_most", stream ? score->apart_most : NAN);
     }
     if (buckets > 0) {
         kvb_json_put_u64(w, "positions", r->options.bucket);
@@ -305,13 +280,13 @@ static void put_result(kvb_json_writer *w, const eval_run *r, const kvb_eval_var
     kvb_json_put_bool(w, "bos", r->input.bos >= 0);
     kvb_json_put_string(w, "book", coded ? r->name[book_of(r, (size_t)(v - r->variant))] : NULL);
     if (coded)
-        put_policy(w, v);
-    put_finite(w, "ppl", score->ppl);
-    put_finite(w, "ppl_exact", exact->ppl);
-    put_finite(w, "kl", v != NULL ? score->kl : 0);
-    put_finite(w, "top1", v != NULL ? score->top1 : 1);
-    put_finite(w, "nll_delta", v != NULL ? score->delta : 0);
-    put_finite(w, "nll_delta_error", v != NULL ? score->delta_error : 0);
+        kvb_put_policy(w, &v->policy, kvb_protocol_names[v->protocol]);
+    kvb_json_put_number(w, "ppl", score->ppl);
+    kvb_json_put_number(w, "ppl_exact", exact->ppl);
+    kvb_json_put_number(w, "kl", v != NULL ? score->kl : 0);
+    kvb_json_put_number(w, "top1", v != NULL ? score->top1 : 1);
+    kvb_json_put_number(w, "nll_delta", v != NULL ? score->delta : 0);
+    kvb_json_put_number(w, "nll_delta_error", v != NULL ? score->delta_error : 0);
     put_bits(w, r, v);
     put_more(w, r, score, v != NULL && v->stream);
     kvb_json_put_number(w, "seconds", score->seconds + (v != NULL && !r->args->no_exact ? exact->seconds : 0));
@@ -324,12 +299,7 @@ static kvb_status print_object(const eval_run *r, const kvb_eval_variant *v, con
     kvb_json_begin_object(&w, NULL);
     put_result(&w, r, v, score);
     kvb_json_end_object(&w);
-    const char *text = kvb_json_writer_text(&w);
-    kvb_status status = text != NULL ? KVB_OK : kvb_fail_memory(err, "eval");
-    if (status == KVB_OK)
-        puts(text);
-    kvb_json_writer_free(&w);
-    return status;
+    return kvb_print_json(&w, "eval", err);
 }
 
 static kvb_status print_json(const eval_run *r, kvb_error *err)
@@ -353,19 +323,13 @@ static const char *cell(char text[32], int digits, double value)
 static void print_row(const eval_run *r, const char *name, const kvb_eval_variant *v, const kvb_eval_score *s)
 {
     char t[10][32];
-    const bool usual = r->input.ctx == CTX_2K;
+    const bool usual = r->input.ctx == KVB_CTX_2K;
     printf("%-28.28s %9s %9s %9s %8s %7s %7s", name, cell(t[0], 4, s->ppl), cell(t[1], 4, s->delta),
            cell(t[2], 4, s->delta_error), cell(t[3], 4, s->kl), cell(t[4], 2, s->top1 * 100), cell(t[5], 3, nominal_bits(v)));
     if (!usual)
         printf(" %7s", cell(t[6], 3, bits_at(v, r->input.ctx)));
-    printf(" %7s %7s %9s\n", cell(t[7], 3, bits_at(v, CTX_2K)), cell(t[8], 3, bits_at(v, CTX_32K)),
-           cell(t[9], 3, bits_at(v, CTX_128K)));
-}
-
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
+    printf(" %7s %7s %9s\n", cell(t[7], 3, bits_at(v, KVB_CTX_2K)), cell(t[8], 3, bits_at(v, KVB_CTX_32K)),
+           cell(t[9], 3, bits_at(v, KVB_CTX_128K)));
 }
 
 static void print_position_heads(const eval_run *r)
@@ -374,7 +338,7 @@ static void print_position_heads(const eval_run *r)
     if (!r->args->no_exact)
         printf(" %12s", "exact");
     for (size_t i = 0; i < r->count; i++) {
-        printf(" %12.12s", r->variant[i].stream ? "by token" : base_name(r->name[book_of(r, i)]));
+        printf(" %12.12s", r->variant[i].stream ? "by token" : kvb_base_name(r->name[book_of(r, i)]));
         if (!r->args->no_exact)
             printf(" %7s", "ratio");
     }
@@ -421,7 +385,7 @@ static void print_heads(const eval_run *r)
     printf("%llu chunks of %u tokens, %llu targets\n", (unsigned long long)r->input.chunks, r->input.ctx,
            (unsigned long long)r->result.targets);
     printf("%-28s %9s %9s %9s %8s %7s %7s", "cache", "ppl", "dNLL", "+-", "KL", "top1 %", "bits");
-    if (r->input.ctx != CTX_2K)
+    if (r->input.ctx != KVB_CTX_2K)
         printf(" %7s", at);
     printf(" %7s %7s %9s\n", "@2K", "@32K", "@128K");
 }
@@ -438,7 +402,7 @@ static void print_table(const eval_run *r)
             print_stream(r, i);
             continue;
         }
-        print_row(r, base_name(r->name[book_of(r, i)]), v, &r->result.variant[i]);
+        print_row(r, kvb_base_name(r->name[book_of(r, i)]), v, &r->result.variant[i]);
         printf("  %s%s\n", kvb_policy_text(&v->policy, text),
                v->protocol == KVB_PROTOCOL_CHUNK ? ", anchors of the whole chunk" : "");
     }

@@ -5,6 +5,7 @@
 #include "format/base/sha256.h"
 #include "tools/commands.h"
 #include "tools/identity.h"
+#include "tools/output.h"
 #include "tools/packed.h"
 #include "tools/prompt.h"
 #include "tools/summary.h"
@@ -30,7 +31,7 @@ static const kvb_command_spec spec = {
     .groups = 2,
 };
 
-static const uint32_t lengths[] = {2048, 32768, 131072};
+static const uint32_t lengths[] = {KVB_CTX_2K, KVB_CTX_32K, KVB_CTX_128K};
 
 /* A book with its META read. */
 typedef struct book_view {
@@ -219,48 +220,25 @@ static void put_geometry(kvb_json_writer *w, const book_view *v)
     kvb_json_end_array(w);
 }
 
-static void put_policy(kvb_json_writer *w, const book_view *v)
-{
-    kvb_json_begin_object(w, "policy");
-    kvb_json_put_number(w, "anchors", v->policy.anchor_fraction);
-    kvb_json_put_string(w, "score", kvb_score_name(v->policy.score));
-    kvb_json_put_u64(w, "window", v->policy.window);
-    kvb_json_put_u64(w, "sinks", v->policy.sinks);
-    kvb_json_put_string(w, "exact", kvb_form_name(v->policy.exact));
-    kvb_json_end_object(w);
-}
-
 static kvb_status print_json(const book_view *v, kvb_error *err)
 {
     kvb_json_writer w = {0};
-    char hex[65], key[32];
-    kvb_status status = KVB_OK;
-    kvb_sha256_hex(kvb_book_id(v->book), hex);
     kvb_json_begin_object(&w, NULL);
     kvb_json_put_u64(&w, "schema", 1);
     kvb_json_put_string(&w, "book", v->path);
-    kvb_json_put_string(&w, "id", hex);
+    kvb_json_put_sha256(&w, "id", kvb_book_id(v->book));
     kvb_json_put_u64(&w, "bytes", kvb_book_file_size(v->book));
     kvb_json_put_u64(&w, "codebooks", v->summary.codebooks);
     kvb_json_put_number(&w, "bits_nominal", v->summary.bits_nominal);
-    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-        snprintf(key, sizeof key, "bits_effective_%uk", lengths[i] / 1024);
-        kvb_json_put_number(&w, key, kvb_effective_bits(v->book, &v->policy, lengths[i]));
-    }
+    kvb_put_effective_bits(&w, v->book, &v->policy);
     kvb_json_put_u64(&w, "fine_bytes", v->summary.fine_bytes);
-    put_policy(&w, v);
+    kvb_put_policy(&w, &v->policy, NULL);
     put_shape(&w, v, KVB_KEY);
     put_shape(&w, v, KVB_VALUE);
     put_geometry(&w, v);
     kvb_json_put_value(&w, "meta", v->meta);
     kvb_json_end_object(&w);
-    const char *text = kvb_json_writer_text(&w);
-    if (text == NULL)
-        status = kvb_fail_memory(err, "info");
-    else
-        puts(text);
-    kvb_json_writer_free(&w);
-    return status;
+    return kvb_print_json(&w, "info", err);
 }
 
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)

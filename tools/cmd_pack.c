@@ -3,6 +3,7 @@
 
 #include "calib/capture_meta.h"
 #include "format/base/fail.h"
+#include "format/base/path.h"
 #include "tools/commands.h"
 #include "tools/identity.h"
 #include "tools/input.h"

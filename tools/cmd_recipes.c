@@ -3,6 +3,7 @@
 #include "calib/recipe.h"
 #include "format/base/fail.h"
 #include "tools/commands.h"
+#include "tools/output.h"
 
 typedef struct recipes_args {
     kvb_common_args common;
@@ -63,11 +64,8 @@ static kvb_status list_json(kvb_error *err)
     }
     kvb_json_end_array(&w);
     kvb_json_end_object(&w);
-    const char *text = kvb_json_writer_text(&w);
-    if (status == KVB_OK && text == NULL)
-        status = kvb_fail_memory(err, "recipes");
     if (status == KVB_OK)
-        puts(text);
+        return kvb_print_json(&w, "recipes", err);
     kvb_json_writer_free(&w);
     return status;
 }
@@ -86,12 +84,7 @@ static kvb_status show(const char *name, kvb_error *err)
         return status;
     kvb_json_writer w = {0};
     kvb_json_put_value(&w, NULL, kvb_json_root(recipe.doc));
-    const char *text = kvb_json_writer_text(&w);
-    if (text == NULL)
-        status = kvb_fail_memory(err, "recipe");
-    else
-        puts(text);
-    kvb_json_writer_free(&w);
+    status = kvb_print_json(&w, "recipe", err);
     kvb_recipe_free(&recipe);
     return status;
 }

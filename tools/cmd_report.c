@@ -3,6 +3,7 @@
 
 #include "format/base/fail.h"
 #include "format/base/mapfile.h"
+#include "format/base/outfile.h"
 #include "tools/commands.h"
 #include "tools/input.h"
 #include "tools/report.h"
@@ -83,7 +84,7 @@ static kvb_status write_page(const kvb_report *report, const char *path, kvb_err
     kvb_report_write(report, out);
     int failed = ferror(out);
     failed |= fclose(out);
-    kvb_status status = failed ? kvb_fail_memory(err, "report") : kvb_write_output(path, page, size, err);
+    kvb_status status = failed ? kvb_fail_memory(err, "report") : kvb_write_file(path, page, size, err);
     free(page);
     return status;
 }

@@ -1,6 +1,7 @@
 #include <stdlib.h>
 
 #include "format/base/fail.h"
+#include "format/base/outfile.h"
 #include "tools/calibration.h"
 #include "tools/commands.h"
 
@@ -70,7 +71,7 @@ static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb
     status = kvb_run_training(capture, recipe, a->recipe.seed.value, (kvb_device)a->device.value, checkpoint, p, &image,
                               &size, &report, err);
     if (status == KVB_OK)
-        status = kvb_write_output(a->output, image, size, err);
+        status = kvb_write_file(a->output, image, size, err);
     status = kvb_end_checkpoint(checkpoint, status, p);
     char text[32];
     if (status == KVB_OK)

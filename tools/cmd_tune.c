@@ -1,6 +1,7 @@
 #include <stdlib.h>
 
 #include "format/base/fail.h"
+#include "format/base/outfile.h"
 #include "tools/calibration.h"
 #include "tools/commands.h"
 #include "tools/identity.h"
@@ -48,7 +49,7 @@ static kvb_status tune(const tune_args *a, const kvb_input *in, const kvb_book *
     if (status == KVB_OK)
         status = kvb_run_tuning(in, book, &a->tune, a->seed.value, p, &image, &size, err);
     if (status == KVB_OK)
-        status = kvb_write_output(a->output, image, size, err);
+        status = kvb_write_file(a->output, image, size, err);
     if (status == KVB_OK)
         kvb_say(p, "wrote %s: %s", a->output, kvb_size_text(size, bytes));
     free(image);

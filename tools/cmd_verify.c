@@ -8,6 +8,7 @@
 #include "tools/commands.h"
 #include "tools/identity.h"
 #include "tools/input.h"
+#include "tools/output.h"
 #include "tools/packed.h"
 #include "tools/prompt.h"
 #include "tools/summary.h"
@@ -175,7 +176,6 @@ static kvb_status check_model(const verify_args *a, const kvb_book *book, kvb_pr
 static kvb_status print_json(const char *path, verification *v, kvb_error *err)
 {
     kvb_json_writer w = {0};
-    kvb_status status = KVB_OK;
     v->json = &w;
     kvb_json_begin_object(&w, NULL);
     kvb_json_put_u64(&w, "schema", 1);
@@ -188,13 +188,7 @@ static kvb_status print_json(const char *path, verification *v, kvb_error *err)
     kvb_json_put_u64(&w, "without_quality", v->unknown);
     kvb_json_put_bool(&w, "ok", v->failures == 0);
     kvb_json_end_object(&w);
-    const char *text = kvb_json_writer_text(&w);
-    if (text == NULL)
-        status = kvb_fail_memory(err, "verify");
-    else
-        puts(text);
-    kvb_json_writer_free(&w);
-    return status;
+    return kvb_print_json(&w, "verify", err);
 }
 
 static void print_text(const char *path, verification *v)

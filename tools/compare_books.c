@@ -6,6 +6,7 @@
 
 #include "calib/capture_meta.h"
 #include "format/base/fail.h"
+#include "format/base/outfile.h"
 #include "format/base/sha256.h"
 #include "tools/compare.h"
 
@@ -23,11 +24,8 @@ kvb_status kvb_fingerprint_json(kvb_json_writer *w, char text[KVB_FINGERPRINT_TE
 void kvb_fingerprint_put_model(kvb_json_writer *w, const kvb_model *model)
 {
     const kvb_model_info *info = kvb_model_get_info(model);
-    char hex[65];
-    kvb_sha256_hex(info->meta_sha256, hex);
-    kvb_json_put_string(w, "model_meta", hex);
-    kvb_sha256_hex(info->weights_sha256, hex);
-    kvb_json_put_string(w, "model_weights", hex);
+    kvb_json_put_sha256(w, "model_meta", info->meta_sha256);
+    kvb_json_put_sha256(w, "model_weights", info->weights_sha256);
 }
 
 /* Tokens, not files: they are what a run depends on, whatever the files are called. */
@@ -35,10 +33,8 @@ void kvb_fingerprint_put_tokens(kvb_json_writer *w, const kvb_input *input, uint
 {
     const uint32_t *ids = input->text.ids + (input->skip + first) * input->ctx;
     uint8_t digest[32];
-    char hex[65];
     kvb_sha256_of(ids, (size_t)(chunks * input->ctx) * sizeof *ids, digest);
-    kvb_sha256_hex(digest, hex);
-    kvb_json_put_string(w, "tokens", hex);
+    kvb_json_put_sha256(w, "tokens", digest);
     kvb_json_put_u64(w, "ctx", input->ctx);
     kvb_json_put_number(w, "bos", input->bos);
 }
@@ -102,7 +98,7 @@ static kvb_status make_book(const kvb_compare_job *job, const kvb_capture_store 
     kvb_status status =
         kvb_run_training(kvb_capture_view(store), &cell->recipe, job->seed, (kvb_device)job->capture->device.value, NULL, p, &image, &size, &report, err);
     if (status == KVB_OK)
-        status = kvb_write_output(cell->path, image, size, err);
+        status = kvb_write_file(cell->path, image, size, err);
     if (status == KVB_OK)
         kvb_say(p, "wrote %s: %s", cell->path, kvb_size_text(size, bytes));
     free(image);

@@ -9,8 +9,10 @@
 #include "calib/capture_meta.h"
 #include "format/base/fail.h"
 #include "format/base/mapfile.h"
+#include "format/base/outfile.h"
 #include "tools/compare.h"
 #include "tools/evaluate.h"
+#include "tools/summary.h"
 
 enum { MOST_BYTES = 1 << 28 };
 
@@ -118,18 +120,9 @@ static kvb_status save(const store *s, kvb_error *err)
     kvb_json_end_object(&w);
     kvb_json_end_object(&w);
     const char *text = kvb_json_writer_text(&w);
-    kvb_status status = text != NULL ? kvb_write_output(s->path, text, strlen(text), err) : kvb_fail_memory(err, s->path);
+    kvb_status status = text != NULL ? kvb_write_file(s->path, text, strlen(text), err) : kvb_fail_memory(err, s->path);
     kvb_json_writer_free(&w);
     return status;
-}
-
-static void put_policy(kvb_json_writer *w, const kvb_policy *policy)
-{
-    kvb_json_put_number(w, "anchors", policy->anchor_fraction);
-    kvb_json_put_string(w, "score", kvb_score_name(policy->score));
-    kvb_json_put_u64(w, "window", policy->window);
-    kvb_json_put_u64(w, "sinks", policy->sinks);
-    kvb_json_put_string(w, "exact", kvb_form_name(policy->exact));
 }
 
 /* `cell` NULL: the exact cache. The seed places random anchors. */
@@ -143,7 +136,7 @@ static kvb_status make_key(const kvb_compare_job *job, const kvb_compare_cell *c
     kvb_fingerprint_put_tokens(&w, job->input, chunk, 1);
     if (cell != NULL) {
         kvb_json_put_string(&w, "book", cell->fingerprint);
-        put_policy(&w, &cell->policy);
+        kvb_put_policy_members(&w, &cell->policy, NULL);
         kvb_json_put_u64(&w, "protocol", job->protocol);
         kvb_json_put_u64(&w, "seed", job->seed);
     }

@@ -5,22 +5,14 @@
 #include <string.h>
 
 #include "format/base/fail.h"
+#include "format/base/path.h"
 #include "tools/compare.h"
 #include "tools/plot.h"
 #include "tools/summary.h"
 
-enum { CTX_2K = 2048, CTX_32K = 32768, CTX_128K = 131072 };
-static const char *const protocols[] = {"causal", "chunk"};
-
 static double bits_at(const kvb_compare_cell *cell, uint64_t tokens)
 {
     return kvb_effective_bits(cell->book, &cell->policy, tokens);
-}
-
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
 }
 
 static const char *source_of(const kvb_compare_cell *cell)
@@ -39,21 +31,10 @@ static void put_run(kvb_json_writer *w, const kvb_input *in, const char *const *
     kvb_json_put_u64(w, "chunks", in->chunks);
 }
 
-static void put_policy(kvb_json_writer *w, const kvb_policy *policy)
-{
-    kvb_json_begin_object(w, "policy");
-    kvb_json_put_number(w, "anchors", policy->anchor_fraction);
-    kvb_json_put_string(w, "score", kvb_score_name(policy->score));
-    kvb_json_put_u64(w, "window", policy->window);
-    kvb_json_put_u64(w, "sinks", policy->sinks);
-    kvb_json_put_string(w, "exact", kvb_form_name(policy->exact));
-    kvb_json_end_object(w);
-}
-
 static void put_scores(kvb_json_writer *w, const kvb_compare_job *job, const kvb_compare_cell *cell)
 {
-    kvb_json_put_string(w, "book", base_name(cell->path));
-    put_policy(w, &cell->policy);
+    kvb_json_put_string(w, "book", kvb_base_name(cell->path));
+    kvb_put_policy(w, &cell->policy, NULL);
     kvb_json_put_number(w, "ppl", cell->ppl);
     kvb_json_put_number(w, "kl", cell->kl);
     kvb_json_put_number(w, "top1", cell->top1);
@@ -62,9 +43,7 @@ static void put_scores(kvb_json_writer *w, const kvb_compare_job *job, const kvb
     kvb_json_put_number(w, "bits_nominal", kvb_summarise_book(cell->book).bits_nominal);
     kvb_json_put_number(w, "bits_effective", bits_at(cell, job->input->ctx));
     kvb_json_put_u64(w, "bits_effective_ctx", job->input->ctx);
-    kvb_json_put_number(w, "bits_effective_2k", bits_at(cell, CTX_2K));
-    kvb_json_put_number(w, "bits_effective_32k", bits_at(cell, CTX_32K));
-    kvb_json_put_number(w, "bits_effective_128k", bits_at(cell, CTX_128K));
+    kvb_put_effective_bits(w, cell->book, &cell->policy);
 }
 
 static void put_cell(kvb_json_writer *w, const kvb_compare_job *job, const kvb_compare_cell *cell)
@@ -89,7 +68,7 @@ kvb_status kvb_compare_json(const kvb_compare_job *job, const kvb_compare_grid *
     put_run(&w, in, job->text, job->texts);
     kvb_json_put_u64(&w, "targets", in->chunks * (in->ctx - 1));
     kvb_json_put_bool(&w, "bos", in->bos >= 0);
-    kvb_json_put_string(&w, "protocol", protocols[job->protocol]);
+    kvb_json_put_string(&w, "protocol", kvb_protocol_names[job->protocol]);
     kvb_json_begin_object(&w, "calibration");
     put_run(&w, job->calibration, job->calib_text, job->calib_texts);
     kvb_json_put_u64(&w, "seed", job->seed);
@@ -134,8 +113,8 @@ static void put_row(FILE *out, const kvb_compare_job *job, const kvb_compare_cel
     char text[96], error[32] = "-";
     if (isfinite(cell->delta_error))
         snprintf(error, sizeof error, "%.4f", cell->delta_error);
-    fprintf(out, "%.3f | %.3f | %.3f | %.3f | %.4f | %s | %.4f | %.2f | %s%s |\n", bits_at(cell, CTX_2K), bits_at(cell, CTX_32K),
-            bits_at(cell, CTX_128K), cell->ppl, cell->delta, error, cell->kl, 100 * cell->top1, kvb_policy_text(&cell->policy, text),
+    fprintf(out, "%.3f | %.3f | %.3f | %.3f | %.4f | %s | %.4f | %.2f | %s%s |\n", bits_at(cell, KVB_CTX_2K), bits_at(cell, KVB_CTX_32K),
+            bits_at(cell, KVB_CTX_128K), cell->ppl, cell->delta, error, cell->kl, 100 * cell->top1, kvb_policy_text(&cell->policy, text),
             job->protocol == KVB_PROTOCOL_CHUNK && cell->policy.anchor_fraction > 0 ? ", of the whole chunk" : "");
 }
 
@@ -143,7 +122,7 @@ static void put_names(FILE *out, const char *const *text, size_t texts)
 {
     for (size_t t = 0; t < texts; t++) {
         fputs(t > 0 ? ", " : "", out);
-        put_word(out, base_name(text[t]));
+        put_word(out, kvb_base_name(text[t]));
     }
 }
 
@@ -192,7 +171,7 @@ static size_t fill_lines(const kvb_compare_grid *grid, kvb_plot_point *point, kv
     size_t lines = 0;
     for (size_t i = 0; i < grid->count; i++) {
         const kvb_compare_cell *cell = &grid->cell[i];
-        point[i] = (kvb_plot_point){cell->refused ? NAN : bits_at(cell, CTX_128K), cell->ppl, cell->bits};
+        point[i] = (kvb_plot_point){cell->refused ? NAN : bits_at(cell, KVB_CTX_128K), cell->ppl, cell->bits};
         if (i == 0 || strcmp(cell->recipe.name, grid->cell[i - 1].recipe.name) != 0)
             line[lines++] = (kvb_plot_line){.name = cell->recipe.name, .point = &point[i]};
         line[lines - 1].count++;
@@ -214,7 +193,7 @@ kvb_status kvb_compare_picture(const kvb_compare_job *job, const kvb_compare_gri
         goto out;
     }
     snprintf(title, sizeof title, "%s, %llu x %u tokens of %s", kvb_model_get_info(job->input->model)->name,
-             (unsigned long long)job->input->chunks, job->input->ctx, base_name(job->text[0]));
+             (unsigned long long)job->input->chunks, job->input->ctx, kvb_base_name(job->text[0]));
     const kvb_plot plot = {.title = title, .x_label = "effective bits at 128K tokens", .y_label = "perplexity", .base_name = "exact",
                            .base = grid->ppl_exact, .line = line, .lines = fill_lines(grid, point, line)};
     kvb_plot_write(&plot, out);

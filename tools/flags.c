@@ -88,6 +88,7 @@ const kvb_flag kvb_policy_flags[5] = {
 const char *const kvb_on_nan_choices[] = {"stop", "quarantine", NULL};
 
 const char *const kvb_device_names[] = {"cpu", "cuda", NULL};
+const char *const kvb_protocol_names[] = {"causal", "chunk", NULL};
 
 const kvb_flag kvb_capture_flags[3] = {
     {"--max-memory", KVB_FLAG_SIZE, "SIZE",

@@ -175,9 +175,3 @@ kvb_status kvb_check_packed_book(const kvb_cache_file *file, const char *path, c
     return kvb_fail(err, KVB_E_MISMATCH, path, "was packed with another book than %s; give that book, or pack the prompt "
                     "again with this one", book_path);
 }
-
-const char *kvb_base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
-}

@@ -20,9 +20,6 @@ kvb_status kvb_check_hashes(const char *meta_json, size_t size, const char *path
 kvb_status kvb_check_packed_book(const kvb_cache_file *file, const char *path, const kvb_book *book, const char *book_path,
                                  kvb_error *err);
 
-/* What follows the last slash: folders are the user's business, and differ between machines. */
-const char *kvb_base_name(const char *path);
-
 /* A string of a META object by its path, such as "model.name"; "" where there is none. */
 const char *kvb_meta_string(const kvb_json *meta, const char *path);
 /* The line "model ..." of what `info` prints. */

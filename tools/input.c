@@ -139,16 +139,3 @@ kvb_status kvb_check_output(const char *path, const char *const *inputs, size_t 
         kvb_outfile_abandon(probe);
     return status;
 }
-
-kvb_status kvb_write_output(const char *path, const void *bytes, size_t size, kvb_error *err)
-{
-    kvb_outfile *out;
-    kvb_status status = kvb_outfile_open(path, &out, err);
-    if (status != KVB_OK)
-        return status;
-    status = kvb_outfile_write(out, bytes, size, err);
-    if (status == KVB_OK)
-        return kvb_outfile_commit(out, err);
-    kvb_outfile_abandon(out);
-    return status;
-}

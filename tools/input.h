@@ -30,7 +30,5 @@ void kvb_input_close(kvb_input *input);
 
 /* Fails now, not after an hour, where `path` could not be written, or is one of the inputs. */
 kvb_status kvb_check_output(const char *path, const char *const *inputs, size_t count, kvb_error *err);
-/* Writes the file so that it appears whole or not at all. */
-kvb_status kvb_write_output(const char *path, const void *bytes, size_t size, kvb_error *err);
 
 #endif

@@ -5,6 +5,7 @@
 #include "kvbook/cache_file.h"
 #include "tools/identity.h"
 #include "tools/input.h"
+#include "tools/output.h"
 #include "tools/summary.h"
 
 /* --- info --- */
@@ -62,30 +63,16 @@ static void put_prompt(kvb_json_writer *w, const kvb_prompt_info *p)
     kvb_json_end_object(w);
 }
 
-static void put_id(kvb_json_writer *w, const char *key, const uint8_t *id)
-{
-    char hex[65];
-    if (id != NULL)
-        kvb_sha256_hex(id, hex);
-    kvb_json_put_string(w, key, id != NULL ? hex : NULL);
-}
-
 static void put_file(kvb_json_writer *w, const char *path, const kvb_cache_file *f, const kvb_json *meta)
 {
     kvb_cache_options options;
     kvb_cache_file_options(f, &options);
     kvb_json_put_string(w, "cache", path);
-    put_id(w, "id", kvb_cache_file_id(f));
-    put_id(w, "book_id", kvb_cache_file_book_id(f));
+    kvb_json_put_sha256(w, "id", kvb_cache_file_id(f));
+    kvb_json_put_sha256(w, "book_id", kvb_cache_file_book_id(f));
     kvb_json_put_u64(w, "bytes", kvb_cache_file_size(f));
     kvb_json_put_u64(w, "seed", options.seed);
-    kvb_json_begin_object(w, "policy");
-    kvb_json_put_number(w, "anchors", options.policy.anchor_fraction);
-    kvb_json_put_string(w, "score", kvb_score_name(options.policy.score));
-    kvb_json_put_u64(w, "window", options.policy.window);
-    kvb_json_put_u64(w, "sinks", options.policy.sinks);
-    kvb_json_put_string(w, "exact", kvb_form_name(options.policy.exact));
-    kvb_json_end_object(w);
+    kvb_put_policy(w, &options.policy, NULL);
     kvb_json_begin_array(w, "prompts");
     for (uint32_t i = 0; i < kvb_cache_file_prompts(f); i++) {
         const kvb_prompt_info p = kvb_cache_file_prompt(f, i);
@@ -93,18 +80,6 @@ static void put_file(kvb_json_writer *w, const char *path, const kvb_cache_file 
     }
     kvb_json_end_array(w);
     kvb_json_put_value(w, "meta", meta);
-}
-
-/* Ends the object and prints it. */
-static kvb_status print_json(kvb_json_writer *w, kvb_error *err)
-{
-    kvb_json_end_object(w);
-    const char *text = kvb_json_writer_text(w);
-    kvb_status status = text != NULL ? KVB_OK : kvb_fail_memory(err, "packed caches");
-    if (text != NULL)
-        puts(text);
-    kvb_json_writer_free(w);
-    return status;
 }
 
 kvb_status kvb_info_packed(const char *path, bool json, kvb_error *err)
@@ -122,7 +97,8 @@ kvb_status kvb_info_packed(const char *path, bool json, kvb_error *err)
         kvb_json_begin_object(&w, NULL);
         kvb_json_put_u64(&w, "schema", 1);
         put_file(&w, path, f, kvb_json_root(doc));
-        status = print_json(&w, err);
+        kvb_json_end_object(&w);
+        status = kvb_print_json(&w, "packed caches", err);
     } else if (status == KVB_OK) {
         print_text(path, f, kvb_json_root(doc));
     }
@@ -194,7 +170,8 @@ static kvb_status say_whole(const char *path, const kvb_cache_file *f, bool json
     kvb_json_put_u64(&w, "prompts", kvb_cache_file_prompts(f));
     kvb_json_put_u64(&w, "tokens", tokens);
     kvb_json_put_bool(&w, "ok", true);
-    return print_json(&w, err);
+    kvb_json_end_object(&w);
+    return kvb_print_json(&w, "packed caches", err);
 }
 
 kvb_status kvb_verify_packed(const char *path, const char *model, const char *tokenizer, const char *book, bool json,

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "tools/output.h"
+
 enum { WIDTH = 520, HEIGHT = 340, LEFT = 70, TOP = 44, RIGHT = 180, BOTTOM = 56, MOST_TICKS = 16, COLOURS = 8, SHAPES = 3 };
 
 /* Middle tones of different lightness: they stand out from white and from black. */
@@ -15,13 +17,7 @@ typedef struct range {
 static void put_text(FILE *out, const char *text)
 {
     for (; *text != '\0'; text++)
-        switch (*text) {
-        case '&': fputs("&amp;", out); break;
-        case '<': fputs("&lt;", out); break;
-        case '>': fputs("&gt;", out); break;
-        case '"': fputs("&quot;", out); break;
-        default: fputc((unsigned char)*text < 0x20 ? ' ' : *text, out);
-        }
+        kvb_put_markup(out, (unsigned char)*text < 0x20 ? ' ' : *text);
 }
 
 static bool drawable(const kvb_plot_point *p)

@@ -3,8 +3,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "format/base/path.h"
 #include "format/base/sha256.h"
 #include "tools/identity.h"
+#include "tools/output.h"
 #include "tools/progress.h"
 #include "tools/report_parts.h"
 #include "tools/summary.h"
@@ -28,17 +30,10 @@ static const char style[] =
     "border-left:4px solid var(--v);padding:.6rem 1rem .6rem 2rem;border-radius:4px}"
     "summary{cursor:pointer;margin:1rem 0}td{overflow-wrap:anywhere}td:first-child{white-space:nowrap}";
 
-/* Names come from files: nothing of them may be read as markup. */
 static void put_text(FILE *out, const char *text)
 {
     for (; *text != '\0'; text++)
-        switch (*text) {
-        case '&': fputs("&amp;", out); break;
-        case '<': fputs("&lt;", out); break;
-        case '>': fputs("&gt;", out); break;
-        case '"': fputs("&quot;", out); break;
-        default: fputc(*text, out);
-        }
+        kvb_put_markup(out, *text);
 }
 
 static void put_setting(FILE *out, const char *name, const char *value)
@@ -94,8 +89,8 @@ static void put_settings(const kvb_report *r, FILE *out)
             put_setting(out, kind == KVB_KEY ? "Fine keys" : "Fine values", text);
         }
     snprintf(text, sizeof text, "%g nominal; effective %.3f at 2K, %.3f at 32K, %.3f at 128K tokens", s.bits_nominal,
-             kvb_effective_bits(r->book, &policy, 2048), kvb_effective_bits(r->book, &policy, 32768),
-             kvb_effective_bits(r->book, &policy, 131072));
+             kvb_effective_bits(r->book, &policy, KVB_CTX_2K), kvb_effective_bits(r->book, &policy, KVB_CTX_32K),
+             kvb_effective_bits(r->book, &policy, KVB_CTX_128K));
     put_setting(out, "Bits per element", text);
     put_setting(out, "Kept exact", kvb_policy_text(&policy, text));
     kvb_sha256_hex(kvb_book_id(r->book), hex);
@@ -115,9 +110,9 @@ static void put_number(FILE *out, const kvb_json *score, const char *key, int di
 static void put_score(FILE *out, const kvb_json *score)
 {
     const kvb_json *policy = kvb_json_get(score, "policy");
-    const char *book = kvb_json_string(kvb_json_get(score, "book"), "exact cache"), *slash = strrchr(book, '/');
+    const char *book = kvb_json_string(kvb_json_get(score, "book"), "exact cache");
     fputs("<tr><td>", out);
-    put_text(out, slash != NULL ? slash + 1 : book);
+    put_text(out, kvb_base_name(book));
     if (policy != NULL) {
         const char *form = kvb_json_string(kvb_json_get(policy, "exact"), "");
         fprintf(out, "<br>anchors %g %%, window %.0f, sinks %.0f%s",
@@ -207,12 +202,12 @@ static void put_lead(const kvb_report *r, FILE *out)
     fprintf(out, "<p class=lead>A codebook of %s for the KV cache of <b>", kvb_size_text(kvb_book_file_size(r->book), size));
     put_text(out, kvb_meta_string(r->meta, "model.name"));
     fprintf(out, "</b>: %.4g nominal bits per element, %.3f with all that a cache of 32K tokens holds. Identity <code>%.16s</code>.</p>\n",
-            s.bits_nominal, kvb_effective_bits(r->book, &policy, 32768), hex);
+            s.bits_nominal, kvb_effective_bits(r->book, &policy, KVB_CTX_32K), hex);
 }
 
 void kvb_report_write(const kvb_report *r, FILE *out)
 {
-    const char *slash = strrchr(r->path, '/'), *name = slash != NULL ? slash + 1 : r->path;
+    const char *name = kvb_base_name(r->path);
     fputs("<!doctype html>\n<html lang=en><meta charset=utf-8>\n<meta name=viewport content=\"width=device-width\">\n<title>", out);
     put_text(out, name);
     fprintf(out, "</title>\n<style>%s</style>\n<h1>", style);

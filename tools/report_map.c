@@ -165,7 +165,7 @@ void kvb_report_put_bytes(const kvb_report *r, FILE *out)
     static const struct {
         uint32_t tokens;
         const char *label;
-    } rows[] = {{2048, "2K"}, {32768, "32K"}, {131072, "128K"}};
+    } rows[] = {{KVB_CTX_2K, "2K"}, {KVB_CTX_32K, "32K"}, {KVB_CTX_128K, "128K"}};
     const kvb_policy policy = kvb_book_policy(r->book);
     double most = 0.0;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)

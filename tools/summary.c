@@ -50,8 +50,17 @@ kvb_book_summary kvb_summarise_book(const kvb_book *book)
 
 double kvb_effective_bits(const kvb_book *book, const kvb_policy *policy, uint64_t tokens)
 {
+    if (book == NULL)
+        return KVB_EXACT_BITS;
     kvb_cache_bytes b = kvb_cache_predict_bytes(book, policy, tokens);
     return b.elements > 0 ? 8.0 * (double)b.total / (double)b.elements : NAN;
+}
+
+void kvb_put_effective_bits(kvb_json_writer *w, const kvb_book *book, const kvb_policy *policy)
+{
+    kvb_json_put_number(w, "bits_effective_2k", kvb_effective_bits(book, policy, KVB_CTX_2K));
+    kvb_json_put_number(w, "bits_effective_32k", kvb_effective_bits(book, policy, KVB_CTX_32K));
+    kvb_json_put_number(w, "bits_effective_128k", kvb_effective_bits(book, policy, KVB_CTX_128K));
 }
 
 kvb_layer_quality kvb_average_quality(const kvb_book *book, uint32_t layer, kvb_kind kind)
@@ -113,6 +122,24 @@ const char *kvb_frame_text(const kvb_layer *layer, char text[32])
     else
         snprintf(text, 32, "%s", layer->frame == KVB_FRAME_PRE ? "pre" : "post");
     return text;
+}
+
+void kvb_put_policy_members(kvb_json_writer *w, const kvb_policy *policy, const char *protocol)
+{
+    kvb_json_put_number(w, "anchors", policy->anchor_fraction);
+    kvb_json_put_string(w, "score", kvb_score_name(policy->score));
+    if (protocol != NULL)
+        kvb_json_put_string(w, "protocol", protocol);
+    kvb_json_put_u64(w, "window", policy->window);
+    kvb_json_put_u64(w, "sinks", policy->sinks);
+    kvb_json_put_string(w, "exact", kvb_form_name(policy->exact));
+}
+
+void kvb_put_policy(kvb_json_writer *w, const kvb_policy *policy, const char *protocol)
+{
+    kvb_json_begin_object(w, "policy");
+    kvb_put_policy_members(w, policy, protocol);
+    kvb_json_end_object(w);
 }
 
 const char *kvb_policy_text(const kvb_policy *policy, char text[96])

@@ -3,6 +3,7 @@
 #define KVB_TOOLS_SUMMARY_H
 
 #include "calib/shape.h"
+#include "format/base/json.h"
 #include "format/book_write.h"
 #include "kvbook/cache.h"
 
@@ -24,8 +25,14 @@ typedef struct kvb_book_summary {
 
 kvb_book_summary kvb_summarise_book(const kvb_book *book);
 
-/* 8 * bytes / elements of a cache of `tokens` tokens, codebooks included. */
+/* Lengths of a cache whose effective bits are always told, and those of a cache without a book: half floats. */
+enum { KVB_CTX_2K = 2048, KVB_CTX_32K = 32768, KVB_CTX_128K = 131072, KVB_EXACT_BITS = 16 };
+
+/* 8 * bytes / elements of a cache of `tokens` tokens, codebooks included; of an exact one where the book is NULL. */
 double kvb_effective_bits(const kvb_book *book, const kvb_policy *policy, uint64_t tokens);
+
+/* The members bits_effective_2k, _32k and _128k of a JSON object. */
+void kvb_put_effective_bits(kvb_json_writer *w, const kvb_book *book, const kvb_policy *policy);
 
 /* Means over the groups of one layer's codebooks of a kind, and the worst; NaN where nothing is known. */
 typedef struct kvb_layer_quality {
@@ -42,5 +49,9 @@ const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT]);
 const char *kvb_frame_text(const kvb_layer *layer, char text[32]);
 /* "anchors 1 % by exact-k, window 32, sinks 0", and ", as fine codes" where they are. */
 const char *kvb_policy_text(const kvb_policy *policy, char text[96]);
+/* The object "policy"; with the anchor protocol, unless that is NULL. */
+void kvb_put_policy(kvb_json_writer *w, const kvb_policy *policy, const char *protocol);
+/* Its members, into an object that is open. */
+void kvb_put_policy_members(kvb_json_writer *w, const kvb_policy *policy, const char *protocol);
 
 #endif

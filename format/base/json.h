@@ -55,6 +55,8 @@ void kvb_json_put_number(kvb_json_writer *w, const char *key, double value);
 void kvb_json_put_u64(kvb_json_writer *w, const char *key, uint64_t value);
 void kvb_json_put_bool(kvb_json_writer *w, const char *key, bool value);
 void kvb_json_put_null(kvb_json_writer *w, const char *key);
+/* A SHA-256 as hexadecimal, or null. */
+void kvb_json_put_sha256(kvb_json_writer *w, const char *key, const uint8_t *digest);
 /* Copies a parsed value, such as a recipe into META. */
 void kvb_json_put_value(kvb_json_writer *w, const char *key, const kvb_json *value);
 /* The text, owned by the writer; free with kvb_json_writer_free(). NULL after a failure. */

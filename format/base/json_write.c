@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "format/base/json_value.h"
+#include "format/base/sha256.h"
 #include "format/base/utf8.h"
 
 static void append(kvb_json_writer *w, const char *bytes, size_t size)
@@ -187,6 +188,14 @@ void kvb_json_put_null(kvb_json_writer *w, const char *key)
 {
     begin_value(w, key);
     append_text(w, "null");
+}
+
+void kvb_json_put_sha256(kvb_json_writer *w, const char *key, const uint8_t *digest)
+{
+    char hex[65];
+    if (digest != NULL)
+        kvb_sha256_hex(digest, hex);
+    kvb_json_put_string(w, key, digest != NULL ? hex : NULL);
 }
 
 static void put_container(kvb_json_writer *w, const char *key, const kvb_json *value)

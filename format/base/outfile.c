@@ -179,3 +179,16 @@ void kvb_outfile_abandon(kvb_outfile *out)
     unlink(out->temporary);
     outfile_free(out);
 }
+
+kvb_status kvb_write_file(const char *path, const void *bytes, size_t size, kvb_error *err)
+{
+    kvb_outfile *out;
+    kvb_status status = kvb_outfile_open(path, &out, err);
+    if (status != KVB_OK)
+        return status;
+    status = kvb_outfile_write(out, bytes, size, err);
+    if (status == KVB_OK)
+        return kvb_outfile_commit(out, err);
+    kvb_outfile_abandon(out);
+    return status;
+}

@@ -19,5 +19,7 @@ kvb_status kvb_outfile_write_at(kvb_outfile *out, uint64_t offset, const void *b
 kvb_status kvb_outfile_commit(kvb_outfile *out, kvb_error *err);
 /* Removes the temporary file and frees; NULL is allowed. */
 void kvb_outfile_abandon(kvb_outfile *out);
+/* All of the above for bytes that are there at once. */
+kvb_status kvb_write_file(const char *path, const void *bytes, size_t size, kvb_error *err);
 
 #endif
