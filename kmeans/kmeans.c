@@ -54,20 +54,14 @@ typedef struct batch {
     kvb_kmeans_run *run;
     kvb_kmeans_range *ranges;   /* [count] */
     kvb_kmeans_result *results; /* [count] or NULL */
-    /* Of the failing problem with the lowest number, so that the report does not depend on the threads. */
-    size_t failed;
-    kvb_status status;
-    kvb_error error;
+    kvb_kmeans_failure failure;
 } batch;
 
-static void note_failure(batch *b, size_t number, kvb_status status, const kvb_error *error)
+void kvb_kmeans_note_failure(kvb_kmeans_failure *f, size_t number, kvb_status status, const kvb_error *error)
 {
 #pragma omp critical(kvb_kmeans_failure)
-    if (b->status == KVB_OK || number < b->failed) {
-        b->failed = number;
-        b->status = status;
-        b->error = *error;
-    }
+    if (f->status == KVB_OK || number < f->number)
+        *f = (kvb_kmeans_failure){number, status, *error};
 }
 
 void kvb_kmeans_start_from_initial(kvb_kmeans_job *job)
@@ -134,7 +128,7 @@ static void solve(batch *b, size_t number, int threads, bool caller)
     kvb_kmeans_job_close(&job);
     if (status == KVB_OK || status == KVB_E_CANCELLED)
         return;
-    note_failure(b, number, status, &error);
+    kvb_kmeans_note_failure(&b->failure, number, status, &error);
     atomic_store(&b->run->cancelled, true); /* the others need not finish */
 }
 
@@ -145,7 +139,7 @@ static void check_all(batch *b, int threads)
         kvb_error error;
         kvb_status status = kvb_kmeans_check(&b->problems[i], i, b->run->options, &b->ranges[i], &error);
         if (status != KVB_OK)
-            note_failure(b, i, status, &error);
+            kvb_kmeans_note_failure(&b->failure, i, status, &error);
     }
 }
 
@@ -163,7 +157,7 @@ static void solve_all(batch *b, int threads)
     for (size_t i = side_by_side; i < b->count; i++)
         solve(b, i, threads, true);
     /* The calling thread may have been the idle one: say at least once how far it all is. */
-    if (b->status == KVB_OK && !atomic_load(&b->run->cancelled))
+    if (b->failure.status == KVB_OK && !atomic_load(&b->run->cancelled))
         kvb_kmeans_report(b->run);
 }
 
@@ -183,14 +177,14 @@ kvb_status kvb_kmeans_train(const kvb_kmeans_problem *problems, size_t count, co
     if (b.ranges == NULL)
         return kvb_fail_memory(err, "a batch of k-means problems");
     check_all(&b, threads);
-    if (b.status == KVB_OK && own.backend == KVB_KMEANS_CUDA)
-        b.status = kvb_kmeans_on_device(problems, count, &run, b.ranges, threads, results, &b.error);
-    else if (b.status == KVB_OK)
+    if (b.failure.status == KVB_OK && own.backend == KVB_KMEANS_CUDA)
+        b.failure.status = kvb_kmeans_on_device(problems, count, &run, b.ranges, threads, results, &b.failure.error);
+    else if (b.failure.status == KVB_OK)
         solve_all(&b, threads);
     free(b.ranges);
-    if (b.status == KVB_OK && atomic_load(&run.cancelled))
+    if (b.failure.status == KVB_OK && atomic_load(&run.cancelled))
         return kvb_fail(err, KVB_E_CANCELLED, "k-means", "cancelled by the progress callback");
-    if (b.status != KVB_OK && err != NULL)
-        *err = b.error;
-    return b.status;
+    if (b.failure.status != KVB_OK && err != NULL)
+        *err = b.failure.error;
+    return b.failure.status;
 }

@@ -89,11 +89,11 @@ kvb_status kvb_kmeans_clusters_open(kvb_kmeans_clusters *c, const kvb_kmeans_job
     return status;
 }
 
-uint32_t kvb_kmeans_clusters_largest(const kvb_kmeans_clusters *c, uint32_t centroids)
+uint32_t kvb_kmeans_largest(const double *share, uint32_t centroids)
 {
     uint32_t largest = 0;
     for (uint32_t k = 1; k < centroids; k++)
-        if (c->share[k] > c->share[largest])
+        if (share[k] > share[largest])
             largest = k;
     return largest;
 }

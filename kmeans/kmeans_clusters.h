@@ -27,8 +27,8 @@ typedef struct kvb_kmeans_clusters {
 
 kvb_status kvb_kmeans_clusters_open(kvb_kmeans_clusters *c, const kvb_kmeans_job *job, kvb_error *err);
 void kvb_kmeans_clusters_close(kvb_kmeans_clusters *c);
-/* The cluster with the largest share, the lowest index on ties. */
-uint32_t kvb_kmeans_clusters_largest(const kvb_kmeans_clusters *c, uint32_t centroids);
+/* The cluster with the largest share [K], the lowest index on ties. */
+uint32_t kvb_kmeans_largest(const double *share, uint32_t centroids);
 /* Moves centroid `to` to a point of cluster `from`, drawn by its error with the random number `unit`; false where the
  * cluster has no error left to split. */
 bool kvb_kmeans_clusters_split(kvb_kmeans_clusters *c, kvb_kmeans_job *job, uint32_t from, uint32_t to, double unit);

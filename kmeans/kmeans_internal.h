@@ -85,6 +85,15 @@ static inline float kvb_kmeans_weight(const kvb_kmeans_points *points, size_t i)
     return points->rows[i * points->row_floats + points->channels];
 }
 
+/* Of the failing problem with the lowest number, so that the report does not depend on the threads. */
+typedef struct kvb_kmeans_failure {
+    size_t number;
+    kvb_status status; /* KVB_OK: none so far */
+    kvb_error error;
+} kvb_kmeans_failure;
+/* Any thread may call it. */
+void kvb_kmeans_note_failure(kvb_kmeans_failure *f, size_t number, kvb_status status, const kvb_error *error);
+
 /* The caller's centroids in the frame. */
 void kvb_kmeans_start_from_initial(kvb_kmeans_job *job);
 /* Back out of the frame, into the problem's table. */
@@ -122,6 +131,8 @@ void kvb_kmeans_step(kvb_kmeans_job *job);
 uint32_t kvb_kmeans_swap_rounds(const kvb_kmeans_options *options);
 /* Iterates from job->table. */
 kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
+/* Moves centroids [K][d] to the means of their points, whose sums and weights lie in rows of `stride`; how many have none. */
+uint32_t kvb_kmeans_means(const double *sums, size_t stride, uint32_t channels, uint32_t centroids, float *table);
 /* Calls the progress callback and notes its answer; on the calling thread only. */
 void kvb_kmeans_report(kvb_kmeans_run *run);
 /* True where the caller asked to stop; asks where this is the calling thread. */

@@ -135,20 +135,24 @@ static double merge(kvb_kmeans_job *job)
     return error;
 }
 
-/* Moves the centroids to the means of their points; the number that have none. */
-static uint32_t update(kvb_kmeans_job *job)
+uint32_t kvb_kmeans_means(const double *sums, size_t stride, uint32_t channels, uint32_t centroids, float *table)
 {
-    uint32_t empty = 0, d = job->channels;
-    for (uint32_t k = 0; k < job->centroids; k++) {
-        const double *sum = job->sums + (size_t)k * job->training.row_floats;
-        if (!(sum[d] > 0.0)) {
+    uint32_t empty = 0;
+    for (uint32_t k = 0; k < centroids; k++) {
+        const double *sum = sums + k * stride;
+        if (!(sum[channels] > 0.0)) {
             empty++;
             continue;
         }
-        for (uint32_t c = 0; c < d; c++)
-            job->table[(size_t)k * d + c] = (float)(sum[c] / sum[d]);
+        for (uint32_t c = 0; c < channels; c++)
+            table[(size_t)k * channels + c] = (float)(sum[c] / sum[channels]);
     }
     return empty;
+}
+
+static uint32_t update(kvb_kmeans_job *job)
+{
+    return kvb_kmeans_means(job->sums, job->training.row_floats, job->channels, job->centroids, job->table);
 }
 
 void kvb_kmeans_step(kvb_kmeans_job *job)

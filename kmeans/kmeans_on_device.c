@@ -148,28 +148,19 @@ static kvb_status start_item(const batch *b, item *it, kvb_error *err)
     return KVB_OK;
 }
 
-/* The failure of the lowest number, whoever came first. */
 static kvb_status start_all(batch *b, kvb_error *err)
 {
-    kvb_status worst = KVB_OK;
-    kvb_error first = {0};
-    size_t failed = SIZE_MAX;
+    kvb_kmeans_failure failure = {0};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(b->threads)
     for (size_t i = 0; i < b->count; i++) {
         kvb_error error = {0};
         kvb_status status = start_item(b, &b->items[i], &error);
-        if (status == KVB_OK)
-            continue;
-#pragma omp critical(kvb_kmeans_device_failure)
-        if (i < failed) {
-            failed = i;
-            worst = status;
-            first = error;
-        }
+        if (status != KVB_OK)
+            kvb_kmeans_note_failure(&failure, i, status, &error);
     }
-    if (worst != KVB_OK && err != NULL)
-        *err = first;
-    return worst;
+    if (failure.status != KVB_OK && err != NULL)
+        *err = failure.error;
+    return failure.status;
 }
 
 static kvb_cuda_problem device_problem(const item *it)
@@ -310,22 +301,6 @@ static kvb_status seed_on_device(batch *b, kvb_error *err)
     return status;
 }
 
-/* Moves the centroids of one problem to the means of their points. */
-static void update_item(const batch *b, item *it)
-{
-    const uint32_t d = it->problem->channels;
-    it->empty = 0;
-    for (uint32_t k = 0; k < it->problem->centroids; k++) {
-        const double *sum = b->sums + it->sum_at + (size_t)k * (d + 1);
-        if (!(sum[d] > 0.0)) {
-            it->empty++;
-            continue;
-        }
-        for (uint32_t c = 0; c < d; c++)
-            b->tables[it->table_at + (size_t)k * d + c] = (float)(sum[c] / sum[d]);
-    }
-}
-
 static bool wants_swap(const batch *b, const item *it, uint32_t iteration)
 {
     return it->empty == 0 && iteration % 2 == 1 && it->round < kvb_kmeans_swap_rounds(b->run->options) &&
@@ -362,15 +337,6 @@ static kvb_status find_candidates(batch *b, uint32_t iteration, kvb_error *err)
     return status;
 }
 
-static uint32_t largest(const double *share, uint32_t centroids)
-{
-    uint32_t most = 0;
-    for (uint32_t k = 1; k < centroids; k++)
-        if (share[k] > share[most])
-            most = k;
-    return most;
-}
-
 /* Splits the cluster with the largest share for centroid `to`. */
 static void add_draw(batch *b, size_t *all, double *share, uint32_t from, uint32_t to, double unit)
 {
@@ -391,7 +357,7 @@ static void plan_item(batch *b, item *it, uint32_t iteration, size_t *all)
         for (uint32_t k = 0; k < p->centroids; k++) {
             if (b->sums[it->sum_at + (size_t)k * (p->channels + 1) + p->channels] > 0.0)
                 continue;
-            const uint32_t from = largest(share, p->centroids);
+            const uint32_t from = kvb_kmeans_largest(share, p->centroids);
             if (!(share[from] > 0.0))
                 break;
             add_draw(b, all, share, from, k, kvb_rng_unit(key, k));
@@ -402,7 +368,7 @@ static void plan_item(batch *b, item *it, uint32_t iteration, size_t *all)
     const double saving = kvb_kmeans_swap_saving(p->channels, it->round++, rounds);
     kvb_kmeans_swap_sort(list, count);
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t from = largest(share, p->centroids), to = list[i].cluster;
+        const uint32_t from = kvb_kmeans_largest(share, p->centroids), to = list[i].cluster;
         if (list[i].value >= saving * share[from] || from == to || !(share[from] > 0.0))
             break;
         add_draw(b, all, share, from, to, kvb_rng_unit(key, to));
@@ -482,9 +448,12 @@ static kvb_status iterate(batch *b, uint32_t iteration, kvb_error *err)
     if (status != KVB_OK)
         return status;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(b->threads)
-    for (size_t i = 0; i < b->count; i++)
-        if (!b->items[i].settled)
-            update_item(b, &b->items[i]);
+    for (size_t i = 0; i < b->count; i++) {
+        item *it = &b->items[i];
+        const uint32_t d = it->problem->channels;
+        if (!it->settled)
+            it->empty = kvb_kmeans_means(b->sums + it->sum_at, d + 1, d, it->problem->centroids, b->tables + it->table_at);
+    }
     status = relocate(b, iteration, err);
     for (size_t i = 0; i < b->count && status == KVB_OK; i++) {
         item *it = &b->items[i];

@@ -25,7 +25,7 @@ kvb_status kvb_kmeans_repair(kvb_kmeans_job *job, uint32_t round, uint32_t *move
     for (uint32_t k = 0; k < job->centroids && status == KVB_OK; k++) {
         if (job->sums[(size_t)k * job->training.row_floats + job->channels] > 0.0)
             continue;
-        uint32_t largest = kvb_kmeans_clusters_largest(&c, job->centroids);
+        uint32_t largest = kvb_kmeans_largest(c.share, job->centroids);
         if (!kvb_kmeans_clusters_split(&c, job, largest, k, kvb_rng_unit(key, k)))
             break;
         ++*moved;
@@ -94,7 +94,7 @@ static uint32_t swap_while_it_pays(kvb_kmeans_clusters *c, kvb_kmeans_job *job, 
 {
     uint32_t moved = 0;
     for (; moved < count; moved++) {
-        uint32_t largest = kvb_kmeans_clusters_largest(c, job->centroids), cluster = list[moved].cluster;
+        uint32_t largest = kvb_kmeans_largest(c->share, job->centroids), cluster = list[moved].cluster;
         if (list[moved].value >= saving * c->share[largest] || largest == cluster)
             break;
         if (!kvb_kmeans_clusters_split(c, job, largest, cluster, kvb_rng_unit(key, cluster)))

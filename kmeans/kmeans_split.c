@@ -20,7 +20,7 @@ static kvb_status grow(kvb_kmeans_job *job, uint32_t more, uint64_t key, kvb_err
         return kvb_fail(err, KVB_E_CANCELLED, "k-means", "cancelled by the progress callback");
     kvb_status status = kvb_kmeans_clusters_open(&c, job, err);
     for (uint32_t j = 0; j < more && status == KVB_OK; j++) {
-        uint32_t largest = kvb_kmeans_clusters_largest(&c, job->centroids), to = job->centroids + j;
+        uint32_t largest = kvb_kmeans_largest(c.share, job->centroids), to = job->centroids + j;
         /* No error left: any place will do, repair finds a better one if there is one. */
         if (!kvb_kmeans_clusters_split(&c, job, largest, to, kvb_rng_unit(key, to)))
             memcpy(job->table + (size_t)to * d, job->table, d * sizeof *job->table);

@@ -38,9 +38,9 @@ static bool make_scratch(kvb_codec *c)
     return c->rows != NULL && c->halves != NULL && c->codes != NULL && c->index != NULL;
 }
 
-/* All K centroids of a group as floats. Sums of stages are added as decoding adds them, stage 0 first, so that the
- * search measures distances to what will be read back. `rows` is scratch for the group's M*Km rows. */
-static void expand_group(const kvb_codebook *b, uint32_t group, float *table, float *rows)
+/* Sums of stages are added as decoding adds them, stage 0 first, so that the search measures distances to what will be read
+ * back. */
+void kvb_codebook_expand(const kvb_codebook *b, uint32_t group, float *table, float *rows)
 {
     const uint32_t d = b->channels, km = b->stage_centroids;
     const size_t stage = (size_t)km * d;
@@ -63,7 +63,7 @@ static bool make_groups(kvb_codec *c)
     c->group = kvb_alloc_zeroed(b->groups, sizeof(kvb_nearest *));
     bool good = table != NULL && rows != NULL && c->group != NULL;
     for (uint32_t s = 0; good && s < b->groups; s++) {
-        expand_group(b, s, table, rows);
+        kvb_codebook_expand(b, s, table, rows);
         c->group[s] = kvb_nearest_create(b->channels, b->centroids);
         good = c->group[s] != NULL;
         if (good)

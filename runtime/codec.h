@@ -49,6 +49,9 @@ void kvb_codec_encode_packed(kvb_codec *c, const float *x, size_t stride, size_t
 /* Rows first .. first+n-1 of those packed at `packed`. */
 void kvb_codec_decode_packed(kvb_codec *c, const uint8_t *packed, size_t first, size_t n, float *x);
 
+/* All K centroids [K][d] of a group as floats; `rows` is scratch for the M*Km rows of its stages, as wide. */
+void kvb_codebook_expand(const kvb_codebook *b, uint32_t group, float *table, float *rows);
+
 /* Index of the first value that is not finite, or `count`. */
 size_t kvb_first_bad_value(const float *x, size_t count);
 

@@ -6,10 +6,10 @@
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
-#include "format/base/half.h"
 #include "format/base/json.h"
-#include "format/base/nearest.h"
 #include "format/base/sha256.h"
+#include "format/kvb_layout.h"
+#include "runtime/codec.h"
 #include "tools/commands.h"
 #include "tools/identity.h"
 #include "tools/output.h"
@@ -60,20 +60,6 @@ typedef struct comparison {
     layer_distance (*layer)[2]; /* [layers] by kind */
 } comparison;
 
-/* All K centroids of a group as floats [K][d]. */
-static void expand(const kvb_codebook *c, uint32_t group, float *to)
-{
-    const uint32_t d = c->channels, km = c->stage_centroids;
-    const uint16_t *rows = c->table + (size_t)group * c->stages * km * d;
-    for (uint32_t k = 0; k < c->centroids; k++)
-        for (uint32_t e = 0; e < d; e++) {
-            float sum = 0.0f;
-            for (uint32_t m = 0, left = k; m < c->stages; m++, left /= km)
-                sum += kvb_half_to_float(rows[((size_t)m * km + left % km) * d + e]);
-            to[(size_t)k * d + e] = sum;
-        }
-}
-
 static double variance(const float *x, uint32_t count, uint32_t d)
 {
     double sum = 0.0;
@@ -87,9 +73,9 @@ static double variance(const float *x, uint32_t count, uint32_t d)
     return sum;
 }
 
-/* Room to compare groups of up to MOST_MATCHED centroids of 256 channels. */
+/* Room to compare groups of up to MOST_MATCHED centroids; stages have no more rows than sums. */
 typedef struct matcher {
-    float *centroid[BOOKS], *distance;
+    float *centroid[BOOKS], *rows, *distance;
     uint32_t *index;
 } matcher;
 
@@ -112,7 +98,7 @@ static bool match_group(const matcher *m, const kvb_codebook *const c[BOOKS], ui
 {
     double there = 0.0, back = 0.0;
     for (int b = 0; b < BOOKS; b++)
-        expand(c[b], group, m->centroid[b]);
+        kvb_codebook_expand(c[b], group, m->centroid[b], m->rows);
     if (!one_way(m, m->centroid[0], m->centroid[1], c[0], &there) || !one_way(m, m->centroid[1], m->centroid[0], c[0], &back))
         return false;
     const double spread = 0.5 * (variance(m->centroid[0], c[0]->centroids, c[0]->channels) +
@@ -165,15 +151,17 @@ static bool same_layer(const kvb_layer *a, const kvb_layer *b)
 
 static kvb_status compare_codebooks(comparison *c, kvb_error *err)
 {
-    const size_t most = (size_t)MOST_MATCHED * 256;
+    const size_t most = (size_t)MOST_MATCHED * KVB_MAX_CHANNELS;
     matcher m = {{kvb_alloc_array(most, sizeof(float)), kvb_alloc_array(most, sizeof(float))},
-                 kvb_alloc_array(MOST_MATCHED, sizeof(float)), kvb_alloc_array(MOST_MATCHED, sizeof(uint32_t))};
-    bool good = m.centroid[0] != NULL && m.centroid[1] != NULL && m.distance != NULL && m.index != NULL;
+                 kvb_alloc_array(most, sizeof(float)), kvb_alloc_array(MOST_MATCHED, sizeof(float)),
+                 kvb_alloc_array(MOST_MATCHED, sizeof(uint32_t))};
+    bool good = m.centroid[0] != NULL && m.centroid[1] != NULL && m.rows != NULL && m.distance != NULL && m.index != NULL;
     for (uint32_t l = 0; good && l < c->layers; l++)
         for (uint32_t i = 0; good && i < 2 * kvb_book_layer(c->book[0], l)->kv_heads; i++)
             good = compare_head(c, &m, l, i / 2, (kvb_kind)(i % 2), &c->layer[l][i % 2]);
     free(m.centroid[0]);
     free(m.centroid[1]);
+    free(m.rows);
     free(m.distance);
     free(m.index);
     return good ? KVB_OK : kvb_fail_memory(err, "comparing codebooks");

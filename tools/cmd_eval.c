@@ -163,8 +163,7 @@ static kvb_status open_books(eval_run *r, kvb_error *err)
         status = kvb_book_open(r->name[i], &r->book[i], err);
         if (status != KVB_OK)
             break;
-        const kvb_policy policy = kvb_policy_from_args(&r->args->policy, kvb_book_policy(r->book[i]));
-        status = kvb_check_exact_form(&policy, kvb_summarise_book(r->book[i]).fine[KVB_KEY] != NULL, r->name[i], err);
+        status = kvb_check_book_form(&r->args->policy, r->book[i], r->name[i], err);
     }
     return status;
 }

@@ -85,6 +85,11 @@ static kvb_status check_packed(const generate_args *a, kvb_error *err)
     return KVB_OK;
 }
 
+static kvb_prompt_args prompt_args(const generate_args *a)
+{
+    return (kvb_prompt_args){.model = &a->model, .book = a->book, .policy = &a->policy, .allow = &a->allow};
+}
+
 static kvb_status check_args(const generate_args *a, kvb_error *err)
 {
     if (a->packed != NULL)
@@ -93,10 +98,8 @@ static kvb_status check_args(const generate_args *a, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "--cache-name", "means nothing without --cache");
     if ((a->prompt != NULL) == (a->prompt_file != NULL))
         return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected exactly one of --prompt and --prompt-file, or --cache");
-    const char *idle = kvb_policy_flag_given(&a->policy);
-    if (a->book == NULL && idle != NULL)
-        return kvb_fail(err, KVB_E_USAGE, idle, "means nothing without --book: every token stays exact");
-    return KVB_OK;
+    const kvb_prompt_args prompt = prompt_args(a);
+    return kvb_prompt_check(&prompt, err);
 }
 
 /* Ids of the prompt, BOS first where it is wanted: never in the middle. */
@@ -108,16 +111,6 @@ static kvb_status encode_prompt(generate_run *r, kvb_error *err)
         return KVB_OK;
     kvb_status status = a->packed == NULL ? kvb_choose_bos(r->model, a->bos, a->no_bos, &bos, err) : KVB_OK;
     return status == KVB_OK ? kvb_prompt_encode(r->model, a->prompt, a->prompt_file, bos, &r->prompt, err) : status;
-}
-
-static kvb_status make_cache(generate_run *r, kvb_error *err)
-{
-    const generate_args *a = r->args;
-    kvb_cache_options options;
-    kvb_cache_options_init(&options, r->book);
-    options.policy = kvb_policy_from_args(&a->policy, options.policy);
-    options.seed = a->seed.value;
-    return kvb_prompt_cache(r->model, r->book, &options, &r->cache, err);
 }
 
 static kvb_status take_hidden(generate_run *r, uint32_t prompt, kvb_error *err)
@@ -184,21 +177,13 @@ static void say_cache(const generate_run *r, double seconds)
 static kvb_status generate(generate_run *r, kvb_error *err)
 {
     const generate_args *a = r->args;
-    kvb_status status = KVB_OK;
-    if (a->book != NULL)
-        status = kvb_book_open(a->book, &r->book, err);
-    if (status == KVB_OK && r->book != NULL) {
-        const kvb_policy policy = kvb_policy_from_args(&a->policy, kvb_book_policy(r->book));
-        status = kvb_check_exact_form(&policy, kvb_summarise_book(r->book).fine[KVB_KEY] != NULL, a->book, err);
-    }
-    if (status == KVB_OK)
-        status = kvb_open_model(&a->model, r->progress, &r->model, err);
-    if (status == KVB_OK && r->book != NULL)
-        status = kvb_check_identity(r->book, a->book, r->model, &a->allow, err);
+    const kvb_prompt_args args = prompt_args(a);
+    kvb_status status = kvb_prompt_open(&args, r->progress, &r->model, &r->book, err);
     if (status == KVB_OK)
         status = encode_prompt(r, err);
     if (status == KVB_OK)
-        status = a->packed != NULL ? take_packed(r, err) : make_cache(r, err);
+        status = a->packed != NULL ? take_packed(r, err)
+                                   : kvb_prompt_new_cache(&args, r->model, r->book, a->seed.value, &r->cache, err);
     if (status != KVB_OK)
         return status;
     const kvb_generation_options options = {.most = a->tokens.value, .temperature = a->temperature.value,

@@ -60,12 +60,18 @@ typedef struct pack_run {
     kvb_cache_writer *writer;
 } pack_run;
 
+static kvb_prompt_args prompt_args(const pack_args *a)
+{
+    return (kvb_prompt_args){.model = &a->model, .book = a->book, .policy = &a->policy, .allow = &a->allow};
+}
+
 static kvb_status check_args(const pack_args *a, kvb_error *err)
 {
     const char *inputs[MOST_INPUTS + 2] = {a->model.model, a->book};
-    const char *idle = a->book == NULL ? kvb_policy_flag_given(&a->policy) : NULL;
-    if (idle != NULL)
-        return kvb_fail(err, KVB_E_USAGE, idle, "means nothing without --book: every token stays exact");
+    const kvb_prompt_args prompt = prompt_args(a);
+    kvb_status status = kvb_prompt_check(&prompt, err);
+    if (status != KVB_OK)
+        return status;
     if (a->bos && a->no_bos)
         return kvb_fail(err, KVB_E_USAGE, "--bos", "given together with --no-bos: choose one");
     if (a->text.count > MOST_INPUTS)
@@ -174,18 +180,15 @@ static kvb_status pack_prompt(pack_run *r, size_t i, int32_t bos, kvb_error *err
     char name[KVB_PROMPT_NAME_MOST + 1];
     kvb_prompt prompt;
     kvb_cache *cache = NULL;
-    kvb_cache_options options;
+    const kvb_prompt_args args = prompt_args(a);
     const double start = kvb_seconds();
     name_of_file(a->text.items[i], name);
-    kvb_cache_options_init(&options, r->book);
-    options.policy = kvb_policy_from_args(&a->policy, options.policy);
-    options.seed = a->seed.value;
     kvb_status status = kvb_prompt_encode(r->model, NULL, a->text.items[i], bos, &prompt, err);
     if (status == KVB_OK && (prompt.count == 0 || prompt.count > context))
         status = kvb_fail(err, KVB_E_USAGE, a->text.items[i], "has %zu tokens, expected 1..%u, the model's context",
                           prompt.count, context);
     if (status == KVB_OK)
-        status = kvb_prompt_cache(r->model, r->book, &options, &cache, err);
+        status = kvb_prompt_new_cache(&args, r->model, r->book, a->seed.value, &cache, err);
     if (status == KVB_OK)
         status = save_prompt(r, cache, &prompt, a->names.count > 0 ? a->names.items[i] : name, err);
     if (status == KVB_OK)
@@ -195,28 +198,12 @@ static kvb_status pack_prompt(pack_run *r, size_t i, int32_t bos, kvb_error *err
     return status;
 }
 
-static kvb_status open_inputs(pack_run *r, kvb_error *err)
-{
-    const pack_args *a = r->args;
-    kvb_status status = KVB_OK;
-    if (a->book != NULL)
-        status = kvb_book_open(a->book, &r->book, err);
-    if (status == KVB_OK && r->book != NULL) {
-        const kvb_policy policy = kvb_policy_from_args(&a->policy, kvb_book_policy(r->book));
-        status = kvb_check_exact_form(&policy, kvb_summarise_book(r->book).fine[KVB_KEY] != NULL, a->book, err);
-    }
-    if (status == KVB_OK)
-        status = kvb_open_model(&a->model, r->progress, &r->model, err);
-    if (status == KVB_OK && r->book != NULL)
-        status = kvb_check_identity(r->book, a->book, r->model, &a->allow, err);
-    return status;
-}
-
 static kvb_status pack(pack_run *r, kvb_error *err)
 {
     const pack_args *a = r->args;
     int32_t bos = -1;
-    kvb_status status = open_inputs(r, err);
+    const kvb_prompt_args args = prompt_args(a);
+    kvb_status status = kvb_prompt_open(&args, r->progress, &r->model, &r->book, err);
     if (status == KVB_OK)
         status = kvb_choose_bos(r->model, a->bos, a->no_bos, &bos, err);
     if (status == KVB_OK)

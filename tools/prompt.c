@@ -7,8 +7,40 @@
 #include "format/base/mapfile.h"
 #include "format/kvb_layout.h"
 #include "tools/identity.h"
+#include "tools/input.h"
+#include "tools/summary.h"
 
 enum { PROMPT_MOST_BYTES = 1 << 26 };
+
+kvb_status kvb_prompt_check(const kvb_prompt_args *a, kvb_error *err)
+{
+    const char *idle = a->book == NULL ? kvb_policy_flag_given(a->policy) : NULL;
+    return idle == NULL ? KVB_OK : kvb_fail(err, KVB_E_USAGE, idle, "means nothing without --book: every token stays exact");
+}
+
+kvb_status kvb_prompt_open(const kvb_prompt_args *a, kvb_progress *p, kvb_model **model, kvb_book **book, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    if (a->book != NULL)
+        status = kvb_book_open(a->book, book, err);
+    if (status == KVB_OK && *book != NULL)
+        status = kvb_check_book_form(a->policy, *book, a->book, err);
+    if (status == KVB_OK)
+        status = kvb_open_model(a->model, p, model, err);
+    if (status == KVB_OK && *book != NULL)
+        status = kvb_check_identity(*book, a->book, *model, a->allow, err);
+    return status;
+}
+
+kvb_status kvb_prompt_new_cache(const kvb_prompt_args *a, const kvb_model *model, const kvb_book *book, uint64_t seed,
+                                kvb_cache **cache, kvb_error *err)
+{
+    kvb_cache_options options;
+    kvb_cache_options_init(&options, book);
+    options.policy = kvb_policy_from_args(a->policy, options.policy);
+    options.seed = seed;
+    return kvb_prompt_cache(model, book, &options, cache, err);
+}
 
 static kvb_status put_first(int32_t bos, const uint32_t *ids, size_t count, kvb_prompt *prompt, kvb_error *err)
 {

@@ -5,11 +5,28 @@
 #include "kvbook/cache_file.h"
 #include "model/model.h"
 #include "tools/flags.h"
+#include "tools/progress.h"
 
 typedef struct kvb_prompt {
     uint32_t *ids; /* owned; free with free() */
     size_t count;
 } kvb_prompt;
+
+/* What prompts run through, as flags say it. */
+typedef struct kvb_prompt_args {
+    const kvb_model_args *model;
+    const char *book; /* NULL: every token stays exact */
+    const kvb_policy_args *policy;
+    const kvb_override_args *allow;
+} kvb_prompt_args;
+
+/* KVB_E_USAGE for flags that only a book would heed where there is none. */
+kvb_status kvb_prompt_check(const kvb_prompt_args *a, kvb_error *err);
+/* Opens model and book, checked against each other. What is open after a failure, the caller closes. */
+kvb_status kvb_prompt_open(const kvb_prompt_args *a, kvb_progress *p, kvb_model **model, kvb_book **book, kvb_error *err);
+/* An empty cache with the policy that book and flags ask for. */
+kvb_status kvb_prompt_new_cache(const kvb_prompt_args *a, const kvb_model *model, const kvb_book *book, uint64_t seed,
+                                kvb_cache **cache, kvb_error *err);
 
 /* Ids of `text`, or where that is NULL of the UTF-8 file `path`; special tokens may be spelt out. `bos` comes first, or
  * nothing where it is -1. */

@@ -3,8 +3,6 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "tools/flags.h"
-
 static void add_fine(kvb_book_summary *s, const kvb_codebook *fine, int kind)
 {
     if (fine == NULL)
@@ -54,6 +52,12 @@ double kvb_effective_bits(const kvb_book *book, const kvb_policy *policy, uint64
         return KVB_EXACT_BITS;
     kvb_cache_bytes b = kvb_cache_predict_bytes(book, policy, tokens);
     return b.elements > 0 ? 8.0 * (double)b.total / (double)b.elements : NAN;
+}
+
+kvb_status kvb_check_book_form(const kvb_policy_args *a, const kvb_book *book, const char *path, kvb_error *err)
+{
+    const kvb_policy policy = kvb_policy_from_args(a, kvb_book_policy(book));
+    return kvb_check_exact_form(&policy, kvb_summarise_book(book).fine[KVB_KEY] != NULL, path, err);
 }
 
 void kvb_put_effective_bits(kvb_json_writer *w, const kvb_book *book, const kvb_policy *policy)

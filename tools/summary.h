@@ -6,6 +6,7 @@
 #include "format/base/json.h"
 #include "format/book_write.h"
 #include "kvbook/cache.h"
+#include "tools/flags.h"
 
 /* Bits per element over the heads of one kind. */
 typedef struct kvb_rate_range {
@@ -30,6 +31,9 @@ enum { KVB_CTX_2K = 2048, KVB_CTX_32K = 32768, KVB_CTX_128K = 131072, KVB_EXACT_
 
 /* 8 * bytes / elements of a cache of `tokens` tokens, codebooks included; of an exact one where the book is NULL. */
 double kvb_effective_bits(const kvb_book *book, const kvb_policy *policy, uint64_t tokens);
+
+/* KVB_E_USAGE where the policy that flags make of the book's asks for fine codes, and the book at `path` has none. */
+kvb_status kvb_check_book_form(const kvb_policy_args *a, const kvb_book *book, const char *path, kvb_error *err);
 
 /* The members bits_effective_2k, _32k and _128k of a JSON object. */
 void kvb_put_effective_bits(kvb_json_writer *w, const kvb_book *book, const kvb_policy *policy);

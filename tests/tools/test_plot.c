@@ -1,4 +1,5 @@
-/* Ticks and points of the plot. The command's own objects are in no library: included. */
+/* Ticks and points of the plot. The command's own objects are in no library: both files are included. */
+#include "tools/output.c"
 #include "tools/plot.c"
 
 #include <stdlib.h>
