@@ -16,6 +16,7 @@
 #include "format/base/fail.h"
 #include "format/base/mapfile.h"
 #include "format/base/outfile.h"
+#include "format/base/path.h"
 #include "format/base/sha256.h"
 
 #define JOB_FILE "job.json"
@@ -33,16 +34,6 @@ struct kvb_checkpoint {
 };
 
 /* ---- names inside the folder */
-
-/* folder/name[end]; NULL if out of memory. */
-static char *path_of(const kvb_checkpoint *c, const char *name, const char *end)
-{
-    const size_t size = strlen(c->folder) + strlen(name) + strlen(end) + 2;
-    char *path = malloc(size);
-    if (path != NULL)
-        snprintf(path, size, "%s/%s%s", c->folder, name, end);
-    return path;
-}
 
 static bool ends_with(const char *name, const char *end)
 {
@@ -156,7 +147,7 @@ static kvb_status enter(kvb_checkpoint *c, const char *job, bool resume, kvb_err
     kvb_status status = enter_folder(c, err);
     if (status != KVB_OK)
         return status;
-    char *path = path_of(c, JOB_FILE, "");
+    char *path = kvb_join_path(c->folder, JOB_FILE, "");
     if (path == NULL)
         return kvb_fail_memory(err, c->folder);
     struct stat st;
@@ -174,7 +165,7 @@ kvb_status kvb_checkpoint_open(const char *folder, const char *job, bool resume,
         return kvb_fail_memory(err, folder);
     c->fd = -1;
     c->folder = strdup(folder);
-    c->capture = c->folder != NULL ? path_of(c, CAPTURE_FILE, "") : NULL;
+    c->capture = c->folder != NULL ? kvb_join_path(c->folder, CAPTURE_FILE, "") : NULL;
     if (c->capture == NULL) {
         kvb_checkpoint_close(c);
         return kvb_fail_memory(err, folder);
@@ -266,7 +257,7 @@ kvb_status kvb_checkpoint_save(kvb_checkpoint *c, const char *name, const kvb_re
 {
     uint8_t header[HEADER_BYTES];
     kvb_outfile *out = NULL;
-    char *path = path_of(c, name, RECORD_END);
+    char *path = kvb_join_path(c->folder, name, RECORD_END);
     if (record->failed || path == NULL) {
         free(path);
         return kvb_fail_memory(err, c->folder);
@@ -312,7 +303,7 @@ kvb_status kvb_checkpoint_load(const kvb_checkpoint *c, const char *name, kvb_sa
     *saved = (kvb_saved){0};
     if (c == NULL || !c->resumes)
         return KVB_OK;
-    char *path = path_of(c, name, RECORD_END);
+    char *path = kvb_join_path(c->folder, name, RECORD_END);
     if (path == NULL)
         return kvb_fail_memory(err, c->folder);
     kvb_status status = KVB_OK;
@@ -342,7 +333,7 @@ bool kvb_saved_take(kvb_saved *saved, void *to, size_t size)
 kvb_status kvb_saved_end(kvb_saved *saved, const kvb_checkpoint *c, const char *name, kvb_error *err)
 {
     const bool good = !saved->cursor.failed && saved->cursor.at == saved->cursor.size;
-    char *path = good ? NULL : path_of(c, name, RECORD_END);
+    char *path = good ? NULL : kvb_join_path(c->folder, name, RECORD_END);
     kvb_saved_free(saved);
     if (good)
         return KVB_OK;

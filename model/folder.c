@@ -33,11 +33,7 @@ struct kvb_folder {
 
 char *kvb_folder_file(const kvb_folder *f, const char *name)
 {
-    const size_t size = strlen(f->path) + strlen(name) + 2;
-    char *path = malloc(size);
-    if (path != NULL)
-        snprintf(path, size, "%s/%s", f->path, name);
-    return path;
+    return kvb_join_path(f->path, name, "");
 }
 
 void kvb_folder_close(kvb_folder *f)

@@ -90,7 +90,7 @@ static affine measure(const kvb_scaling *s, const group *g)
     return (affine){0.0f, rounded(s->clip * (float)sqrt(square / g->count))};
 }
 
-/* Level of a number in units of its scale: as many as there are bounds below it. Even levels need no search. */
+/* Level of a number in units of its scale: as many as there are bounds below it. */
 static uint32_t level_of(const kvb_scaled *s, float t)
 {
     uint32_t low = 0, high = s->levels - 1;
@@ -124,27 +124,29 @@ static affine get_affine(const kvb_scaling *s, uint32_t index, const uint8_t *by
     return (affine){kvb_half_to_float(halves[1]), kvb_half_to_float(halves[0])};
 }
 
-/* Which group a channel belongs to. */
-static uint32_t group_of(const kvb_scaling *s, uint32_t channel)
+/* Neighbouring channels of a token that are in one group. */
+static uint32_t run_of(const kvb_scaling *s)
 {
-    return s->axis == KVB_AXIS_CHANNEL ? channel : channel / s->group;
+    return s->axis == KVB_AXIS_CHANNEL ? 1 : s->group;
 }
 
 void kvb_scaled_encode(const kvb_scaled *s, const float *y, uint8_t *bytes, uint32_t *codes)
 {
     const kvb_codebook *c = s->codebook;
     const kvb_scaling *how = c->scaling;
-    const uint32_t dim = s->head_dim, block = kvb_codebook_block(c), groups = groups_of(how, dim);
+    const uint32_t dim = s->head_dim, block = kvb_codebook_block(c), groups = groups_of(how, dim), run = run_of(how);
     const size_t row = kvb_packed_bytes(dim, c->code_bits);
     uint8_t *packed = bytes + kvb_scaled_head_bytes(c, dim);
     for (uint32_t i = 0; i < groups; i++) {
-        const bool channel = how->axis == KVB_AXIS_CHANNEL;
-        const group g = {channel ? y + i : y + i * how->group, how->group, channel ? dim : 1};
+        const group g = {y + i * run, how->group, how->axis == KVB_AXIS_CHANNEL ? dim : 1};
         put_affine(how, measure(how, &g), i, bytes);
     }
     for (uint32_t t = 0; t < block; t++) {
-        for (uint32_t i = 0; i < dim; i++)
-            codes[i] = code_of(s, y[(size_t)t * dim + i], get_affine(how, group_of(how, i), bytes));
+        for (uint32_t i = 0; i < groups; i++) {
+            const affine a = get_affine(how, i, bytes);
+            for (uint32_t j = i * run; j < (i + 1) * run; j++)
+                codes[j] = code_of(s, y[(size_t)t * dim + j], a);
+        }
         kvb_pack_codes(codes, dim, c->code_bits, packed + t * row);
     }
 }
@@ -152,14 +154,15 @@ void kvb_scaled_encode(const kvb_scaled *s, const float *y, uint8_t *bytes, uint
 void kvb_scaled_decode(const kvb_scaled *s, const uint8_t *bytes, uint32_t first, uint32_t count, float *y, uint32_t *codes)
 {
     const kvb_codebook *c = s->codebook;
-    const uint32_t dim = s->head_dim;
+    const uint32_t dim = s->head_dim, groups = groups_of(c->scaling, dim), run = run_of(c->scaling);
     const size_t row = kvb_packed_bytes(dim, c->code_bits);
     const uint8_t *packed = bytes + kvb_scaled_head_bytes(c, dim) + first * row;
     for (uint32_t t = 0; t < count; t++) {
         kvb_unpack_codes(packed + t * row, dim, c->code_bits, codes);
-        for (uint32_t i = 0; i < dim; i++) {
-            const affine a = get_affine(c->scaling, group_of(c->scaling, i), bytes);
-            y[(size_t)t * dim + i] = a.offset + a.scale * s->level[codes[i]];
+        for (uint32_t i = 0; i < groups; i++) {
+            const affine a = get_affine(c->scaling, i, bytes);
+            for (uint32_t j = i * run; j < (i + 1) * run; j++)
+                y[(size_t)t * dim + j] = a.offset + a.scale * s->level[codes[j]];
         }
     }
 }

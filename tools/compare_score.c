@@ -10,6 +10,7 @@
 #include "format/base/fail.h"
 #include "format/base/mapfile.h"
 #include "format/base/outfile.h"
+#include "format/base/path.h"
 #include "tools/compare.h"
 #include "tools/evaluate.h"
 #include "tools/summary.h"
@@ -85,10 +86,9 @@ static kvb_status load(const kvb_compare_job *job, store *s, kvb_error *err)
     char *text = NULL;
     size_t size = 0;
     *s = (store){0};
-    if (asprintf(&s->path, "%s/scores.json", job->folder) < 0) {
-        s->path = NULL;
+    s->path = kvb_join_path(job->folder, "scores.json", "");
+    if (s->path == NULL)
         return kvb_fail_memory(err, "compare");
-    }
     FILE *there = fopen(s->path, "rb");
     if (there == NULL && errno == ENOENT)
         return KVB_OK;
