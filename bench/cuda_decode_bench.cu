@@ -298,7 +298,7 @@ int main(int argc, char **argv)
     }
     const struct { const char *name; uint32_t d, K, stages; } shapes[] = {
         {"4x16", 4, 16, 0}, {"add:8x16+16", 8, 16, 2}, {"8x256", 8, 256, 0}, {"16x256", 16, 256, 0}, {"4x256", 4, 256, 0},
-        {"2x256", 2, 256, 0}, {"32x4096", 32, 4096, 0},
+        {"2x256", 2, 256, 0}, {"16x4096", 16, 4096, 0}, {"32x4096", 32, 4096, 0},
     };
     const cell cells[] = {{1, 131072, 0, 1}, {1, 131072, 0.01, 32}, {1, 8192, 0.01, 32}, {1, 32768, 0.01, 32},
                           {16, 8192, 0.01, 32}, {64, 2048, 0.01, 32}, {8, 131072, 0, 1}};
@@ -326,8 +326,6 @@ int main(int argc, char **argv)
             if (quick && i > 1 && i != 6)
                 continue;
             if (only != NULL && (size_t)atoi(only) != i)
-                continue;
-            if (s.K > 256 && cells[i].B > 1)
                 continue;
             run(s.name, shape, cells[i], NULL);
         }

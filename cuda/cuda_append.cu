@@ -3,17 +3,22 @@
 
 enum { AGE_THREADS = 256 };
 
-/* Codes of token t into its page. Threads write whole bytes, so lane layouts need what a token has in a lane to be whole bytes. */
-static __device__ void put_codes(const kvb_shape &s, uint32_t kind, uint8_t *tile, uint32_t t, uint32_t position,
-                                 const encode_shared *sh)
+/* Codes of a tile into the pages. Threads write whole bytes, so lane layouts need what a token has in a lane to be whole bytes. */
+template <int TOKENS>
+static __device__ void put_codes(const encode_tile<TOKENS> &e, const kvb_shape &s, uint32_t kind, uint32_t codes_at, uint32_t page_tokens)
 {
-    const uint32_t bytes = kvb_shape_row_bytes(&s), token = position % KVB_TILE;
-    for (uint32_t i = threadIdx.x; i < bytes; i += ENCODE_THREADS) {
+    const uint32_t bytes = kvb_shape_row_bytes(&s);
+    for (uint32_t at = threadIdx.x; at < bytes * TOKENS; at += ENCODE_THREADS) {
+        const uint32_t t = at % TOKENS, i = at / TOKENS;
+        if (t >= e.live || e.page[t] == NULL)
+            continue;
+        const uint32_t token = e.position[t] % KVB_TILE;
+        uint8_t *tile = e.page[t] + codes_at + (size_t)(e.position[t] % page_tokens / KVB_TILE) * KVB_TILE * bytes;
         uint32_t value = 0;
         if (s.layout == KVB_LAYOUT_ROWS) {
-            for (uint32_t bit = 0; bit < 8 && i * 8 + bit < s.units * s.bits; bit++) {
-                const uint32_t at = i * 8 + bit;
-                value |= (uint32_t)(sh->unit[t][at / s.bits] >> (at % s.bits) & 1) << bit;
+            for (uint32_t bit = i * 8, u; bit < i * 8 + 8 && (u = bit / s.bits) < s.units; bit = (u + 1) * s.bits) {
+                const uint32_t unit = e.unit[u * TOKENS + t];
+                value |= bit == u * s.bits ? unit << (bit - i * 8) : unit >> (bit - u * s.bits);
             }
             tile[token * bytes + i] = (uint8_t)value;
             continue;
@@ -27,19 +32,29 @@ static __device__ void put_codes(const kvb_shape &s, uint32_t kind, uint8_t *til
             first = j < half ? t_of * half + j : s.units / 2 + t_of * half + (j - half);
         }
         for (uint32_t n = 0; n < per_byte; n++)
-            value |= (uint32_t)sh->unit[t][first + n] << (n * s.bits);
+            value |= (uint32_t)e.unit[(first + n) * TOKENS + t] << (n * s.bits);
         const uint32_t bit = kind == KVB_KEY ? kvb_lane_key_bit(&s, token, first) : kvb_lane_value_bit(&s, token, first);
         tile[bit / 8] = (uint8_t)value;
     }
 }
 
-__global__ void __launch_bounds__(ENCODE_THREADS) append_tokens(const kvb_dev_layer l, const kvb_dev_cache c,
-                                                                const kvb_dev_batch b, const void *keys, const void *values,
-                                                                bool fresh)
+/* The exact row that a sequence of s.tokens tokens keeps of `position` outside its codes, or NULL. */
+static __device__ __forceinline__ __half *exact_row(const kvb_dev_layer &l, const kvb_dev_cache &c, const kvb_dev_sequence &s, uint32_t head,
+                                                    uint32_t kind, uint32_t position)
+{
+    if (position < c.sink_count)
+        return c.sinks[kind] + kvb_slot_row(c, l.kv_heads, s.slot, head, position, c.sink_count) * l.dim;
+    if (position + c.ring_rows < s.tokens)
+        return NULL;
+    return c.ring[kind] + kvb_slot_row(c, l.kv_heads, s.slot, head, position % c.ring_rows, c.ring_rows) * l.dim;
+}
+
+template <int TOKENS>
+__global__ void __launch_bounds__(ENCODE_THREADS, 2) append_tokens(const kvb_dev_layer l, const kvb_dev_cache c, const kvb_dev_batch b,
+                                                                   const void *keys, const void *values, bool fresh)
 {
     extern __shared__ __align__(16) unsigned char memory[];
-    encode_shared *sh = (encode_shared *)memory;
-    const uint32_t head = blockIdx.y, kind = blockIdx.z % 2, sequence = blockIdx.z / 2, from = blockIdx.x * ENCODE_TOKENS;
+    const uint32_t head = blockIdx.y, kind = blockIdx.z % 2, sequence = blockIdx.z / 2, from = blockIdx.x * TOKENS;
     kvb_dev_sequence s;
     if (!kvb_sequence(c, b, sequence, &s))
         return;
@@ -47,37 +62,35 @@ __global__ void __launch_bounds__(ENCODE_THREADS) append_tokens(const kvb_dev_la
         atomicOr(c.flags, KVB_FLAG_NOT_EMPTY);
         return;
     }
-    if (threadIdx.x < ENCODE_TOKENS)
-        sh->position[threadIdx.x] = from + threadIdx.x < b.tokens ? s.before + from + threadIdx.x : UINT32_MAX;
+    encode_tile<TOKENS> e = encode_place<TOKENS>(memory, l.dim);
+    e.live = min((uint32_t)TOKENS, b.tokens - from);
+    const kvb_dev_place place = c.place[head];
+    for (uint32_t t = threadIdx.x; t < e.live; t += ENCODE_THREADS) {
+        const uint32_t position = s.before + from + t;
+        e.position[t] = position;
+        e.page[t] = kvb_page(c, s, position / c.page_tokens);
+        if (kind != KVB_KEY || e.page[t] == NULL)
+            continue;
+        if (position % KVB_TILE == 0)
+            ((uint32_t *)(e.page[t] + place.masks))[position % c.page_tokens / KVB_TILE] = 0;
+        if (position >= c.sink_count && position + c.ring_rows >= s.tokens)
+            c.score[kvb_slot_row(c, l.kv_heads, s.slot, head, position % c.ring_rows, c.ring_rows)] = 0.0;
+    }
     __syncthreads();
     const kvb_dev_head &h = l.head[head];
-    encode_rows(l, c, h, kind, kind == KVB_KEY ? keys : values, b.type,
-                [&](uint32_t t) { return (((size_t)sequence * b.tokens + from + t) * l.kv_heads + head) * l.dim; }, sh);
-    encode_nearest(h.code[kind], sh);
-    for (uint32_t t = 0; t < ENCODE_TOKENS && from + t < b.tokens; t++) {
-        const uint32_t position = sh->position[t];
-        uint8_t *page = kvb_page(c, s, position / c.page_tokens);
-        if (page == NULL)
-            continue;
-        const uint32_t tile = position % c.page_tokens / KVB_TILE;
-        const kvb_dev_place &p = c.place[head];
-        put_codes(h.code[kind].shape, kind,
-                  page + (kind == KVB_KEY ? p.key_codes : p.value_codes) + (size_t)tile * KVB_TILE * h.code_bytes[kind], t,
-                  position, sh);
-        if (kind == KVB_KEY && threadIdx.x == 0 && position % KVB_TILE == 0)
-            ((uint32_t *)(page + p.masks))[tile] = 0;
-        __half *row = NULL;
-        if (position < c.sink_count)
-            row = c.sinks[kind] + kvb_slot_row(c, l.kv_heads, s.slot, head, position, c.sink_count) * l.dim;
-        else if (position + c.ring_rows >= s.tokens) {
-            const size_t at = kvb_slot_row(c, l.kv_heads, s.slot, head, position % c.ring_rows, c.ring_rows);
-            row = c.ring[kind] + at * l.dim;
-            if (kind == KVB_KEY && threadIdx.x == 0)
-                c.score[at] = 0.0;
-        }
+    const void *x = kind == KVB_KEY ? keys : values;
+    const auto source = [&](uint32_t t) { return (((size_t)sequence * b.tokens + from + t) * l.kv_heads + head) * l.dim; };
+    encode_coordinates(e, l, c, h, kind, x, b.type, source);
+    encode_nearest(h.code[kind], e);
+    put_codes(e, h.code[kind].shape, kind, kind == KVB_KEY ? place.key_codes : place.value_codes, c.page_tokens);
+    if (s.before + from >= c.sink_count && s.before + from + e.live + c.ring_rows <= s.tokens)
+        return; /* nothing here stays exact */
+    __syncthreads();
+    encode_exact(e, l, c, h, kind, x, b.type, source);
+    for (uint32_t t = 0; t < e.live; t++) {
+        __half *row = e.page[t] != NULL ? exact_row(l, c, s, head, kind, e.position[t]) : NULL;
         if (row != NULL)
-            for (uint32_t d = threadIdx.x; d < l.dim; d += ENCODE_THREADS)
-                row[d] = __float2half_rn(sh->row[t][d]);
+            encode_store(e, t, row);
     }
 }
 
@@ -267,43 +280,64 @@ __global__ void __launch_bounds__(ENCODE_THREADS) copy_anchors(const kvb_dev_lay
                                                                const kvb_dev_batch b, const void *keys, const void *values)
 {
     extern __shared__ __align__(16) unsigned char memory[];
-    encode_shared *sh = (encode_shared *)memory;
-    const uint32_t head = blockIdx.y, kind = blockIdx.z % 2, sequence = blockIdx.z / 2, from = blockIdx.x * ENCODE_TOKENS;
+    const uint32_t head = blockIdx.y, kind = blockIdx.z % 2, sequence = blockIdx.z / 2, from = blockIdx.x * ENCODE_STEP;
     kvb_dev_sequence s;
     if (!kvb_sequence(c, b, sequence, &s) || s.before != 0)
         return;
     const uint32_t count = c.anchors[kvb_slot_row(c, l.kv_heads, s.slot, head, 0, 1)];
     if (from >= count)
         return;
+    encode_tile<ENCODE_STEP> e = encode_place<ENCODE_STEP>(memory, l.dim);
+    e.live = min((uint32_t)ENCODE_STEP, count - from);
     const dev_pool pool = {&c, &s, c.place[head]};
-    if (threadIdx.x < ENCODE_TOKENS) {
-        const uint32_t *position = from + threadIdx.x < count ? pool_position(pool, from + threadIdx.x) : NULL;
-        sh->position[threadIdx.x] = position != NULL ? *position : UINT32_MAX;
+    if (threadIdx.x < e.live) {
+        const uint32_t *position = pool_position(pool, from + threadIdx.x);
+        e.position[threadIdx.x] = position != NULL ? *position : UINT32_MAX;
+        e.page[threadIdx.x] = position != NULL ? kvb_page(c, s, (from + threadIdx.x) / c.page_anchors) : NULL;
     }
     __syncthreads();
-    encode_rows(l, c, l.head[head], kind, kind == KVB_KEY ? keys : values, b.type,
-                [&](uint32_t t) { return (((size_t)sequence * b.tokens + sh->position[t]) * l.kv_heads + head) * l.dim; }, sh);
-    for (uint32_t t = 0; t < ENCODE_TOKENS; t++) {
-        uint8_t *page = sh->position[t] != UINT32_MAX ? kvb_page(c, s, (from + t) / c.page_anchors) : NULL;
-        if (page == NULL)
-            continue;
-        __half *row = (__half *)(page + (kind == KVB_KEY ? pool.place.anchor_keys : pool.place.anchor_values)) +
-                      (size_t)((from + t) % c.page_anchors) * l.dim;
-        for (uint32_t d = threadIdx.x; d < l.dim; d += ENCODE_THREADS)
-            row[d] = __float2half_rn(sh->row[t][d]);
-    }
+    const void *x = kind == KVB_KEY ? keys : values;
+    const auto source = [&](uint32_t t) { return (((size_t)sequence * b.tokens + e.position[t]) * l.kv_heads + head) * l.dim; };
+    if (c.fine)
+        encode_coordinates(e, l, c, l.head[head], kind, x, b.type, source);
+    encode_exact(e, l, c, l.head[head], kind, x, b.type, source);
+    for (uint32_t t = 0; t < e.live; t++)
+        if (e.page[t] != NULL)
+            encode_store(e, t, (__half *)(e.page[t] + (kind == KVB_KEY ? pool.place.anchor_keys : pool.place.anchor_values)) +
+                                   (size_t)((from + t) % c.page_anchors) * l.dim);
+}
+
+cudaError_t kvb_append_prepare(const kvb_dev_layer *l, uint32_t units, uint32_t *step_bytes, uint32_t *prompt_bytes)
+{
+    *step_bytes = (uint32_t)encode_bytes<ENCODE_STEP>(l->dim, units);
+    *prompt_bytes = (uint32_t)encode_bytes<ENCODE_PROMPT>(l->dim, units);
+    int device = 0, most = 0;
+    cudaError_t code = cudaGetDevice(&device);
+    if (code == cudaSuccess)
+        code = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (code == cudaSuccess && *prompt_bytes > (uint32_t)most)
+        *prompt_bytes = 0; /* prompts go in steps' tiles */
+    for (const void *kernel : {(const void *)append_tokens<ENCODE_STEP>, (const void *)append_tokens<ENCODE_PROMPT>, (const void *)copy_anchors})
+        if (code == cudaSuccess)
+            code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    return code;
+}
+
+template <int TOKENS>
+static cudaError_t launch_tiles(const kvb_dev_layer *l, const kvb_dev_cache *c, const kvb_dev_batch *b, const void *keys,
+                                const void *values, bool fresh, uint32_t bytes, cudaStream_t stream)
+{
+    const dim3 grid((b->tokens + TOKENS - 1) / TOKENS, l->kv_heads, 2 * b->sequences);
+    append_tokens<TOKENS><<<grid, ENCODE_THREADS, bytes, stream>>>(*l, *c, *b, keys, values, fresh);
+    return cudaGetLastError();
 }
 
 static cudaError_t launch_append(const kvb_dev_layer *l, const kvb_dev_cache *c, const kvb_dev_batch *b, const void *keys,
                                  const void *values, bool fresh, cudaStream_t stream)
 {
-    const cudaError_t code =
-        cudaFuncSetAttribute(append_tokens, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(encode_shared));
-    if (code != cudaSuccess)
-        return code;
-    const dim3 grid((b->tokens + ENCODE_TOKENS - 1) / ENCODE_TOKENS, l->kv_heads, 2 * b->sequences);
-    append_tokens<<<grid, ENCODE_THREADS, sizeof(encode_shared), stream>>>(*l, *c, *b, keys, values, fresh);
-    return cudaGetLastError();
+    return b->tokens > ENCODE_STEP && l->prompt_bytes != 0
+               ? launch_tiles<ENCODE_PROMPT>(l, c, b, keys, values, fresh, l->prompt_bytes, stream)
+               : launch_tiles<ENCODE_STEP>(l, c, b, keys, values, fresh, l->step_bytes, stream);
 }
 
 cudaError_t kvb_append_launch(const kvb_dev_layer *l, const kvb_dev_cache *c, const kvb_dev_batch *b, const void *keys,
@@ -336,10 +370,7 @@ cudaError_t kvb_prefill_launch(const kvb_dev_layer *l, const kvb_dev_cache *c, c
     const uint32_t most = kvb_anchor_capacity(c->fraction, b->tokens);
     if (code != cudaSuccess || most == 0)
         return code;
-    code = cudaFuncSetAttribute(copy_anchors, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(encode_shared));
-    if (code != cudaSuccess)
-        return code;
-    copy_anchors<<<dim3((most + ENCODE_TOKENS - 1) / ENCODE_TOKENS, l->kv_heads, 2 * b->sequences), ENCODE_THREADS,
-                   sizeof(encode_shared), stream>>>(*l, *c, *b, keys, values);
+    copy_anchors<<<dim3((most + ENCODE_STEP - 1) / ENCODE_STEP, l->kv_heads, 2 * b->sequences), ENCODE_THREADS, l->step_bytes,
+                   stream>>>(*l, *c, *b, keys, values);
     return cudaGetLastError();
 }

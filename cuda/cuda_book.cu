@@ -108,8 +108,8 @@ static bool same_shape(const kvb_shape &a, const kvb_shape &b)
     return a.channels == b.channels && a.stages == b.stages && a.rows == b.rows;
 }
 
-/* Why no fast kernel fits, or NULL; then *kind and *halves tell which does. */
-static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_shape *kind, bool *halves)
+/* Why no fast kernel fits, or NULL; then the others tell which does, and how many of its blocks fit on a multiprocessor. */
+static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_shape *kind, bool *halves, int *resident)
 {
     const kvb_layer *l = kvb_book_layer(book, index);
     const uint32_t block = l->frame == KVB_FRAME_POST ? 0 : l->frame == KVB_FRAME_PRE ? 1 : l->rope_block;
@@ -132,8 +132,8 @@ static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_s
         }
     *kind = kvb_mma_shape_of(&shape);
     *halves = !turns || l->rope_style == KVB_ROPE_HALF;
-    const bool fits = shape.channels <= l->head_dim / 8 && (*halves || shape.channels >= 4);
-    if (*kind == KVB_MMA_NONE || !fits || kvb_mma_residency(*kind, *halves, l->head_dim) == 0) {
+    *resident = kvb_mma_residency(*kind, *halves, l->head_dim);
+    if (*resident == 0) {
         *kind = KVB_MMA_NONE;
         return "no faster kernel is compiled for the shape";
     }
@@ -154,10 +154,9 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
     if (status != KVB_OK)
         return status;
     bool halves = true;
-    const char *why = choose_kernel(b->book, index, &to->mma, &halves);
+    const char *why = choose_kernel(b->book, index, &to->mma, &halves, &to->mma_resident);
     to->mma_half = halves;
-    const uint32_t layout =
-        to->mma == KVB_MMA_NONE ? KVB_LAYOUT_ROWS : halves ? KVB_LAYOUT_LANES_HALF : KVB_LAYOUT_LANES_QUARTER;
+    const uint32_t layout = kvb_mma_layout(to->mma, halves);
 
     upload u;
     std::vector<uint64_t> turn(pairs);
@@ -165,7 +164,7 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
         turn[i] = kvb_turn(l->rope_base, i, l->rope_dims, l->rope_factors != NULL ? (double)l->rope_factors[i] : 1.0);
     const size_t turn_at = pairs != 0 ? u.put(turn.data(), pairs * sizeof turn[0]) : NOWHERE;
     std::vector<codebook_offsets> offsets(G * 4);
-    std::vector<kvb_shape> shapes(G * 4);
+    std::vector<kvb_shape> shapes(G * 4, kvb_shape{});
     for (uint32_t g = 0; g < G; g++)
         for (uint32_t i = 0; i < 4; i++) {
             const kvb_kind kind = (kvb_kind)(i % 2);
@@ -219,12 +218,16 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
     to->dev.turn = at<uint64_t>(to->memory, turn_at);
     to->dev.head = at<kvb_dev_head>(to->memory, heads_at);
     to->dev.mma_tables = at<uint8_t>(to->memory, tables_at);
+    uint32_t units = 0;
+    for (const kvb_shape &shape : shapes)
+        units = shape.units > units ? shape.units : units;
+    KVB_CUDA_TRY(status, err, "a layer of the book", kvb_append_prepare(&to->dev, units, &to->dev.step_bytes, &to->dev.prompt_bytes));
     const kvb_shape &s = shapes[0];
     if (why != NULL)
         snprintf(to->kernel, sizeof to->kernel, "plain: %s", why);
     else
         snprintf(to->kernel, sizeof to->kernel, s.stages == 1 ? "mma %ux%u" : "mma add:%ux%u+%u", s.channels, s.rows, s.rows);
-    return KVB_OK;
+    return status;
 }
 
 static kvb_status open_device(int device, int *multiprocessors, kvb_error *err)

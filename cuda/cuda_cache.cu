@@ -319,9 +319,9 @@ static kvb_status attend(kvb_cuda_cache *cache, uint32_t layer, const kvb_cuda_b
     const uint32_t tokens = batch->longest != 0 ? batch->longest : cache->options.sequence_pages * cache->options.page_tokens;
     /* Codes that a query of the step may not see yet are the plain kernel's business. */
     const bool fast = l->mma != KVB_MMA_NONE && cache->options.policy.window >= b.tokens && !cache->plain_only;
-    const int resident = fast ? kvb_mma_residency(l->mma, l->mma_half, l->dev.dim) : 4;
+    const int resident = fast ? l->mma_resident : 4;
     kvb_dev_work work = cache->work;
-    work.splits = choose_splits(cache, groups, tokens, (uint32_t)(resident > 0 ? resident : 1), fast ? 8 : 4);
+    work.splits = choose_splits(cache, groups, tokens, (uint32_t)resident, fast ? 8 : 4);
     scores = scores && d->scores_attention;
     if (!scores)
         work.out = work.lse = NULL;

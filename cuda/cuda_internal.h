@@ -34,10 +34,12 @@ typedef struct kvb_dev_layer {
     const uint64_t *turn;     /* [rope_dims/2] */
     const kvb_dev_head *head; /* [G] */
     const uint8_t *mma_tables; /* [G] tables as the fast kernel wants them, or NULL */
+    uint32_t step_bytes, prompt_bytes; /* shared memory that encoding takes; prompt_bytes 0: more than there is */
 } kvb_dev_layer;
 
 typedef enum kvb_mma_shape {
     KVB_MMA_NONE = 0, KVB_MMA_4X16, KVB_MMA_8X256, KVB_MMA_ADD_8X16, KVB_MMA_4X256, KVB_MMA_2X256, KVB_MMA_16X256,
+    KVB_MMA_16X4096, KVB_MMA_32X4096,
 } kvb_mma_shape;
 
 typedef struct kvb_host_layer {
@@ -45,6 +47,7 @@ typedef struct kvb_host_layer {
     bool has_codes;
     kvb_mma_shape mma;
     bool mma_half; /* RoPE pairs (i, i + D/2): KVB_LAYOUT_LANES_HALF */
+    int mma_resident; /* its blocks that fit on a multiprocessor at a time */
     char kernel[120];
     void *memory; /* one allocation */
     kvb_dev_head *host_head; /* [G] with device pointers */
@@ -131,14 +134,17 @@ kvb_status kvb_cuda_fail(kvb_error *err, const char *what, cudaError_t code);
 
 /* cuda_mma_shapes.cu: tables in the order of the fast kernels, and their launch. */
 kvb_mma_shape kvb_mma_shape_of(const kvb_shape *shape);
+uint32_t kvb_mma_layout(kvb_mma_shape kind, bool halves);
 /* Appends the tables of one head to `to`, keys' and then values'. */
 void kvb_mma_put_tables(kvb_mma_shape kind, bool halves, const kvb_shape *shape, const uint16_t *key, const uint16_t *value,
                         std::vector<uint8_t> &to);
 cudaError_t kvb_mma_launch(kvb_mma_shape kind, bool half, const kvb_dev_layer *layer, const kvb_dev_cache *cache,
                            const kvb_dev_batch *batch, const void *q, void *out, const kvb_dev_work *work,
                            uint32_t column_groups, cudaStream_t stream);
-/* Blocks that fit on a multiprocessor at a time; 0 where the device cannot run it. */
+/* Readies the device for the kernel: blocks that fit on a multiprocessor at a time, 0 where it cannot run. */
 int kvb_mma_residency(kvb_mma_shape kind, bool half, uint32_t dim);
+/* Readies the device for encoding a layer whose codes have up to `units` indices a token, and tells the shared memory it takes. */
+cudaError_t kvb_append_prepare(const kvb_dev_layer *layer, uint32_t units, uint32_t *step_bytes, uint32_t *prompt_bytes);
 cudaError_t kvb_append_launch(const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch,
                               const void *keys, const void *values, cudaStream_t stream);
 /* scores: room for scores_room floats, at least G*n. */

@@ -6,7 +6,7 @@
  * turned once for 32 tokens. Values: the transposed product, rows are channels; its A fragments want two tokens in a register, which
  * one byte permutation a register makes of two gathered rows. Weights go from one product to the other through movmatrix.
  * Tables of 16 rows lie in shared memory once for each lane of a phase, so that a gather never meets itself; tables of 256 rows
- * lie there once. Exact tokens (sinks, window, anchors) go through the same products with their rows read from memory.
+ * lie there once; tables of 4096 rows stay in memory, where the second-level cache holds them (mma_far_*). Exact tokens (sinks, window, anchors) go through the same products with their rows read from memory.
  *
  * docs/kernels.md has the arithmetic behind this and what was tried. */
 #ifndef KVB_CUDA_MMA_CUH
@@ -21,6 +21,8 @@ template <> struct mma_traits<KVB_MMA_8X256> { enum { CHANNELS = 8, BITS = 8, ST
 template <> struct mma_traits<KVB_MMA_4X256> { enum { CHANNELS = 4, BITS = 8, STAGES = 1, WARPS = 16, BLOCKS = 1 }; };
 template <> struct mma_traits<KVB_MMA_2X256> { enum { CHANNELS = 2, BITS = 8, STAGES = 1, WARPS = 16, BLOCKS = 1 }; };
 template <> struct mma_traits<KVB_MMA_16X256> { enum { CHANNELS = 16, BITS = 8, STAGES = 1, WARPS = 16, BLOCKS = 1 }; };
+template <> struct mma_traits<KVB_MMA_16X4096> { enum { CHANNELS = 16, BITS = 12, STAGES = 1, WARPS = 8, BLOCKS = 2 }; };
+template <> struct mma_traits<KVB_MMA_32X4096> { enum { CHANNELS = 32, BITS = 12, STAGES = 1, WARPS = 8, BLOCKS = 2 }; };
 
 #define KVB_DI static __device__ __forceinline__
 
@@ -87,7 +89,11 @@ template <int KIND, bool HALVES, int DIM> struct mma_kernel {
         KEY_UNITS = UNITS / 4,   /* of a lane */
         VALUE_UNITS = UNITS / 8,
         STEPS = DIM / 16,        /* products of 16 channels */
-        LANE_WORDS = UNITS * BITS / 32,
+        FAR = BITS > 8,          /* tables stay in memory */
+        TOKEN_BYTES = UNITS * BITS / 8,
+        TILE_BYTES = 32 * TOKEN_BYTES,
+        PIECE = !FAR || TOKEN_BYTES % 4 == 0 ? 4 : TOKEN_BYTES % 2 == 0 ? 2 : 1, /* bytes that a lane reads at a time */
+        LANE_WORDS = TOKEN_BYTES / PIECE,
         ROW_BYTES = 2 * CH,
         WORDS = CH / 2,          /* of a row */
         REPEATED = BITS == 4,
@@ -96,9 +102,10 @@ template <int KIND, bool HALVES, int DIM> struct mma_kernel {
         UNIT_BYTES = ROWS * CODE_BYTES,
         KEY_BYTES = REPEATED ? KEY_UNITS * UNIT_BYTES : UNITS * UNIT_BYTES,
         VALUE_BYTES = REPEATED ? 32 / SLOTS * VALUE_UNITS * UNIT_BYTES : UNITS * UNIT_BYTES,
+        NEAR_BYTES = FAR ? 2 * WARPS * 32 * 2 * UNITS : KEY_BYTES + VALUE_BYTES, /* tables, or the codes of each warp's tile */
         MERGE_PITCH = DIM + 8,
         MERGE_BYTES = WARPS * KVB_COLUMNS * MERGE_PITCH * 4,
-        TABLE_BYTES = KEY_BYTES + VALUE_BYTES > MERGE_BYTES ? KEY_BYTES + VALUE_BYTES : MERGE_BYTES,
+        TABLE_BYTES = (int)NEAR_BYTES > (int)MERGE_BYTES ? (int)NEAR_BYTES : (int)MERGE_BYTES,
         PITCH = DIM + 8, /* floats from one query to the next: they lie in other banks */
         QUERY_BYTES = KVB_COLUMNS * PITCH * 4,
         STEP_BYTES = STEPS * 4 * 8,
@@ -107,6 +114,15 @@ template <int KIND, bool HALVES, int DIM> struct mma_kernel {
         EXACT_WEIGHT = 3 /* work of an exact tile in coded ones */
     };
 };
+
+/* The first of the two RoPE pairs that lane t holds of product j. */
+template <class M, bool HALVES, int DIM> KVB_DI uint32_t mma_pair(uint32_t j, uint32_t t)
+{
+    if (!M::FAR)
+        return DIM / 8 * t + 2 * j;
+    /* 16 bytes of a row, and of those 32 channels further on. */
+    return HALVES ? j / 4 * 32 + 8 * t + 2 * (j % 4) : j / 2 * 16 + 4 * t + 2 * (j % 2);
+}
 
 /* Bits of unit I of a lane times CODE_BYTES, added to `base`: the address of its row less that of the unit. */
 template <class M, int I> KVB_DI uint32_t mma_row_address(const uint32_t *codes, uint32_t base)
@@ -143,7 +159,7 @@ KVB_DI void mma_seed(mma_state<DIM> &st, const kvb_dev_layer &l, const float *qu
 #pragma unroll
     for (int j = 0; j < DIM / 16; j++) {
         float x[4];
-        const uint32_t first = DIM / 8 * t + 2 * j;
+        const uint32_t first = mma_pair<M, HALVES, DIM>((uint32_t)j, t);
         const float2 lower = *(const float2 *)(q + (HALVES ? first : 2 * first));
         const float2 upper = *(const float2 *)(q + (HALVES ? first + DIM / 2 : 2 * first + 2));
         const ulonglong2 turns = turn ? __ldg((const ulonglong2 *)(l.turn + first)) : make_ulonglong2(0, 0);
@@ -262,6 +278,58 @@ KVB_DI void mma_keys(const mma_state<DIM> &st, const uint32_t *codes, const uint
     }
 }
 
+/* Code u of a token out of what its lane read. */
+template <class M> KVB_DI uint32_t mma_far_code(const uint32_t *words, int u)
+{
+    const int bit = u * M::BITS, at = bit / (8 * M::PIECE), shift = bit % (8 * M::PIECE);
+    uint32_t code = words[at] >> shift;
+    if (shift + M::BITS > 8 * M::PIECE)
+        code |= words[at + 1] << (8 * M::PIECE - shift);
+    if (shift + M::BITS > 16 * M::PIECE)
+        code |= words[at + 2] << (16 * M::PIECE - shift);
+    return code & (M::ROWS - 1);
+}
+
+/* Lane i holds the codes of token i: all lanes get to see them at `to` [32][UNITS]. */
+template <class M> KVB_DI void mma_far_spread(uint16_t *to, const uint32_t *words)
+{
+    uint32_t *mine = (uint32_t *)(to + threadIdx.x % 32 * M::UNITS);
+#pragma unroll
+    for (int u = 0; u < M::UNITS; u += 2)
+        mine[u / 2] = mma_far_code<M>(words, u) | mma_far_code<M>(words, u + 1) << 16;
+}
+
+/* mma_keys() from tables in memory: the four lanes of a row read 64 bytes side by side. */
+template <class M, bool HALVES, int DIM, int P>
+KVB_DI void mma_far_keys(const mma_state<DIM> &st, const uint16_t *codes, const __half *table, float *c)
+{
+    const uint32_t g = threadIdx.x % 32 >> 2, t = threadIdx.x & 3;
+    enum { SPANS = DIM / 32 };
+    uint4 row[2][SPANS];
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int s = 0; s < SPANS; s++) {
+            const uint32_t channel = 32 * s + 8 * t, unit = channel / M::CH, code = codes[(r * 16 + P * 8 + g) * M::UNITS + unit];
+            row[r][s] = __ldg((const uint4 *)(table + ((size_t)(unit * M::ROWS + code) * M::CH + channel % M::CH)));
+        }
+    c[0] = c[1] = c[2] = c[3] = 0.0f;
+#pragma unroll
+    for (int s = 0; s < (HALVES ? SPANS / 2 : SPANS); s++) {
+        const uint4 a = row[0][s], b = row[1][s];
+        if constexpr (HALVES) {
+            const uint4 x = row[0][s + SPANS / 2], y = row[1][s + SPANS / 2];
+            mma_16816(c, a.x, b.x, x.x, y.x, st.q[4 * s][0], st.q[4 * s][1]);
+            mma_16816(c, a.y, b.y, x.y, y.y, st.q[4 * s + 1][0], st.q[4 * s + 1][1]);
+            mma_16816(c, a.z, b.z, x.z, y.z, st.q[4 * s + 2][0], st.q[4 * s + 2][1]);
+            mma_16816(c, a.w, b.w, x.w, y.w, st.q[4 * s + 3][0], st.q[4 * s + 3][1]);
+        } else {
+            mma_16816(c, a.x, b.x, a.y, b.y, st.q[2 * s][0], st.q[2 * s][1]);
+            mma_16816(c, a.z, b.z, a.w, b.w, st.q[2 * s + 1][0], st.q[2 * s + 1][1]);
+        }
+    }
+}
+
 /* Columns 0-3 take the tokens of rows 0-7, columns 4-7 those of rows 8-15. */
 KVB_DI void mma_weights(uint32_t weights, uint32_t *b)
 {
@@ -299,6 +367,32 @@ KVB_DI void mma_values(mma_state<DIM> &st, const uint32_t *codes, uint32_t base,
         for (int e = 0; e < M::WORDS; e++)
             mma_fold(st.sum[STEP + e], row[0][e], row[1][e], row[2][e], row[3][e], b);
     });
+}
+
+/* mma_values() from tables in memory. */
+template <class M, int DIM, int P>
+KVB_DI void mma_far_values(mma_state<DIM> &st, const uint16_t *codes, const __half *table, uint32_t weights)
+{
+    const uint32_t g = threadIdx.x % 32 >> 2, t = threadIdx.x & 3;
+    enum { PIECES = DIM / 64 };
+    uint4 row[4][PIECES];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int s = 0; s < PIECES; s++) {
+            const uint32_t channel = DIM / 8 * g + 8 * s, unit = channel / M::CH;
+            const uint32_t code = codes[((i / 2) * 16 + P * 8 + 2 * t + i % 2) * M::UNITS + unit];
+            row[i][s] = __ldg((const uint4 *)(table + ((size_t)(unit * M::ROWS + code) * M::CH + channel % M::CH)));
+        }
+    uint32_t b[2];
+    mma_weights(weights, b);
+#pragma unroll
+    for (int s = 0; s < PIECES; s++) {
+        mma_fold(st.sum[4 * s], row[0][s].x, row[1][s].x, row[2][s].x, row[3][s].x, b);
+        mma_fold(st.sum[4 * s + 1], row[0][s].y, row[1][s].y, row[2][s].y, row[3][s].y, b);
+        mma_fold(st.sum[4 * s + 2], row[0][s].z, row[1][s].z, row[2][s].z, row[3][s].z, b);
+        mma_fold(st.sum[4 * s + 3], row[0][s].w, row[1][s].w, row[2][s].w, row[3][s].w, b);
+    }
 }
 
 /* Row `from` .. of 4-byte words of memory. */
@@ -371,13 +465,20 @@ KVB_DI void mma_exact(mma_state<DIM> &st, const __half *key, const __half *value
     }
 }
 
-/* The lane's words of a tile of codes, at p. */
-template <int N> KVB_DI void mma_codes(uint32_t *to, const uint8_t *p)
+/* What a lane reads of a tile of codes, at p: N words, or pieces of a word. */
+template <int N, int PIECE> KVB_DI void mma_codes(uint32_t *to, const uint8_t *p)
 {
-    if (N == 2) {
-        const uint2 x = __ldg((const uint2 *)p);
-        to[0] = x.x;
-        to[N > 1] = x.y;
+    if (PIECE < 4 || N % 2 != 0) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            to[i] = PIECE == 1 ? __ldg(p + i) : PIECE == 2 ? __ldg((const uint16_t *)p + i) : __ldg((const uint32_t *)p + i);
+    } else if (N % 4 != 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            const uint2 x = __ldg((const uint2 *)p + i / 2);
+            to[i] = x.x;
+            to[(i + 1) % N] = x.y;
+        }
     } else
 #pragma unroll
         for (int i = 0; i < N; i += 4) {

@@ -25,6 +25,10 @@ static const mma_entry entries[] = {
     MMA_ENTRY(KVB_MMA_4X256, 64, false),    MMA_ENTRY(KVB_MMA_4X256, 128, false),
     MMA_ENTRY(KVB_MMA_2X256, 64, true),     MMA_ENTRY(KVB_MMA_2X256, 128, true),
     MMA_ENTRY(KVB_MMA_16X256, 128, true),   MMA_ENTRY(KVB_MMA_16X256, 128, false),
+    MMA_ENTRY(KVB_MMA_16X4096, 64, true),   MMA_ENTRY(KVB_MMA_16X4096, 128, true),  MMA_ENTRY(KVB_MMA_16X4096, 256, true),
+    MMA_ENTRY(KVB_MMA_16X4096, 64, false),  MMA_ENTRY(KVB_MMA_16X4096, 128, false),
+    MMA_ENTRY(KVB_MMA_32X4096, 64, true),   MMA_ENTRY(KVB_MMA_32X4096, 128, true),  MMA_ENTRY(KVB_MMA_32X4096, 256, true),
+    MMA_ENTRY(KVB_MMA_32X4096, 64, false),  MMA_ENTRY(KVB_MMA_32X4096, 128, false),
 };
 
 static const mma_entry *find_entry(kvb_mma_shape kind, bool halves, uint32_t dim)
@@ -40,6 +44,7 @@ kvb_mma_shape kvb_mma_shape_of(const kvb_shape *s)
     const struct { kvb_mma_shape kind; uint32_t channels, rows, stages; } known[] = {
         {KVB_MMA_4X16, 4, 16, 1},   {KVB_MMA_ADD_8X16, 8, 16, 2}, {KVB_MMA_8X256, 8, 256, 1},
         {KVB_MMA_4X256, 4, 256, 1}, {KVB_MMA_2X256, 2, 256, 1},   {KVB_MMA_16X256, 16, 256, 1},
+        {KVB_MMA_16X4096, 16, 4096, 1}, {KVB_MMA_32X4096, 32, 4096, 1},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (s->channels == known[i].channels && s->rows == known[i].rows && s->stages == known[i].stages)
@@ -51,6 +56,13 @@ int kvb_mma_residency(kvb_mma_shape kind, bool halves, uint32_t dim)
 {
     const mma_entry *entry = find_entry(kind, halves, dim);
     return entry == NULL ? 0 : entry->resident();
+}
+
+uint32_t kvb_mma_layout(kvb_mma_shape kind, bool halves)
+{
+    if (kind == KVB_MMA_NONE || kind == KVB_MMA_16X4096 || kind == KVB_MMA_32X4096)
+        return KVB_LAYOUT_ROWS;
+    return halves ? KVB_LAYOUT_LANES_HALF : KVB_LAYOUT_LANES_QUARTER;
 }
 
 void kvb_mma_put_tables(kvb_mma_shape kind, bool halves, const kvb_shape *s, const uint16_t *key, const uint16_t *value,

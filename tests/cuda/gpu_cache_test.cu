@@ -322,7 +322,8 @@ static kvb_policy policy_of(double anchors, kvb_anchor_score score, uint32_t win
 
 static void shapes(void)
 {
-    const struct { uint32_t d, K, stages; } kinds[] = {{4, 16, 0}, {8, 16, 2}, {8, 256, 0}, {4, 256, 0}, {2, 256, 0}, {16, 256, 0}};
+    const struct { uint32_t d, K, stages; } kinds[] = {{4, 16, 0},   {8, 16, 2},    {8, 256, 0},  {4, 256, 0}, {2, 256, 0},
+                                                            {16, 256, 0}, {16, 4096, 0}, {32, 4096, 0}};
     const kvb_policy plain = policy_of(0.02, KVB_SCORE_EXACT_K, 32, 4);
     char name[100];
     for (const auto &k : kinds)
@@ -343,8 +344,6 @@ static void shapes(void)
              1.0, 2e-3);
     run_pair("4x16 large logits", shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), plain, 400, 1, 0, 3.0, 2e-3);
     run_pair("8x256 large logits", shape_of(8, 2, D, 8, 256, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), plain, 400, 1, 0, 3.0, 2e-3);
-    run_pair("32x4096", shape_of(8, 2, D, 32, 4096, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), plain, 200, 1, 0, 1.0, 2e-3);
-    run_pair("16x4096", shape_of(8, 2, D, 16, 4096, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), plain, 200, 1, 0, 1.0, 2e-3);
     rt_shape sliding = shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
     sliding.sliding = 100;
     run_pair("4x16 sliding", sliding, plain, 300, 1, 0, 1.0, 2e-3);
@@ -379,6 +378,23 @@ static void policies(void)
     run_pair("three tokens a step, no window", s, policy_of(0.0, KVB_SCORE_EXACT_K, 0, 0), 99, 3, 0, 1.0, 2e-3);
     run_pair("a prompt of 150", s, policy_of(0.05, KVB_SCORE_KEY_NORM, 16, 2), 300, 1, 150, 1.0, 2e-3);
     run_pair("a prompt of 150, random", s, policy_of(0.05, KVB_SCORE_RANDOM, 16, 7), 300, 1, 150, 1.0, 2e-3);
+    /* Prompts are encoded by other code than steps. */
+    const kvb_policy kept = policy_of(0.05, KVB_SCORE_RANDOM, 16, 7);
+    const struct { uint32_t D, d, K, stages; } prompts[] = {{128, 1, 16, 2},  {64, 2, 256, 0},    {128, 4, 256, 0},  {128, 8, 16, 2}, {256, 8, 256, 0},
+                                                            {80, 5, 256, 0},  {128, 16, 256, 0},  {64, 32, 4096, 0}, {128, 32, 4096, 0}, {64, 64, 16, 0}};
+    char name[100];
+    for (const auto &p : prompts) {
+        snprintf(name, sizeof name, "a prompt of 203, %ux%u%s D %u", p.d, p.K, p.stages ? "+" : "", p.D);
+        run_pair(name, shape_of(8, 2, p.D, p.d, p.K, p.stages, KVB_FRAME_BLOCK, KVB_ROPE_HALF), kept, 260, 1, 203, 1.0, 2e-3);
+    }
+    rt_shape turned = shape_of(8, 2, 128, 8, 16, 2, KVB_FRAME_BLOCK, KVB_ROPE_INTERLEAVED);
+    turned.transform = true;
+    turned.fine_channels = 2;
+    turned.fine_centroids = 256;
+    run_pair("a prompt of 203 with transform", turned, kept, 260, 1, 203, 1.0, 2e-3);
+    kvb_policy fine = kept;
+    fine.exact = KVB_EXACT_FINE;
+    run_pair("a prompt of 203 with transform, fine codes", turned, fine, 260, 1, 203, 1.0, 2e-3);
 }
 
 #include "tests/cuda/gpu_cache_calls.inc"
