@@ -318,7 +318,7 @@ static kvb_status attend(kvb_cuda_cache *cache, uint32_t layer, const kvb_cuda_b
     const uint32_t columns = groups_of(&l->dev, b.tokens), groups = b.sequences * l->dev.kv_heads * columns;
     const uint32_t tokens = batch->longest != 0 ? batch->longest : cache->options.sequence_pages * cache->options.page_tokens;
     /* Codes that a query of the step may not see yet are the plain kernel's business. */
-    const bool fast = l->mma != KVB_MMA_NONE && cache->options.policy.window >= b.tokens && !cache->plain_only;
+    const bool fast = l->mma.kind != KVB_MMA_NONE && cache->options.policy.window >= b.tokens && !cache->plain_only;
     const int resident = fast ? l->mma_resident : 4;
     kvb_dev_work work = cache->work;
     work.splits = choose_splits(cache, groups, tokens, (uint32_t)resident, fast ? 8 : 4);
@@ -326,7 +326,7 @@ static kvb_status attend(kvb_cuda_cache *cache, uint32_t layer, const kvb_cuda_b
     if (!scores)
         work.out = work.lse = NULL;
     KVB_CUDA_TRY(status, err, "attend",
-                 fast ? kvb_mma_launch(l->mma, l->mma_half, &l->dev, d, &b, q, out, &work, columns, stream)
+                 fast ? kvb_mma_launch(l->mma, &l->dev, d, &b, q, out, &work, columns, stream)
                       : kvb_plain_launch(&l->dev, d, &b, q, out, &work, columns, stream));
     if (scores)
         KVB_CUDA_TRY(status, err, "attend", kvb_score_launch(&l->dev, d, &b, q, work.out, work.lse, stream));

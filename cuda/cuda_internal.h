@@ -42,11 +42,16 @@ typedef enum kvb_mma_shape {
     KVB_MMA_16X4096, KVB_MMA_32X4096,
 } kvb_mma_shape;
 
+/* A fast kernel. halves: RoPE pairs are (i, i + D/2); bytes: its tables are multiples of steps of their channels. */
+typedef struct kvb_mma_choice {
+    kvb_mma_shape kind;
+    bool halves, bytes;
+} kvb_mma_choice;
+
 typedef struct kvb_host_layer {
     kvb_dev_layer dev;
     bool has_codes;
-    kvb_mma_shape mma;
-    bool mma_half; /* RoPE pairs (i, i + D/2): KVB_LAYOUT_LANES_HALF */
+    kvb_mma_choice mma;
     int mma_resident; /* its blocks that fit on a multiprocessor at a time */
     char kernel[120];
     void *memory; /* one allocation */
@@ -120,6 +125,8 @@ struct kvb_cuda_cache {
 
 extern "C" {
 #include "format/base/fail.h"
+#include "format/base/grid.h"
+#include "format/base/half.h"
 }
 
 kvb_status kvb_cuda_fail(kvb_error *err, const char *what, cudaError_t code);
@@ -134,15 +141,15 @@ kvb_status kvb_cuda_fail(kvb_error *err, const char *what, cudaError_t code);
 
 /* cuda_mma_shapes.cu: tables in the order of the fast kernels, and their launch. */
 kvb_mma_shape kvb_mma_shape_of(const kvb_shape *shape);
-uint32_t kvb_mma_layout(kvb_mma_shape kind, bool halves);
-/* Appends the tables of one head to `to`, keys' and then values'. */
-void kvb_mma_put_tables(kvb_mma_shape kind, bool halves, const kvb_shape *shape, const uint16_t *key, const uint16_t *value,
+uint32_t kvb_mma_layout(kvb_mma_choice choice);
+/* Appends the tables of one head to `to`; by kind: tables [S][M][Km][d] of half floats, and steps [D] (NULL without bytes). */
+void kvb_mma_put_tables(kvb_mma_choice choice, const kvb_shape *shape, const uint16_t *const table[2], const float *const step[2],
                         std::vector<uint8_t> &to);
-cudaError_t kvb_mma_launch(kvb_mma_shape kind, bool half, const kvb_dev_layer *layer, const kvb_dev_cache *cache,
+cudaError_t kvb_mma_launch(kvb_mma_choice choice, const kvb_dev_layer *layer, const kvb_dev_cache *cache,
                            const kvb_dev_batch *batch, const void *q, void *out, const kvb_dev_work *work,
                            uint32_t column_groups, cudaStream_t stream);
 /* Readies the device for the kernel: blocks that fit on a multiprocessor at a time, 0 where it cannot run. */
-int kvb_mma_residency(kvb_mma_shape kind, bool half, uint32_t dim);
+int kvb_mma_residency(kvb_mma_choice choice, uint32_t dim);
 /* Readies the device for encoding a layer whose codes have up to `units` indices a token, and tells the shared memory it takes. */
 cudaError_t kvb_append_prepare(const kvb_dev_layer *layer, uint32_t units, uint32_t *step_bytes, uint32_t *prompt_bytes);
 cudaError_t kvb_append_launch(const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch,

@@ -80,10 +80,11 @@ template <int N> KVB_DI void mma_gather(uint32_t *to, uint32_t address)
                          : "r"(address + 4 * i));
 }
 
-template <int KIND, bool HALVES, int DIM> struct mma_kernel {
+/* BYTES: tables of bytes, 128 more than multiples of a step of the channel (64 more in each of two stages). */
+template <int KIND, bool HALVES, int DIM, bool BYTES> struct mma_kernel {
     typedef mma_traits<KIND> T;
     enum {
-        CH = T::CHANNELS, BITS = T::BITS, STAGES = T::STAGES, WARPS = T::WARPS,
+        CH = T::CHANNELS, BITS = T::BITS, STAGES = T::STAGES, WARPS = T::WARPS, BYTE = BYTES,
         ROWS = 1 << BITS,
         UNITS = DIM / CH * STAGES,
         KEY_UNITS = UNITS / 4,   /* of a lane */
@@ -94,8 +95,9 @@ template <int KIND, bool HALVES, int DIM> struct mma_kernel {
         TILE_BYTES = 32 * TOKEN_BYTES,
         PIECE = !FAR || TOKEN_BYTES % 4 == 0 ? 4 : TOKEN_BYTES % 2 == 0 ? 2 : 1, /* bytes that a lane reads at a time */
         LANE_WORDS = TOKEN_BYTES / PIECE,
-        ROW_BYTES = 2 * CH,
-        WORDS = CH / 2,          /* of a row */
+        ROW_BYTES = BYTES ? CH : 2 * CH,
+        WORDS = CH / 2,          /* of a row as half floats */
+        GATHERED = ROW_BYTES / 4, /* words */
         REPEATED = BITS == 4,
         SLOTS = REPEATED ? 128 / ROW_BYTES : 1,
         CODE_BYTES = REPEATED ? 128 : ROW_BYTES, /* from one row to the next */
@@ -108,8 +110,10 @@ template <int KIND, bool HALVES, int DIM> struct mma_kernel {
         TABLE_BYTES = (int)NEAR_BYTES > (int)MERGE_BYTES ? (int)NEAR_BYTES : (int)MERGE_BYTES,
         PITCH = DIM + 8, /* floats from one query to the next: they lie in other banks */
         QUERY_BYTES = KVB_COLUMNS * PITCH * 4,
+        SCALED_BYTES = BYTES ? QUERY_BYTES : 0, /* the queries times the steps of the keys' channels */
+        HEAD_BYTES = KEY_BYTES + VALUE_BYTES + (BYTES ? 2 * DIM * 4 : 0), /* tables, and steps of both kinds */
         STEP_BYTES = STEPS * 4 * 8,
-        SHARED_BYTES = TABLE_BYTES + QUERY_BYTES + STEP_BYTES + WARPS * KVB_COLUMNS * 8,
+        SHARED_BYTES = TABLE_BYTES + QUERY_BYTES + SCALED_BYTES + STEP_BYTES + WARPS * KVB_COLUMNS * 8,
         RESEED = 8, /* tiles after which queries are turned anew from float32 */
         EXACT_WEIGHT = 3 /* work of an exact tile in coded ones */
     };
@@ -246,30 +250,65 @@ template <int WORDS> KVB_DI void mma_add_rows(uint32_t *a, const uint32_t *b)
         a[e] = mma_word(__hadd2(mma_half2(a[e]), mma_half2(b[e])));
 }
 
+/* Two bytes as half floats: 0x6400 | u is 1024 + u. */
+KVB_DI uint32_t mma_widen(uint32_t bytes, uint32_t selector)
+{
+    return mma_word(__hsub2(mma_half2(mma_prmt(bytes, 0x64646464u, selector)), __half2half2(__ushort_as_half(0x6480))));
+}
+
+/* What row I of a lane's codes gathers: words as they lie in the table, the two stages of bytes added (neither passes 127). */
+template <class M, int I, int U> KVB_DI void mma_code_row(const uint32_t *codes, uint32_t base, uint32_t *to)
+{
+    mma_gather<M::GATHERED>(to, mma_row_address<M, I>(codes, base) + U * M::UNIT_BYTES);
+    if constexpr (M::BYTE && M::STAGES == 2) {
+        uint32_t more[M::GATHERED];
+        mma_gather<M::GATHERED>(more, mma_row_address<M, I + 1>(codes, base) + (U + 1) * M::UNIT_BYTES);
+#pragma unroll
+        for (int i = 0; i < M::GATHERED; i++)
+            to[i] += more[i];
+    }
+}
+
+/* The same as half floats. */
+template <class M, int I, int U> KVB_DI void mma_key_row(const uint32_t *codes, uint32_t base, uint32_t *to)
+{
+    if constexpr (!M::BYTE)
+        mma_code_row<M, I, U>(codes, base, to);
+    else {
+        uint32_t row[M::GATHERED];
+        mma_code_row<M, I, U>(codes, base, row);
+#pragma unroll
+        for (int i = 0; i < M::GATHERED; i++) {
+            to[2 * i] = mma_widen(row[i], 0x4140);
+            to[2 * i + 1] = mma_widen(row[i], 0x4342);
+        }
+    }
+}
+
 /* One product of 16 tokens' keys: c [4]. codes: the lane's words of the tile; P: which product. */
 template <class M, bool HALVES, int DIM, int P>
 KVB_DI void mma_keys(const mma_state<DIM> &st, const uint32_t *codes, const uint32_t *base, float *c)
 {
     c[0] = c[1] = c[2] = c[3] = 0.0f;
-    enum { FIRST = P * 2 * M::KEY_UNITS, HALF = M::KEY_UNITS / 2 };
+    enum { FIRST = P * 2 * M::KEY_UNITS, HALF = M::KEY_UNITS / 2, EACH = M::BYTE ? M::STAGES : 1 }; /* EACH: units of a row */
     if constexpr (HALVES) {
-        mma_each<0, HALF>([&](auto unit) {
-            enum { U = decltype(unit)::value, STEP = U / M::STAGES * M::WORDS };
+        mma_each<0, HALF / EACH>([&](auto unit) {
+            enum { U = decltype(unit)::value * EACH, STEP = U / M::STAGES * M::WORDS };
             uint32_t row[4][M::WORDS];
-            mma_gather<M::WORDS>(row[0], mma_row_address<M, FIRST + U>(codes, base[0]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[1], mma_row_address<M, FIRST + M::KEY_UNITS + U>(codes, base[0]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[2], mma_row_address<M, FIRST + HALF + U>(codes, base[1]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[3], mma_row_address<M, FIRST + M::KEY_UNITS + HALF + U>(codes, base[1]) + U * M::UNIT_BYTES);
+            mma_key_row<M, FIRST + U, U>(codes, base[0], row[0]);
+            mma_key_row<M, FIRST + M::KEY_UNITS + U, U>(codes, base[0], row[1]);
+            mma_key_row<M, FIRST + HALF + U, U>(codes, base[1], row[2]);
+            mma_key_row<M, FIRST + M::KEY_UNITS + HALF + U, U>(codes, base[1], row[3]);
 #pragma unroll
             for (int e = 0; e < M::WORDS; e++)
                 mma_16816(c, row[0][e], row[1][e], row[2][e], row[3][e], st.q[STEP + e][0], st.q[STEP + e][1]);
         });
     } else {
-        mma_each<0, M::KEY_UNITS>([&](auto unit) {
-            enum { U = decltype(unit)::value, STEP = U / M::STAGES * (M::WORDS / 2) };
+        mma_each<0, M::KEY_UNITS / EACH>([&](auto unit) {
+            enum { U = decltype(unit)::value * EACH, STEP = U / M::STAGES * (M::WORDS / 2) };
             uint32_t row[2][M::WORDS];
-            mma_gather<M::WORDS>(row[0], mma_row_address<M, FIRST + U>(codes, base[0]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[1], mma_row_address<M, FIRST + M::KEY_UNITS + U>(codes, base[0]) + U * M::UNIT_BYTES);
+            mma_key_row<M, FIRST + U, U>(codes, base[0], row[0]);
+            mma_key_row<M, FIRST + M::KEY_UNITS + U, U>(codes, base[0], row[1]);
 #pragma unroll
             for (int e = 0; e < M::WORDS / 2; e++)
                 mma_16816(c, row[0][2 * e], row[1][2 * e], row[0][2 * e + 1], row[1][2 * e + 1], st.q[STEP + e][0],
@@ -353,19 +392,28 @@ KVB_DI void mma_values(mma_state<DIM> &st, const uint32_t *codes, uint32_t base,
     enum { FIRST = P * 4 * M::VALUE_UNITS, N = M::VALUE_UNITS };
     mma_each<0, N / M::STAGES>([&](auto group) {
         enum { U = decltype(group)::value * M::STAGES, STEP = decltype(group)::value * M::WORDS };
-        uint32_t row[4][M::WORDS];
+        uint32_t row[4][M::GATHERED];
         mma_each<0, 4>([&](auto token) {
             enum { I = FIRST + decltype(token)::value * N + U };
-            mma_gather<M::WORDS>(row[decltype(token)::value], mma_row_address<M, I>(codes, base) + U * M::UNIT_BYTES);
-            if constexpr (M::STAGES == 2) {
+            mma_code_row<M, I, U>(codes, base, row[decltype(token)::value]);
+            if constexpr (!M::BYTE && M::STAGES == 2) {
                 uint32_t more[M::WORDS];
                 mma_gather<M::WORDS>(more, mma_row_address<M, I + 1>(codes, base) + (U + 1) * M::UNIT_BYTES);
                 mma_add_rows<M::WORDS>(row[decltype(token)::value], more);
             }
         });
 #pragma unroll
-        for (int e = 0; e < M::WORDS; e++)
-            mma_fold(st.sum[STEP + e], row[0][e], row[1][e], row[2][e], row[3][e], b);
+        for (int e = 0; e < M::GATHERED; e++)
+            if constexpr (M::BYTE) {
+                /* Channels in pairs of tokens: two bytes of each channel side by side, then widened. */
+                const uint32_t x = mma_prmt(row[0][e], row[1][e], 0x5140), y = mma_prmt(row[2][e], row[3][e], 0x5140);
+                const uint32_t z = mma_prmt(row[0][e], row[1][e], 0x7362), w = mma_prmt(row[2][e], row[3][e], 0x7362);
+                mma_16816(st.sum[STEP + 2 * e], mma_widen(x, 0x4140), mma_widen(x, 0x4342), mma_widen(y, 0x4140),
+                          mma_widen(y, 0x4342), b[0], b[1]);
+                mma_16816(st.sum[STEP + 2 * e + 1], mma_widen(z, 0x4140), mma_widen(z, 0x4342), mma_widen(w, 0x4140),
+                          mma_widen(w, 0x4342), b[0], b[1]);
+            } else
+                mma_fold(st.sum[STEP + e], row[0][e], row[1][e], row[2][e], row[3][e], b);
     });
 }
 

@@ -259,13 +259,20 @@ static void run_pair(const char *name, rt_shape shape, kvb_policy policy, uint32
                 }
             for (uint32_t g = 0; g < G && step == 1 && now == tokens; g++)
                 for (uint32_t j = 0; j < now; j++) {
-                    std::vector<float> hk(D), hv(D);
-                    std::vector<double> value(D);
+                    std::vector<float> hk(D), hv(D), given(G * D);
+                    std::vector<double> value(D), whole(D);
                     int is = 0;
                     fine = fine && good(kvb_cache_read(c.host[b], 0, g, j, hk.data(), hv.data(), &is, &c.err), c.err, name);
-                    for (uint32_t d = 0; d < D; d++)
+                    rt_rows_take(rows[b].v, G, tokens, D, j, given.data());
+                    for (uint32_t d = 0; d < D; d++) {
                         value[d] = (double)hv[d];
-                    worst.rows += is != exact[(size_t)g * now + j] || apart(&v[((size_t)g * now + j) * D], value.data(), D) > 2e-3;
+                        whole[d] = (double)given[g * D + d];
+                    }
+                    /* Between centroids that are equally near either may be taken. */
+                    const float *mine = &v[((size_t)g * now + j) * D];
+                    worst.rows += is != exact[(size_t)g * now + j] ||
+                                  (apart(mine, value.data(), D) > 2e-3 &&
+                                   apart(mine, whole.data(), D) > 1.0001 * apart(hv.data(), whole.data(), D));
                 }
         }
         const double x = apart(got.data(), expected.data(), expected.size());
@@ -332,8 +339,10 @@ static void shapes(void)
                 if (D == 256 && style == 1)
                     continue;
                 snprintf(name, sizeof name, "%ux%u%s D %u block:16 %s", k.d, k.K, k.stages ? "+" : "", D, style == 2 ? "halves" : "pairs");
-                run_pair(name, shape_of(8, 2, D, k.d, k.K, k.stages, KVB_FRAME_BLOCK, (kvb_rope_style)style), plain, 400, 1, 0, 1.0,
-                         2e-3);
+                rt_shape shape = shape_of(8, 2, D, k.d, k.K, k.stages, KVB_FRAME_BLOCK, (kvb_rope_style)style);
+                run_pair(name, shape, plain, 400, 1, 0, 1.0, 2e-3);
+                shape.grid = true;
+                run_pair(name, shape, plain, 400, 1, 0, 1.0, 2e-3);
             }
     const uint32_t D = 128;
     run_pair("4x16 post", shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_POST, KVB_ROPE_HALF), plain, 300, 1, 0, 1.0, 2e-3);
@@ -344,6 +353,11 @@ static void shapes(void)
              1.0, 2e-3);
     run_pair("4x16 large logits", shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), plain, 400, 1, 0, 3.0, 2e-3);
     run_pair("8x256 large logits", shape_of(8, 2, D, 8, 256, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), plain, 400, 1, 0, 3.0, 2e-3);
+    rt_shape grid = shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
+    grid.grid = true;
+    run_pair("4x16 large logits", grid, plain, 400, 1, 0, 3.0, 2e-3);
+    grid.frame = KVB_FRAME_POST;
+    run_pair("4x16 post", grid, plain, 300, 1, 0, 1.0, 2e-3);
     rt_shape sliding = shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
     sliding.sliding = 100;
     run_pair("4x16 sliding", sliding, plain, 300, 1, 0, 1.0, 2e-3);
@@ -380,12 +394,13 @@ static void policies(void)
     run_pair("a prompt of 150, random", s, policy_of(0.05, KVB_SCORE_RANDOM, 16, 7), 300, 1, 150, 1.0, 2e-3);
     /* Prompts are encoded by other code than steps. */
     const kvb_policy kept = policy_of(0.05, KVB_SCORE_RANDOM, 16, 7);
-    const struct { uint32_t D, d, K, stages; } prompts[] = {{128, 1, 16, 2},  {64, 2, 256, 0},    {128, 4, 256, 0},  {128, 8, 16, 2}, {256, 8, 256, 0},
+    const struct { uint32_t D, d, K, stages; } prompts[] = {{128, 1, 16, 0},  {128, 2, 16, 2}, {64, 2, 256, 0},    {128, 4, 256, 0},  {128, 8, 16, 2}, {256, 8, 256, 0},
                                                             {80, 5, 256, 0},  {128, 16, 256, 0},  {64, 32, 4096, 0}, {128, 32, 4096, 0}, {64, 64, 16, 0}};
     char name[100];
     for (const auto &p : prompts) {
         snprintf(name, sizeof name, "a prompt of 203, %ux%u%s D %u", p.d, p.K, p.stages ? "+" : "", p.D);
-        run_pair(name, shape_of(8, 2, p.D, p.d, p.K, p.stages, KVB_FRAME_BLOCK, KVB_ROPE_HALF), kept, 260, 1, 203, 1.0, 2e-3);
+        run_pair(name, shape_of(8, 2, p.D, p.d, p.K, p.stages, KVB_FRAME_BLOCK, KVB_ROPE_HALF), kept, 260, 1, 203, 1.0,
+                 p.d == 1 ? 5e-3 : 2e-3); /* one channel: half floats often lie just between two centroids */
     }
     rt_shape turned = shape_of(8, 2, 128, 8, 16, 2, KVB_FRAME_BLOCK, KVB_ROPE_INTERLEAVED);
     turned.transform = true;
@@ -405,7 +420,11 @@ static void few(void)
     const kvb_policy p = policy_of(0.1, KVB_SCORE_EXACT_K, 16, 2);
     run_pair("4x16", shape_of(4, 1, 64, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), p, 70, 1, 0, 1.0, 2e-3);
     run_pair("add:8x16+16 pairs", shape_of(4, 1, 128, 8, 16, 2, KVB_FRAME_BLOCK, KVB_ROPE_INTERLEAVED), p, 70, 1, 0, 1.0, 2e-3);
-    run_pair("8x256", shape_of(4, 1, 64, 8, 256, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), p, 70, 1, 0, 1.0, 2e-3);
+    rt_shape grid = shape_of(4, 1, 64, 8, 256, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
+    run_pair("8x256", grid, p, 70, 1, 0, 1.0, 2e-3);
+    grid.grid = true;
+    run_pair("8x256", grid, p, 70, 1, 0, 1.0, 2e-3);
+    run_pair("16x4096", shape_of(4, 1, 64, 16, 4096, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), p, 70, 1, 0, 1.0, 2e-3);
     run_pair("8x256 pre", shape_of(4, 1, 64, 8, 256, 0, KVB_FRAME_PRE, KVB_ROPE_HALF), p, 70, 1, 0, 1.0, 2e-3);
     run_pair("a prompt", shape_of(4, 1, 64, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), policy_of(0.1, KVB_SCORE_KEY_NORM, 16, 2), 70, 1,
              60, 1.0, 2e-3);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "format/base/checked.h"
+#include "format/base/grid.h"
 #include "format/base/rng.h"
 #include "format/book_write.h"
 
@@ -81,11 +82,26 @@ static void make_fine(const rt_shape *s, kvb_book_part *part, kvb_book_part *fin
     part->fine = fine;
 }
 
+/* A table on a grid of bytes. */
+static void snap(const rt_shape *s, bool key, float *table)
+{
+    const kvb_grid grid = {s->head_dim, s->channels, s->stages > 0 ? s->stages : 1, s->centroids,
+                           key && s->frame == KVB_FRAME_BLOCK ? s->rope_style : KVB_ROPE_NONE, s->rope_dims};
+    float *step = kvb_alloc_array(s->head_dim, sizeof *step);
+    if (step == NULL)
+        abort();
+    kvb_grid_steps(&grid, table, step);
+    kvb_grid_snap(&grid, table, step);
+    free(step);
+}
+
 static void make_part(const rt_shape *s, const kvb_scaling *scaling, kvb_book_part *part, float *memory, uint64_t key)
 {
     const size_t dim = s->head_dim, table = table_floats(s);
     *part = (kvb_book_part){.channels = s->channels, .centroids = s->centroids, .stages = s->stages, .table = memory};
     rt_normal(memory, table, key);
+    if (s->grid)
+        snap(s, scaling == &s->scaling[0], memory);
     if (scaling->group != 0) {
         part->scaling = scaling;
         part->table = NULL;

@@ -19,6 +19,7 @@ typedef struct rt_shape {
     uint64_t seed;
     uint32_t stages;   /* of additive codebooks; 0: plain */
     uint32_t fine_channels, fine_centroids; /* of fine codebooks; 0: none */
+    bool grid;         /* centroids are multiples of steps (format/base/grid.h) */
     kvb_scaling scaling[2]; /* by kind: numbers coded one by one, `centroids` even levels; group 0: codebooks */
 } rt_shape;
 
