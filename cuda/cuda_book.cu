@@ -109,15 +109,14 @@ static bool same_shape(const kvb_shape &a, const kvb_shape &b)
 }
 
 /* Where the tables of a layer are multiples of steps: the steps [G][2][D], else none. */
-static std::vector<float> grid_steps(const kvb_book *book, uint32_t index, bool turns)
+static std::vector<float> grid_steps(const kvb_book *book, uint32_t index)
 {
     const kvb_layer *l = kvb_book_layer(book, index);
     std::vector<float> step((size_t)l->kv_heads * 2 * l->head_dim);
     for (uint32_t g = 0; g < l->kv_heads; g++)
         for (uint32_t k = 0; k < 2; k++) {
             const kvb_codebook *c = kvb_book_codebook(book, index, g, (kvb_kind)k);
-            const kvb_grid grid = {l->head_dim, c->channels, c->stages, c->stage_centroids,
-                                   turns && k == KVB_KEY ? l->rope_style : KVB_ROPE_NONE, l->rope_dims};
+            const kvb_grid grid = kvb_grid_of(l, (kvb_kind)k, c->channels, c->stages, c->stage_centroids);
             std::vector<float> table((size_t)l->head_dim * c->stages * c->stage_centroids);
             kvb_half_to_floats(table.data(), c->table, table.size());
             float *mine = &step[((size_t)g * 2 + k) * l->head_dim];
@@ -153,7 +152,7 @@ static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_c
         }
     kvb_mma_choice found = {kvb_mma_shape_of(&shape), !turns || l->rope_style == KVB_ROPE_HALF, true};
     if (found.kind != KVB_MMA_NONE)
-        step = grid_steps(book, index, turns);
+        step = grid_steps(book, index);
     *resident = step.empty() ? 0 : kvb_mma_residency(found, l->head_dim);
     if (*resident == 0) {
         step.clear();

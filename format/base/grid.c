@@ -3,6 +3,12 @@
 #include <math.h>
 #include <stddef.h>
 
+kvb_grid kvb_grid_of(const kvb_layer *layer, kvb_kind kind, uint32_t channels, uint32_t stages, uint32_t rows)
+{
+    return (kvb_grid){layer->head_dim, channels, stages, rows, kind == KVB_KEY ? layer->rope_style : KVB_ROPE_NONE,
+                      layer->rope_dims};
+}
+
 static float most_steps(const kvb_grid *g)
 {
     return g->stages == 1 ? 127.0f : 63.0f;

@@ -15,6 +15,8 @@ typedef struct kvb_grid {
     uint32_t rope_dims;
 } kvb_grid;
 
+/* The grid of codebooks of d channels, M stages of Km rows, of one kind of a layer. */
+kvb_grid kvb_grid_of(const kvb_layer *layer, kvb_kind kind, uint32_t channels, uint32_t stages, uint32_t rows);
 /* The steps [D] that just hold the largest centroid of each channel (or pair); 1 where all are 0. */
 void kvb_grid_steps(const kvb_grid *g, const float *table, float *step);
 /* Rounds a table to multiples of steps. */

@@ -26,6 +26,9 @@ typedef struct rt_shape {
 /* NULL if anything fails; the error is printed. */
 kvb_book *rt_book_make(const rt_shape *shape, const kvb_policy *policy);
 
+/* Whether every coarse codebook of a book is multiples of steps. */
+bool rt_book_on_grid(const kvb_book *book);
+
 /* Standard normal values of a stream. */
 void rt_normal(float *x, size_t count, uint64_t key);
 
