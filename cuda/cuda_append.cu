@@ -3,33 +3,11 @@
 
 enum { AGE_THREADS = 256 };
 
-/* Codes of 4 bits of values in KVB_LAYOUT_LANES_UNITS: a thread writes the byte that two neighbouring tokens share, and keeps the half of
- * a token that is not in the tile. All tokens of a call that share a byte are in one tile: prompts begin at position 0. */
-template <int TOKENS>
-static __device__ void put_pairs(const encode_tile<TOKENS> &e, const kvb_shape &s, uint32_t codes_at, uint32_t page_tokens)
-{
-    const uint32_t begin = e.position[0], pairs = (begin + e.live + 1) / 2 - begin / 2, bytes = kvb_shape_row_bytes(&s);
-    for (uint32_t at = threadIdx.x; at < pairs * s.units; at += ENCODE_THREADS) {
-        const uint32_t unit = at / pairs, even = (begin / 2 + at % pairs) * 2, in_page = even % page_tokens;
-        const uint32_t t[2] = {even - begin, even + 1 - begin}; /* before the tile: huge */
-        const bool there[2] = {t[0] < e.live, t[1] < e.live};
-        uint8_t *page = e.page[there[0] ? t[0] : t[1]];
-        if (page == NULL)
-            continue;
-        uint8_t *byte = page + codes_at + (size_t)(in_page / KVB_TILE) * KVB_TILE * bytes + kvb_lane_value_bit(&s, even % KVB_TILE, unit) / 8;
-        const uint32_t kept = there[0] && there[1] ? 0 : *byte;
-        const uint32_t low = there[0] ? e.unit[unit * TOKENS + t[0]] : kept & 15, high = there[1] ? e.unit[unit * TOKENS + t[1]] : kept >> 4;
-        *byte = (uint8_t)(low | high << 4);
-    }
-}
-
 /* Codes of a tile into the pages. Threads write whole bytes, so lane layouts need what a token has in a lane to be whole bytes. */
 template <int TOKENS>
 static __device__ void put_codes(const encode_tile<TOKENS> &e, const kvb_shape &s, uint32_t kind, uint32_t codes_at, uint32_t page_tokens)
 {
     const uint32_t bytes = kvb_shape_row_bytes(&s);
-    if (s.layout == KVB_LAYOUT_LANES_UNITS)
-        return put_pairs(e, s, codes_at, page_tokens);
     for (uint32_t at = threadIdx.x; at < bytes * TOKENS; at += ENCODE_THREADS) {
         const uint32_t t = at % TOKENS, i = at / TOKENS;
         if (t >= e.live || e.page[t] == NULL)

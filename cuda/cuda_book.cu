@@ -180,6 +180,7 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
         return status;
     std::vector<float> step;
     const char *why = choose_kernel(b->book, index, &to->mma, &to->mma_resident, step);
+    const uint32_t layout = kvb_mma_layout(to->mma);
 
     upload u;
     std::vector<uint64_t> turn(pairs);
@@ -195,7 +196,7 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
             if (c == NULL)
                 continue;
             shapes[g * 4 + i] = shape_of(c, dim);
-            shapes[g * 4 + i].layout = i < 2 ? kvb_mma_layout(to->mma, kind, dim) : (uint32_t)KVB_LAYOUT_ROWS;
+            shapes[g * 4 + i].layout = i < 2 ? layout : (uint32_t)KVB_LAYOUT_ROWS;
             offsets[g * 4 + i] = put_codebook(u, c, dim);
         }
     size_t tables_at = NOWHERE;

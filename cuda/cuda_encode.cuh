@@ -47,18 +47,66 @@ template <int TOKENS> static __device__ encode_tile<TOKENS> encode_place(unsigne
     return e;
 }
 
+/* Numbers at .. at+3 of x, which lie at a multiple of their size. */
+template <int TYPE> static __device__ __forceinline__ float4 encode_four(const void *x, size_t at)
+{
+    if (TYPE == KVB_CUDA_FLOAT)
+        return __ldg((const float4 *)((const float *)x + at));
+    const uint2 w = __ldg((const uint2 *)((const uint16_t *)x + at));
+    if (TYPE == KVB_CUDA_HALF) {
+        const float2 a = __half22float2(*(const __half2 *)&w.x), b = __half22float2(*(const __half2 *)&w.y);
+        return make_float4(a.x, a.y, b.x, b.y);
+    }
+    return make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
+                       __uint_as_float(w.y & 0xffff0000u));
+}
+
+template <int TYPE, int TOKENS, class Source>
+static __device__ uint32_t encode_load_fours(const encode_tile<TOKENS> &e, const void *x, Source source)
+{
+    enum { AT_ONCE = 4 }; /* loads under way */
+    const uint32_t quads = e.dim / 4, all = e.live * quads;
+    uint32_t bad = 0;
+    for (uint32_t first = threadIdx.x; first < all; first += AT_ONCE * ENCODE_THREADS) {
+        float4 v[AT_ONCE];
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            const uint32_t i = first + k * ENCODE_THREADS, t = i / quads;
+            v[k] = i < all && e.position[t] != UINT32_MAX ? encode_four<TYPE>(x, source(t) + i % quads * 4)
+                                                          : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            const uint32_t i = first + k * ENCODE_THREADS;
+            float *to = e.y + i % quads * 4 * e.PITCH + i / quads;
+            if (i >= all)
+                break;
+            to[0] = kvb_hold(v[k].x, &bad);
+            to[e.PITCH] = kvb_hold(v[k].y, &bad);
+            to[2 * e.PITCH] = kvb_hold(v[k].z, &bad);
+            to[3 * e.PITCH] = kvb_hold(v[k].w, &bad);
+        }
+    }
+    return bad;
+}
+
 /* y = x as a cache holds it; source(t): where the row of token t begins. */
 template <int TOKENS, class Source>
 static __device__ void encode_load(const encode_tile<TOKENS> &e, const kvb_dev_cache &cache, const void *x, uint32_t type,
                                    Source source)
 {
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t bad = 0;
-    for (uint32_t t = warp; t < e.live; t += ENCODE_WARPS) {
-        const bool there = e.position[t] != UINT32_MAX;
-        for (uint32_t d = lane; d < e.dim; d += 32)
-            e.y[d * e.PITCH + t] = there ? kvb_hold(kvb_load(x, source(t) + d, type), &bad) : 0.0f;
-    }
+    if ((uintptr_t)x % (type == KVB_CUDA_FLOAT ? 16 : 8) != 0)
+        for (uint32_t i = threadIdx.x; i < e.live * e.dim; i += ENCODE_THREADS) {
+            const uint32_t t = i / e.dim, d = i % e.dim;
+            e.y[d * e.PITCH + t] = e.position[t] != UINT32_MAX ? kvb_hold(kvb_load(x, source(t) + d, type), &bad) : 0.0f;
+        }
+    else if (type == KVB_CUDA_HALF)
+        bad = encode_load_fours<KVB_CUDA_HALF>(e, x, source);
+    else if (type == KVB_CUDA_BFLOAT)
+        bad = encode_load_fours<KVB_CUDA_BFLOAT>(e, x, source);
+    else
+        bad = encode_load_fours<KVB_CUDA_FLOAT>(e, x, source);
     if (bad)
         atomicOr(cache.flags, KVB_FLAG_FINITE);
     __syncthreads();

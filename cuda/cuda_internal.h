@@ -141,7 +141,7 @@ kvb_status kvb_cuda_fail(kvb_error *err, const char *what, cudaError_t code);
 
 /* cuda_mma_shapes.cu: tables in the order of the fast kernels, and their launch. */
 kvb_mma_shape kvb_mma_shape_of(const kvb_shape *shape);
-uint32_t kvb_mma_layout(kvb_mma_choice choice, kvb_kind kind, uint32_t dim);
+uint32_t kvb_mma_layout(kvb_mma_choice choice);
 /* Appends the tables of one head to `to`; by kind: tables [S][M][Km][d] of half floats, and steps [D] (NULL without bytes). */
 void kvb_mma_put_tables(kvb_mma_choice choice, const kvb_shape *shape, const uint16_t *const table[2], const float *const step[2],
                         std::vector<uint8_t> &to);

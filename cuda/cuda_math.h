@@ -17,7 +17,7 @@ enum { KVB_TILE = 32 }; /* tokens that a warp decodes at a time */
 
 /* How the codes of a tile of 32 tokens lie: one row of packed bits after another (kvb_pack_codes()), or ordered by the lane of
  * a warp that will read them into fragments of a matrix product. */
-enum { KVB_LAYOUT_ROWS = 0, KVB_LAYOUT_LANES_HALF = 1, KVB_LAYOUT_LANES_QUARTER = 2, KVB_LAYOUT_LANES_UNITS = 3 };
+enum { KVB_LAYOUT_ROWS = 0, KVB_LAYOUT_LANES_HALF = 1, KVB_LAYOUT_LANES_QUARTER = 2 };
 
 /* Codes of one (layer, head, kind). A unit is one index: stage m of group s is unit s*M + m, and K = Km^M makes the packed
  * codes of a token its units one after another, log2 Km bits each. */
@@ -74,14 +74,12 @@ KVB_HD uint32_t kvb_lane_key_bit(const kvb_shape *s, uint32_t token, uint32_t un
     return lane * (s->units * s->bits) + index * s->bits;
 }
 
-/* The same of values: lane 4g + t owns tokens 2t, 2t+1 of each 8 rows and the g-th eighth of the channels, token by token, or, in
- * KVB_LAYOUT_LANES_UNITS, unit by unit: then tokens 2t and 2t+1 of 4 bits share a byte. */
+/* The same of values: lane 4g + t owns tokens 2t, 2t+1 of each 8 rows and the g-th eighth of the channels. */
 KVB_HD uint32_t kvb_lane_value_bit(const kvb_shape *s, uint32_t token, uint32_t unit)
 {
     const kvb_frag_place p = kvb_frag_of_token(token);
     const uint32_t per_lane = s->units / 8, g = unit / per_lane, j = unit % per_lane, t = (p.row % 8) / 2;
-    const uint32_t which = (p.row / 8) * 2 + p.row % 2, lane = 4 * g + t, mine = p.product * 4 + which;
-    const uint32_t index = s->layout == KVB_LAYOUT_LANES_UNITS ? j * 8 + mine : mine * per_lane + j;
+    const uint32_t which = (p.row / 8) * 2 + p.row % 2, lane = 4 * g + t, index = (p.product * 4 + which) * per_lane + j;
     return lane * (s->units * s->bits) + index * s->bits;
 }
 

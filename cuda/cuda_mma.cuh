@@ -80,18 +80,11 @@ template <int N> KVB_DI void mma_gather(uint32_t *to, uint32_t address)
                          : "r"(address + 4 * i));
 }
 
-enum { MMA_PICK_WARPS = 4, MMA_PICK_BLOCKS = 2 };
-
-/* BYTES: tables of bytes, 128 more than multiples of a step of the channel (64 more in each of two stages, and of 16 rows). Values of
- * 4x16 are then looked up in registers (PICK). */
+/* BYTES: tables of bytes, 128 more than multiples of a step of the channel (64 more in each of two stages). */
 template <int KIND, bool HALVES, int DIM, bool BYTES> struct mma_kernel {
     typedef mma_traits<KIND> T;
     enum {
-        PICK = BYTES && KIND == KVB_MMA_4X16,
-        BYTE = BYTES && !PICK, /* keys' and values' rows are gathered as bytes */
-        CH = T::CHANNELS, BITS = T::BITS, STAGES = T::STAGES,
-        WARPS = PICK ? (int)MMA_PICK_WARPS : (int)T::WARPS,
-        BLOCKS = PICK ? (int)MMA_PICK_BLOCKS : DIM > 128 ? 1 : (int)T::BLOCKS,
+        CH = T::CHANNELS, BITS = T::BITS, STAGES = T::STAGES, WARPS = T::WARPS, BYTE = BYTES,
         ROWS = 1 << BITS,
         UNITS = DIM / CH * STAGES,
         KEY_UNITS = UNITS / 4,   /* of a lane */
@@ -102,7 +95,7 @@ template <int KIND, bool HALVES, int DIM, bool BYTES> struct mma_kernel {
         TILE_BYTES = 32 * TOKEN_BYTES,
         PIECE = !FAR || TOKEN_BYTES % 4 == 0 ? 4 : TOKEN_BYTES % 2 == 0 ? 2 : 1, /* bytes that a lane reads at a time */
         LANE_WORDS = TOKEN_BYTES / PIECE,
-        ROW_BYTES = BYTE ? CH : 2 * CH,
+        ROW_BYTES = BYTES ? CH : 2 * CH,
         WORDS = CH / 2,          /* of a row as half floats */
         GATHERED = ROW_BYTES / 4, /* words */
         REPEATED = BITS == 4,
@@ -110,18 +103,17 @@ template <int KIND, bool HALVES, int DIM, bool BYTES> struct mma_kernel {
         CODE_BYTES = REPEATED ? 128 : ROW_BYTES, /* from one row to the next */
         UNIT_BYTES = ROWS * CODE_BYTES,
         KEY_BYTES = REPEATED ? KEY_UNITS * UNIT_BYTES : UNITS * UNIT_BYTES,
-        VALUE_BYTES = PICK ? 16 * DIM : REPEATED ? 32 / SLOTS * VALUE_UNITS * UNIT_BYTES : UNITS * UNIT_BYTES,
-        NEAR_BYTES = FAR ? 2 * WARPS * 32 * 2 * UNITS : PICK ? KEY_BYTES : KEY_BYTES + VALUE_BYTES, /* tables, or codes of each warp's tile */
+        VALUE_BYTES = REPEATED ? 32 / SLOTS * VALUE_UNITS * UNIT_BYTES : UNITS * UNIT_BYTES,
+        NEAR_BYTES = FAR ? 2 * WARPS * 32 * 2 * UNITS : KEY_BYTES + VALUE_BYTES, /* tables, or the codes of each warp's tile */
         MERGE_PITCH = DIM + 8,
         MERGE_BYTES = WARPS * KVB_COLUMNS * MERGE_PITCH * 4,
         TABLE_BYTES = (int)NEAR_BYTES > (int)MERGE_BYTES ? (int)NEAR_BYTES : (int)MERGE_BYTES,
         PITCH = DIM + 8, /* floats from one query to the next: they lie in other banks */
         QUERY_BYTES = KVB_COLUMNS * PITCH * 4,
-        SCALED_BYTES = BYTE ? QUERY_BYTES : 0, /* the queries times the steps of the keys' channels */
+        SCALED_BYTES = BYTES ? QUERY_BYTES : 0, /* the queries times the steps of the keys' channels */
         HEAD_BYTES = KEY_BYTES + VALUE_BYTES + (BYTES ? 2 * DIM * 4 : 0), /* tables, and steps of both kinds */
         STEP_BYTES = STEPS * 4 * 8,
-        PICK_BYTES = PICK ? WARPS * STEPS * 2 * 32 * 4 : 0, /* sums of values as floats */
-        SHARED_BYTES = TABLE_BYTES + QUERY_BYTES + SCALED_BYTES + STEP_BYTES + PICK_BYTES + WARPS * KVB_COLUMNS * 8,
+        SHARED_BYTES = TABLE_BYTES + QUERY_BYTES + SCALED_BYTES + STEP_BYTES + WARPS * KVB_COLUMNS * 8,
         RESEED = 8, /* tiles after which queries are turned anew from float32 */
         EXACT_WEIGHT = 3 /* work of an exact tile in coded ones */
     };
@@ -449,124 +441,6 @@ KVB_DI void mma_far_values(mma_state<DIM> &st, const uint16_t *codes, const __ha
         mma_fold(st.sum[4 * s + 2], row[0][s].z, row[1][s].z, row[2][s].z, row[3][s].z, b);
         mma_fold(st.sum[4 * s + 3], row[0][s].w, row[1][s].w, row[2][s].w, row[3][s].w, b);
     }
-}
-
-/* c += a (16 x 32 bytes, rows) * b (32 x 8 bytes, columns) */
-KVB_DI void mma_16832(int *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-/* Values looked up in registers. A lane has the tables of the g-th eighth of the channels, 16 rows of a channel in four words; a byte
- * permutation picks a channel of four tokens by their codes, of the lower eight rows and of the upper. Weights are whole numbers
- * below 2^16: their upper and lower bytes are columns of their own, 2q and 2q + 1 of query q. */
-template <int DIM> struct mma_picked {
-    uint32_t table[DIM / 8][4];
-    int acc[DIM / 16][4]; /* of query t: upper bytes of channel 2i, lower, upper of channel 2i + 1, lower */
-    float *sum;           /* the lane's column of [DIM/16][2][32]: what acc was */
-};
-
-/* Moves acc into sum, and scales that. */
-template <int DIM> KVB_DI void mma_pick_flush(mma_picked<DIM> &pk, float factor)
-{
-#pragma unroll
-    for (int i = 0; i < DIM / 16; i++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float *sum = pk.sum + (2 * i + r) * 32;
-            *sum = factor * (*sum + 256.0f * (float)pk.acc[i][2 * r] + (float)pk.acc[i][2 * r + 1]);
-            pk.acc[i][2 * r] = pk.acc[i][2 * r + 1] = 0;
-        }
-}
-
-/* Of two numbers that lanes hold of queries 2(t & 1) + e, that of query t. */
-KVB_DI float mma_of_query(const float *x)
-{
-    const uint32_t t = threadIdx.x & 3, from = (threadIdx.x & 28) | t >> 1;
-    const float a = __shfl_sync(~0u, x[0], from), b = __shfl_sync(~0u, x[1], from);
-    return t & 1 ? b : a;
-}
-
-/* The weights of a tile's scores (see mma_softmax()) as columns b of the products with values. They are relative to 2^most, and most
- * moves where one would not be below 2^16. */
-template <int DIM> KVB_DI void mma_pick_softmax(mma_state<DIM> &st, mma_picked<DIM> &pk, float (*s)[2], uint32_t *b)
-{
-    const uint32_t lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-    const float far = fmaxf(fmaxf(s[0][0] - st.most[0], s[0][1] - st.most[1]), fmaxf(s[1][0] - st.most[0], s[1][1] - st.most[1]));
-    if (__any_sync(~0u, far > 15.99f)) {
-        float factor[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            float most = fmaxf(s[0][e], s[1][e]);
-            for (int k = 2; k < 32; k <<= 1)
-                most = fmaxf(most, __shfl_xor_sync(~0u, most, k));
-            const float now = most > st.most[e] + 15.99f ? most - 14.0f : st.most[e];
-            factor[e] = mma_exp2(st.most[e] - now);
-            st.most[e] = now;
-            st.total[e] *= factor[e];
-        }
-        mma_pick_flush(pk, mma_of_query(factor));
-    }
-    uint32_t w[2];
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        /* 2^23 added leaves the rounded weight in the lowest bits. */
-        const float x = mma_exp2(s[0][e] - st.most[e]) + 8388608.0f, y = mma_exp2(s[1][e] - st.most[e]) + 8388608.0f;
-        st.total[e] += (x - 8388608.0f) + (y - 8388608.0f);
-        w[e] = mma_prmt(__float_as_uint(x), __float_as_uint(y), 0x5410);
-    }
-    /* Lanes of even g take the even query of both tokens 2(g/2) and 2(g/2) + 1, those of odd g the odd one. */
-    const bool odd = g & 1, upper = t & 2, low = g & 1;
-    const uint32_t mine = odd ? w[1] : w[0], other = __shfl_xor_sync(~0u, odd ? w[0] : w[1], 4);
-    const uint32_t lower_bytes = odd ? 0x2604 : 0x6240, upper_bytes = odd ? 0x3715 : 0x7351;
-    const uint32_t first = mma_prmt(mine, other, upper ? lower_bytes : upper_bytes);
-    const uint32_t second = mma_prmt(mine, other, upper ? upper_bytes : lower_bytes);
-    /* Column g: query g/2, its upper bytes where g is even. Of the first 16 tokens and of the last. */
-    const uint32_t query = g >> 1, from = 4 * (2 * t + (query & 1)) + (query >> 1);
-    const uint32_t x = __shfl_sync(~0u, first, from + (low ? 2 : 0)), y = __shfl_sync(~0u, second, from + (low ? 0 : 2));
-    const uint32_t begin = low ? y : x, end = low ? x : y;
-    b[0] = mma_prmt(begin, end, 0x5410);
-    b[1] = mma_prmt(begin, end, 0x7632);
-}
-
-template <int DIM> KVB_DI void mma_pick_values(mma_picked<DIM> &pk, const uint32_t *codes, const uint32_t *b)
-{
-#pragma unroll
-    for (int unit = 0; unit < DIM / 32; unit++) {
-        const uint32_t w = codes[unit], x = w ^ 0x88888888u, later = w >> 16, later_x = x >> 16;
-#pragma unroll
-        for (int i = 2 * unit; i < 2 * unit + 2; i++) {
-            const uint32_t *p = pk.table[2 * i], *q = pk.table[2 * i + 1];
-            mma_16832(pk.acc[i], mma_prmt(p[0], p[1], w), mma_prmt(q[0], q[1], w), mma_prmt(p[0], p[1], later),
-                      mma_prmt(q[0], q[1], later), b[0], b[1]);
-            mma_16832(pk.acc[i], mma_prmt(p[2], p[3], x), mma_prmt(q[2], q[3], x), mma_prmt(p[2], p[3], later_x),
-                      mma_prmt(q[2], q[3], later_x), b[0], b[1]);
-        }
-    }
-}
-
-/* The sums as the other kernels have them, in steps: columns 2t and 2t + 1 in lanes t = 0, 1. */
-template <int DIM> KVB_DI void mma_pick_end(mma_state<DIM> &st, mma_picked<DIM> &pk)
-{
-    const uint32_t t = threadIdx.x & 3, from = (threadIdx.x & 28) | 2 * (t & 1);
-    float total[2] = {st.total[0], st.total[1]};
-#pragma unroll
-    for (int e = 0; e < 2; e++)
-        for (int k = 2; k < 32; k <<= 1)
-            total[e] += __shfl_xor_sync(~0u, total[e], k);
-    const float zero = 64.0f * mma_of_query(total);
-    mma_pick_flush(pk, 1.0f);
-#pragma unroll
-    for (int i = 0; i < DIM / 16; i++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const float x = pk.sum[(2 * i + r) * 32] - zero;
-            const float even = __shfl_sync(~0u, x, from), next = __shfl_sync(~0u, x, from + 1);
-            st.sum[i][2 * r] = t < 2 ? even : 0.0f;
-            st.sum[i][2 * r + 1] = t < 2 ? next : 0.0f;
-        }
 }
 
 /* Row `from` .. of 4-byte words of memory. */

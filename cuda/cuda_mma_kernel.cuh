@@ -20,7 +20,7 @@ template <class M> KVB_DI void mma_load_tables(unsigned char *shared, const void
     const uint32_t origin = (uint32_t)__cvta_generic_to_shared(shared);
     for (uint32_t i = threadIdx.x * 16; i < M::KEY_BYTES; i += blockDim.x * 16)
         mma_copy(origin + i, (const char *)key + i);
-    for (uint32_t i = threadIdx.x * 16; !M::PICK && i < M::VALUE_BYTES; i += blockDim.x * 16)
+    for (uint32_t i = threadIdx.x * 16; i < M::VALUE_BYTES; i += blockDim.x * 16)
         mma_copy(origin + M::KEY_BYTES + i, (const char *)value + i);
 }
 
@@ -37,17 +37,11 @@ template <class M, bool HALVES> static void mma_tables(const uint8_t *key, const
             const uint32_t unit = !HALVES ? t * M::KEY_UNITS + j : j < half ? t * half + j : M::UNITS / 2 + t * half + j - half;
             memcpy(to + i * M::ROW_BYTES, key + (unit * 16 + code) * M::ROW_BYTES, M::ROW_BYTES);
         }
-        if constexpr (M::PICK) {
-            /* Looked up in registers: channel by channel. */
-            for (uint32_t i = 0; i < M::VALUE_BYTES; i++)
-                to[M::KEY_BYTES + i] = value[(i / 16 / M::CH * 16 + i % 16) * M::CH + i / 16 % M::CH];
-        } else
-            for (uint32_t i = 0; i < M::VALUE_BYTES / M::ROW_BYTES; i++) {
-                const uint32_t slot = i % M::SLOTS, code = i / M::SLOTS % 16, j = i / M::SLOTS / 16 % M::VALUE_UNITS;
-                const uint32_t g = (i / M::SLOTS / 16 / M::VALUE_UNITS * M::SLOTS + slot) / 4;
-                memcpy(to + M::KEY_BYTES + i * M::ROW_BYTES, value + ((g * M::VALUE_UNITS + j) * 16 + code) * M::ROW_BYTES,
-                       M::ROW_BYTES);
-            }
+        for (uint32_t i = 0; i < M::VALUE_BYTES / M::ROW_BYTES; i++) {
+            const uint32_t slot = i % M::SLOTS, code = i / M::SLOTS % 16, j = i / M::SLOTS / 16 % M::VALUE_UNITS;
+            const uint32_t g = (i / M::SLOTS / 16 / M::VALUE_UNITS * M::SLOTS + slot) / 4;
+            memcpy(to + M::KEY_BYTES + i * M::ROW_BYTES, value + ((g * M::VALUE_UNITS + j) * 16 + code) * M::ROW_BYTES, M::ROW_BYTES);
+        }
     }
 }
 
@@ -151,17 +145,16 @@ KVB_DI void mma_exact_row(const kvb_dev_cache &c, const kvb_dev_layer &l, const 
 }
 
 template <int KIND, bool HALVES, int DIM, bool BYTES>
-__global__ void __launch_bounds__(mma_kernel<KIND, HALVES, DIM, BYTES>::WARPS * 32, mma_kernel<KIND, HALVES, DIM, BYTES>::BLOCKS)
+__global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : mma_traits<KIND>::BLOCKS)
     attend_mma(const kvb_dev_layer l, const kvb_dev_cache c, const kvb_dev_batch b, const void *q, void *out, const kvb_dev_work w,
                uint32_t column_groups)
 {
     typedef mma_kernel<KIND, HALVES, DIM, BYTES> M;
     extern __shared__ __align__(2048) unsigned char shared[];
     float *queries = (float *)(shared + M::TABLE_BYTES);
-    float *scaled = M::BYTE ? queries + M::QUERY_BYTES / 4 : queries; /* as the tables of keys want them */
+    float *scaled = BYTES ? queries + M::QUERY_BYTES / 4 : queries; /* as the tables of keys want them */
     uint2 *steps = (uint2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES + M::SCALED_BYTES);
-    float *picked_sums = (float *)(shared + M::TABLE_BYTES + M::QUERY_BYTES + M::SCALED_BYTES + M::STEP_BYTES);
-    float2 *shares = (float2 *)((unsigned char *)picked_sums + M::PICK_BYTES);
+    float2 *shares = (float2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES + M::SCALED_BYTES + M::STEP_BYTES);
     const uint32_t split = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane & 3;
     const mma_columns columns = {blockIdx.z / column_groups, blockIdx.y, blockIdx.z % column_groups * KVB_COLUMNS,
                                  min(l.rows * b.tokens - blockIdx.z % column_groups * KVB_COLUMNS, (uint32_t)KVB_COLUMNS)};
@@ -195,7 +188,7 @@ __global__ void __launch_bounds__(mma_kernel<KIND, HALVES, DIM, BYTES>::WARPS * 
         const uint32_t column = min(i / DIM, columns.live - 1);
         const float x = kvb_load(q, (size_t)mma_row(l, b, columns, column) * DIM + i % DIM, b.type) * l.scale * 1.4426950408889634f;
         queries[i / DIM * M::PITCH + i % DIM] = x;
-        if (M::BYTE)
+        if (BYTES)
             scaled[i / DIM * M::PITCH + i % DIM] = x * __ldg(table_steps + i % DIM);
     }
     for (uint32_t i = threadIdx.x; turns && i < M::STEPS * 4; i += blockDim.x) {
@@ -212,22 +205,6 @@ __global__ void __launch_bounds__(mma_kernel<KIND, HALVES, DIM, BYTES>::WARPS * 
     /* Far under every score, but not so far that the first one overflows against a masked one. */
     st.most[0] = st.most[1] = -1e30f;
     st.total[0] = st.total[1] = 0.0f;
-    mma_picked<M::PICK ? DIM : 16> pk;
-    if constexpr (M::PICK) {
-        pk.sum = picked_sums + warp * (M::STEPS * 2 * 32) + lane;
-#pragma unroll
-        for (int i = 0; i < DIM / 8; i++) {
-            const uint4 row = __ldg((const uint4 *)(tables + M::KEY_BYTES) + DIM / 8 * (lane >> 2) + i);
-            pk.table[i][0] = row.x;
-            pk.table[i][1] = row.y;
-            pk.table[i][2] = row.z;
-            pk.table[i][3] = row.w;
-            pk.sum[i * 32] = 0.0f;
-        }
-#pragma unroll
-        for (int i = 0; i < DIM / 16; i++)
-            pk.acc[i][0] = pk.acc[i][1] = pk.acc[i][2] = pk.acc[i][3] = 0;
-    }
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
 
@@ -281,20 +258,11 @@ __global__ void __launch_bounds__(mma_kernel<KIND, HALVES, DIM, BYTES>::WARPS * 
             mma_scores(x, !(mask >> own & 1), scores[0]);
             mma_keys<M, HALVES, DIM, 1>(st, keys, key_base, x);
             mma_scores(x, !(mask >> (own + 8) & 1), scores[1]);
-            if constexpr (M::PICK) {
-                mma_pick_softmax<DIM>(st, pk, scores, weights);
-                mma_pick_values<DIM>(pk, values, weights);
-                if ((tile & 1023) == 1023)
-                    mma_pick_flush<DIM>(pk, 1.0f); /* 2000 tiles could pass 2^31 */
-                continue;
-            }
             mma_softmax<DIM>(st, scores, weights);
             mma_values<M, DIM, 0>(st, values, value_base, weights[0]);
             mma_values<M, DIM, 1>(st, values, value_base, weights[1]);
         }
     }
-    if constexpr (M::PICK)
-        mma_pick_end<DIM>(st, pk);
     if constexpr (BYTES) {
 #pragma unroll
         for (int i = 0; i < DIM / 16; i++) {

@@ -6,22 +6,20 @@ typedef cudaError_t (*mma_start_fn)(const kvb_dev_layer *, const kvb_dev_cache *
 typedef struct mma_entry {
     kvb_mma_choice choice;
     uint32_t dim, head_bytes;
-    bool key_bytes, picked;
     mma_start_fn start;
     int (*resident)(void);
     void (*tables)(const uint8_t *, const uint8_t *, uint8_t *);
 } mma_entry;
 
-#define MMA_ENTRY(kind, dim, halves, bytes)                                                           \
-    {{kind, halves, bytes}, dim, mma_kernel<kind, halves, dim, bytes>::HEAD_BYTES,                    \
-     mma_kernel<kind, halves, dim, bytes>::BYTE != 0, mma_kernel<kind, halves, dim, bytes>::PICK != 0, \
-     mma_start<kind, halves, dim, bytes>, mma_resident<kind, halves, dim, bytes>,                     \
-     mma_tables<mma_kernel<kind, halves, dim, bytes>, halves>}
+#define MMA_ENTRY(kind, dim, halves, bytes)                                                                             \
+    {{kind, halves, bytes}, dim, mma_kernel<kind, halves, dim, bytes>::HEAD_BYTES, mma_start<kind, halves, dim, bytes>, \
+     mma_resident<kind, halves, dim, bytes>, mma_tables<mma_kernel<kind, halves, dim, bytes>, halves>}
 #define MMA_BOTH(kind, dim, halves) MMA_ENTRY(kind, dim, halves, false), MMA_ENTRY(kind, dim, halves, true)
+/* 4x16 has none in bytes: docs/kernels.md tells why. */
 static const mma_entry entries[] = {
-    MMA_BOTH(KVB_MMA_4X16, 64, true),              MMA_BOTH(KVB_MMA_4X16, 128, true),
-    MMA_ENTRY(KVB_MMA_4X16, 256, true, false),     MMA_BOTH(KVB_MMA_4X16, 64, false),
-    MMA_BOTH(KVB_MMA_4X16, 128, false),            MMA_BOTH(KVB_MMA_ADD_8X16, 64, true),
+    MMA_ENTRY(KVB_MMA_4X16, 64, true, false),      MMA_ENTRY(KVB_MMA_4X16, 128, true, false),
+    MMA_ENTRY(KVB_MMA_4X16, 256, true, false),     MMA_ENTRY(KVB_MMA_4X16, 64, false, false),
+    MMA_ENTRY(KVB_MMA_4X16, 128, false, false),    MMA_BOTH(KVB_MMA_ADD_8X16, 64, true),
     MMA_BOTH(KVB_MMA_ADD_8X16, 128, true),         MMA_BOTH(KVB_MMA_ADD_8X16, 256, true),
     MMA_BOTH(KVB_MMA_ADD_8X16, 64, false),         MMA_BOTH(KVB_MMA_ADD_8X16, 128, false),
     MMA_BOTH(KVB_MMA_8X256, 64, true),             MMA_BOTH(KVB_MMA_8X256, 128, true),
@@ -58,13 +56,10 @@ kvb_mma_shape kvb_mma_shape_of(const kvb_shape *s)
     return KVB_MMA_NONE;
 }
 
-uint32_t kvb_mma_layout(kvb_mma_choice choice, kvb_kind kind, uint32_t dim)
+uint32_t kvb_mma_layout(kvb_mma_choice choice)
 {
-    const mma_entry *entry = find_entry(choice, dim);
-    if (entry == NULL || choice.kind == KVB_MMA_16X4096 || choice.kind == KVB_MMA_32X4096)
+    if (choice.kind == KVB_MMA_NONE || choice.kind == KVB_MMA_16X4096 || choice.kind == KVB_MMA_32X4096)
         return KVB_LAYOUT_ROWS;
-    if (kind == KVB_VALUE && entry->picked)
-        return KVB_LAYOUT_LANES_UNITS;
     return choice.halves ? KVB_LAYOUT_LANES_HALF : KVB_LAYOUT_LANES_QUARTER;
 }
 
@@ -74,9 +69,9 @@ int kvb_mma_residency(kvb_mma_choice choice, uint32_t dim)
     return entry == NULL ? 0 : entry->resident();
 }
 
-/* A table as rows of the kernel: half floats, or multiples of the steps of its channels as bytes, `zero` more. `pairs`: of each four channels
- * the two that RoPE turns alike come to lie side by side. */
-static std::vector<uint8_t> table_rows(const kvb_shape *s, const uint16_t *table, const float *step, bool bytes, long zero, bool pairs)
+/* A table as rows of the kernel: half floats, or bytes by the steps of its channels. `pairs`: of each four channels the two that RoPE
+ * turns alike come to lie side by side. */
+static std::vector<uint8_t> table_rows(const kvb_shape *s, const uint16_t *table, const float *step, bool bytes, bool pairs)
 {
     const size_t all = (size_t)s->units * s->rows * s->channels, size = bytes ? 1 : 2;
     std::vector<uint8_t> to(all * size);
@@ -84,7 +79,7 @@ static std::vector<uint8_t> table_rows(const kvb_shape *s, const uint16_t *table
         const size_t from = pairs && i % 4 == 1 ? i + 1 : pairs && i % 4 == 2 ? i - 1 : i;
         const size_t channel = from / s->channels / s->rows / s->stages * s->channels + from % s->channels;
         if (bytes)
-            to[i] = (uint8_t)(lrintf(kvb_half_to_float(table[from]) / step[channel]) + zero);
+            to[i] = (uint8_t)(lrintf(kvb_half_to_float(table[from]) / step[channel]) + 128 / (long)s->stages);
         else
             memcpy(&to[2 * i], &table[from], 2);
     }
@@ -97,9 +92,8 @@ void kvb_mma_put_tables(kvb_mma_choice choice, const kvb_shape *s, const uint16_
     const mma_entry *entry = find_entry(choice, s->dim);
     const size_t begin = to.size();
     to.resize(begin + entry->head_bytes);
-    const long zero = entry->picked || s->stages == 2 ? 64 : 128;
-    const std::vector<uint8_t> key = table_rows(s, table[0], step[0], entry->key_bytes, zero, !choice.halves);
-    const std::vector<uint8_t> value = table_rows(s, table[1], step[1], choice.bytes, zero, false);
+    const std::vector<uint8_t> key = table_rows(s, table[0], step[0], choice.bytes, !choice.halves);
+    const std::vector<uint8_t> value = table_rows(s, table[1], step[1], choice.bytes, false);
     entry->tables(key.data(), value.data(), to.data() + begin);
     for (uint32_t kind = 0; kind < 2 && choice.bytes; kind++)
         memcpy(to.data() + begin + entry->head_bytes - (2 - kind) * s->dim * sizeof(float), step[kind], s->dim * sizeof(float));

@@ -1,6 +1,7 @@
 /* The GPU cache against the CPU cache and against attention in double over what it says it holds, on random books of every shape
  * that has a kernel of its own and some that have none. Needs a device; `make check-cuda` runs it. Prints one line a check, ends
  * with "N passed, N failed". */
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <math.h>
