@@ -133,20 +133,9 @@ static __device__ __forceinline__ bool pool_weaker(const pool_weakest &a, const 
     return a.score < b.score || (a.score == b.score && a.position > b.position && a.at != UINT32_MAX);
 }
 
-/* The lowest score of `count` anchors, the latest of equal ones, found by all threads of the block. */
-static __device__ pool_weakest find_weakest(const dev_pool &p, uint32_t count)
+/* The weakest of what the threads of a block hold. */
+static __device__ pool_weakest weakest_of_block(pool_weakest w, pool_weakest *best)
 {
-    __shared__ pool_weakest best[AGE_THREADS / 32];
-    pool_weakest w = {INFINITY, 0, UINT32_MAX};
-    for (uint32_t i = threadIdx.x; i < count; i += AGE_THREADS) {
-        const float *score = pool_score(p, i);
-        const uint32_t *position = pool_position(p, i);
-        if (score == NULL || position == NULL)
-            continue;
-        const pool_weakest x = {*score, *position, i};
-        if (w.at == UINT32_MAX || pool_weaker(x, w))
-            w = x;
-    }
     for (int k = 16; k; k >>= 1) {
         const pool_weakest x = {__shfl_xor_sync(~0u, w.score, k), __shfl_xor_sync(~0u, w.position, k),
                                 __shfl_xor_sync(~0u, w.at, k)};
@@ -163,6 +152,23 @@ static __device__ pool_weakest find_weakest(const dev_pool &p, uint32_t count)
             w = best[i];
     __syncthreads();
     return w;
+}
+
+/* The lowest score of `count` anchors, the latest of equal ones, found by all threads of the block. */
+static __device__ pool_weakest find_weakest(const dev_pool &p, uint32_t count)
+{
+    __shared__ pool_weakest best[AGE_THREADS / 32];
+    pool_weakest w = {INFINITY, 0, UINT32_MAX};
+    for (uint32_t i = threadIdx.x; i < count; i += AGE_THREADS) {
+        const float *score = pool_score(p, i);
+        const uint32_t *position = pool_position(p, i);
+        if (score == NULL || position == NULL)
+            continue;
+        const pool_weakest x = {*score, *position, i};
+        if (w.at == UINT32_MAX || pool_weaker(x, w))
+            w = x;
+    }
+    return weakest_of_block(w, best);
 }
 
 /* The score of a token that attention does not score, by all threads of the block; key: its exact row. */
@@ -255,10 +261,94 @@ __global__ void __launch_bounds__(AGE_THREADS) age_tokens(const kvb_dev_layer l,
         *stored = count;
 }
 
-/* Which tokens of a prompt become anchors, in the order in which they leave the window; scores [B][G][n]. */
+/* The anchors of a prompt in shared memory, while they are chosen. */
+typedef struct chosen {
+    float *score;
+    uint32_t *position, count;
+    pool_weakest weakest; /* of count > 0 */
+} chosen;
+
+/* The weakest of all, by all threads of the block. */
+static __device__ void chosen_weakest(chosen *c)
+{
+    __shared__ pool_weakest best[AGE_THREADS / 32];
+    pool_weakest w = {INFINITY, 0, UINT32_MAX};
+    for (uint32_t i = threadIdx.x; i < c->count; i += AGE_THREADS) {
+        const pool_weakest x = {c->score[i], c->position[i], i};
+        if (w.at == UINT32_MAX || pool_weaker(x, w))
+            w = x;
+    }
+    c->weakest = weakest_of_block(w, best);
+}
+
+/* The first of the tokens from `position` on, one a thread, that would get a place; AGE_THREADS: none. */
+static __device__ uint32_t chosen_next(const chosen &c, const kvb_dev_cache &cache, uint32_t position, uint32_t end, const float *score)
+{
+    __shared__ uint32_t first[AGE_THREADS / 32];
+    const uint32_t p = position + threadIdx.x;
+    const bool taken = p < end && (c.count < kvb_anchor_capacity(cache.fraction, p - cache.sink_count + 1) ||
+                                   (c.count > 0 && score[p] > c.weakest.score));
+    const uint32_t ballot = __ballot_sync(~0u, taken);
+    if (threadIdx.x % 32 == 0)
+        first[threadIdx.x / 32] = ballot != 0 ? threadIdx.x + (uint32_t)__ffs((int)ballot) - 1 : AGE_THREADS;
+    __syncthreads();
+    uint32_t least = AGE_THREADS;
+    for (uint32_t i = 0; i < AGE_THREADS / 32; i++)
+        least = min(least, first[i]);
+    __syncthreads();
+    return least;
+}
+
+/* Which tokens of a prompt become anchors, in the order in which they leave the window; scores [B][G][n]. As if each was offered to a
+ * pool (pool_offer()), but those that get no place are passed over many at a time. Shared memory: room for all anchors. */
 __global__ void __launch_bounds__(AGE_THREADS) select_anchors(const kvb_dev_layer l, const kvb_dev_cache c,
                                                               const kvb_dev_batch b, const float *scores,
-                                                              uint32_t first_sequence)
+                                                              uint32_t first_sequence, uint32_t room)
+{
+    extern __shared__ __align__(16) unsigned char memory[];
+    const uint32_t head = blockIdx.x, sequence = first_sequence + blockIdx.y;
+    kvb_dev_sequence s;
+    if (!kvb_sequence(c, b, sequence, &s) || s.before != 0)
+        return;
+    const uint32_t end = kvb_window_first(s.tokens, c.window, c.sink_count);
+    const float *score = scores + ((size_t)blockIdx.y * l.kv_heads + head) * b.tokens;
+    chosen pool = {(float *)memory, (uint32_t *)memory + room, 0, {INFINITY, 0, UINT32_MAX}};
+    for (uint32_t position = c.sink_count; position < end;) {
+        const uint32_t next = chosen_next(pool, c, position, end, score);
+        position += next;
+        if (next == AGE_THREADS)
+            continue;
+        const bool grows = pool.count < kvb_anchor_capacity(c.fraction, position - c.sink_count + 1);
+        const pool_weakest mine = {score[position], position, grows ? pool.count : pool.weakest.at};
+        if (threadIdx.x == 0) {
+            pool.score[mine.at] = mine.score;
+            pool.position[mine.at] = mine.position;
+        }
+        __syncthreads();
+        if (!grows)
+            chosen_weakest(&pool);
+        else if (pool.count++ == 0 || pool_weaker(mine, pool.weakest))
+            pool.weakest = mine;
+        position++;
+    }
+    const dev_pool pages = {&c, &s, c.place[head]};
+    for (uint32_t i = threadIdx.x; i < pool.count; i += AGE_THREADS) {
+        uint32_t *where = pool_position(pages, i);
+        float *mark = pool_score(pages, i);
+        uint8_t *page = kvb_page(c, s, pool.position[i] / c.page_tokens);
+        if (where == NULL || mark == NULL || page == NULL)
+            continue;
+        *where = pool.position[i];
+        *mark = pool.score[i];
+        atomicOr((uint32_t *)(page + pages.place.masks) + pool.position[i] % c.page_tokens / KVB_TILE, 1u << pool.position[i] % KVB_TILE);
+    }
+    if (threadIdx.x == 0)
+        c.anchors[kvb_slot_row(c, l.kv_heads, s.slot, head, 0, 1)] = pool.count;
+}
+
+/* The same where shared memory has no room for all anchors: one token after another. */
+__global__ void __launch_bounds__(AGE_THREADS) offer_anchors(const kvb_dev_layer l, const kvb_dev_cache c, const kvb_dev_batch b,
+                                                             const float *scores, uint32_t first_sequence)
 {
     const uint32_t head = blockIdx.x, sequence = first_sequence + blockIdx.y;
     kvb_dev_sequence s;
@@ -307,19 +397,27 @@ __global__ void __launch_bounds__(ENCODE_THREADS) copy_anchors(const kvb_dev_lay
                                    (size_t)((from + t) % c.page_anchors) * l.dim);
 }
 
-cudaError_t kvb_append_prepare(const kvb_dev_layer *l, uint32_t units, uint32_t *step_bytes, uint32_t *prompt_bytes)
+cudaError_t kvb_append_prepare(kvb_dev_layer *l, uint32_t units)
 {
-    *step_bytes = (uint32_t)encode_bytes<ENCODE_STEP>(l->dim, units);
-    *prompt_bytes = (uint32_t)encode_bytes<ENCODE_PROMPT>(l->dim, units);
+    enum { OWN = 1024 }; /* shared memory that select_anchors() and the driver take beside the pool */
     int device = 0, most = 0;
     cudaError_t code = cudaGetDevice(&device);
     if (code == cudaSuccess)
         code = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    if (code == cudaSuccess && *prompt_bytes > (uint32_t)most)
-        *prompt_bytes = 0; /* prompts go in steps' tiles */
-    for (const void *kernel : {(const void *)append_tokens<ENCODE_STEP>, (const void *)append_tokens<ENCODE_PROMPT>, (const void *)copy_anchors})
+    l->step_bytes = (uint32_t)encode_bytes<ENCODE_STEP>(l->dim, units);
+    l->prompt_bytes = (uint32_t)encode_bytes<ENCODE_PROMPT>(l->dim, units);
+    if (l->prompt_bytes > (uint32_t)most)
+        l->prompt_bytes = 0;
+    l->select_room = (uint32_t)(most - OWN) / 8;
+    const struct { const void *kernel; int bytes; } kernels[] = {
+        {(const void *)append_tokens<ENCODE_STEP>, most},
+        {(const void *)append_tokens<ENCODE_PROMPT>, most},
+        {(const void *)copy_anchors, most},
+        {(const void *)select_anchors, most - OWN},
+    };
+    for (const auto &k : kernels)
         if (code == cudaSuccess)
-            code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+            code = cudaFuncSetAttribute(k.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, k.bytes);
     return code;
 }
 
@@ -364,7 +462,11 @@ cudaError_t kvb_prefill_launch(const kvb_dev_layer *l, const kvb_dev_cache *c, c
         code = kvb_prompt_score_launch(l, c, b, keys, values, q, out, lse, scores, first, some, stream);
         if (code != cudaSuccess)
             return code;
-        select_anchors<<<dim3(l->kv_heads, some), AGE_THREADS, 0, stream>>>(*l, *c, *b, scores, first);
+        const uint32_t room = kvb_anchor_capacity(c->fraction, b->tokens);
+        if (room <= l->select_room)
+            select_anchors<<<dim3(l->kv_heads, some), AGE_THREADS, room * 8, stream>>>(*l, *c, *b, scores, first, room);
+        else
+            offer_anchors<<<dim3(l->kv_heads, some), AGE_THREADS, 0, stream>>>(*l, *c, *b, scores, first);
         code = cudaGetLastError();
     }
     const uint32_t most = kvb_anchor_capacity(c->fraction, b->tokens);

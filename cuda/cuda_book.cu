@@ -249,7 +249,7 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
     uint32_t units = 0;
     for (const kvb_shape &shape : shapes)
         units = shape.units > units ? shape.units : units;
-    KVB_CUDA_TRY(status, err, "a layer of the book", kvb_append_prepare(&to->dev, units, &to->dev.step_bytes, &to->dev.prompt_bytes));
+    KVB_CUDA_TRY(status, err, "a layer of the book", kvb_append_prepare(&to->dev, units));
     const kvb_shape &s = shapes[0];
     if (why != NULL)
         snprintf(to->kernel, sizeof to->kernel, "plain: %s", why);

@@ -362,8 +362,11 @@ kvb_status kvb_cuda_prefill(kvb_cuda_cache *cache, uint32_t layer, const kvb_cud
             status = check_pointer(lse, "lse", KVB_CUDA_FLOAT, err);
     }
     const kvb_dev_batch b = dev_batch(batch);
+    kvb_dev_layer l = cache->book->layer[layer].dev;
+    if (cache->plain_only)
+        l.select_room = l.prompt_bytes = 0;
     KVB_CUDA_TRY(status, err, "prefill",
-                 kvb_prefill_launch(&cache->book->layer[layer].dev, &cache->layer[layer].dev, &b, keys, values, q, out, lse,
+                 kvb_prefill_launch(&l, &cache->layer[layer].dev, &b, keys, values, q, out, lse,
                                     cache->work.sum, cache->score_room, stream));
     return status;
 }

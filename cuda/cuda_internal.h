@@ -34,7 +34,8 @@ typedef struct kvb_dev_layer {
     const uint64_t *turn;     /* [rope_dims/2] */
     const kvb_dev_head *head; /* [G] */
     const uint8_t *mma_tables; /* [G] tables as the fast kernel wants them, or NULL */
-    uint32_t step_bytes, prompt_bytes; /* shared memory that encoding takes; prompt_bytes 0: more than there is */
+    uint32_t step_bytes, prompt_bytes; /* shared memory that encoding takes; prompt_bytes 0: more than there is, prompts go as steps */
+    uint32_t select_room;              /* anchors that a prompt can choose in shared memory */
 } kvb_dev_layer;
 
 typedef enum kvb_mma_shape {
@@ -150,8 +151,8 @@ cudaError_t kvb_mma_launch(kvb_mma_choice choice, const kvb_dev_layer *layer, co
                            uint32_t column_groups, cudaStream_t stream);
 /* Readies the device for the kernel: blocks that fit on a multiprocessor at a time, 0 where it cannot run. */
 int kvb_mma_residency(kvb_mma_choice choice, uint32_t dim);
-/* Readies the device for encoding a layer whose codes have up to `units` indices a token, and tells the shared memory it takes. */
-cudaError_t kvb_append_prepare(const kvb_dev_layer *layer, uint32_t units, uint32_t *step_bytes, uint32_t *prompt_bytes);
+/* Readies the device for encoding a layer whose codes have up to `units` indices a token, and fills in the shared memory it takes. */
+cudaError_t kvb_append_prepare(kvb_dev_layer *layer, uint32_t units);
 cudaError_t kvb_append_launch(const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch,
                               const void *keys, const void *values, cudaStream_t stream);
 /* scores: room for scores_room floats, at least G*n. */

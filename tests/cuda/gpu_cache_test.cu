@@ -150,6 +150,8 @@ static bool read_all(pair_of_caches &c, uint32_t sequence, uint32_t length, std:
     return true;
 }
 
+static bool plain_everywhere; /* run_pair() on the kernels that take any shape and any number of anchors */
+
 struct errors {
     double step = 0.0, row = 0.0, rows = 0.0; /* of a whole step, of one row of it, and tokens held otherwise */
 };
@@ -179,7 +181,9 @@ static void run_pair(const char *name, rt_shape shape, kvb_policy policy, uint32
     char label[200];
     if (!c.open(shape, policy, B, tokens, 64, name))
         return;
-    snprintf(label, sizeof label, "%s [%s]", name, kvb_cuda_book_kernel(c.device_book, 0));
+    if (plain_everywhere)
+        kvb_cuda_cache_plain(c.device);
+    snprintf(label, sizeof label, "%s [%s]", name, plain_everywhere ? "plain everywhere" : kvb_cuda_book_kernel(c.device_book, 0));
     const uint32_t H = shape.heads, G = shape.kv_heads, D = shape.head_dim;
     std::vector<rt_rows> rows(B);
     for (uint32_t b = 0; b < B; b++) {
@@ -392,7 +396,12 @@ static void policies(void)
     run_pair("eight tokens a step, 4 queries a KV head", s, policy_of(0.05, KVB_SCORE_EXACT_K, 32, 4), 304, 8, 0, 1.0, 2e-3);
     run_pair("three tokens a step, no window", s, policy_of(0.0, KVB_SCORE_EXACT_K, 0, 0), 99, 3, 0, 1.0, 2e-3);
     run_pair("a prompt of 150", s, policy_of(0.05, KVB_SCORE_KEY_NORM, 16, 2), 300, 1, 150, 1.0, 2e-3);
-    run_pair("a prompt of 150, random", s, policy_of(0.05, KVB_SCORE_RANDOM, 16, 7), 300, 1, 150, 1.0, 2e-3);
+    for (int i = 0; i < 2; i++) {
+        plain_everywhere = i == 1;
+        run_pair("a prompt of 150, random", s, policy_of(0.05, KVB_SCORE_RANDOM, 16, 7), 300, 1, 150, 1.0, 2e-3);
+        run_pair("a prompt of 900, random, many anchors", s, policy_of(0.4, KVB_SCORE_RANDOM, 16, 7), 920, 1, 900, 1.0, 2e-3);
+    }
+    plain_everywhere = false;
     /* Prompts are encoded by other code than steps. */
     const kvb_policy kept = policy_of(0.05, KVB_SCORE_RANDOM, 16, 7);
     const struct { uint32_t D, d, K, stages; } prompts[] = {{128, 1, 16, 0},  {128, 2, 16, 2}, {64, 2, 256, 0},    {128, 4, 256, 0},  {128, 8, 16, 2}, {256, 8, 256, 0},
