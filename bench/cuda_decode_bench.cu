@@ -296,9 +296,12 @@ int main(int argc, char **argv)
         capacity(64, 65536);
         return 0;
     }
-    const struct { const char *name; uint32_t d, K, stages; } shapes[] = {
-        {"4x16", 4, 16, 0}, {"add:8x16+16", 8, 16, 2}, {"8x256", 8, 256, 0}, {"16x256", 16, 256, 0}, {"4x256", 4, 256, 0},
-        {"2x256", 2, 256, 0}, {"32x4096", 32, 4096, 0},
+    /* grid: centroids that are multiples of steps, as the recipe key "centroids": "int8" makes them. */
+    const struct { const char *name; uint32_t d, K, stages; bool grid; } shapes[] = {
+        {"4x16", 4, 16, 0, false}, {"add:8x16+16", 8, 16, 2, false}, {"8x256", 8, 256, 0, false}, {"16x256", 16, 256, 0, false},
+        {"4x256", 4, 256, 0, false}, {"2x256", 2, 256, 0, false}, {"16x4096", 16, 4096, 0, false}, {"32x4096", 32, 4096, 0, false},
+        {"4x16:int8", 4, 16, 0, true}, {"add:8x16+16:int8", 8, 16, 2, true}, {"8x256:int8", 8, 256, 0, true},
+        {"16x256:int8", 16, 256, 0, true}, {"4x256:int8", 4, 256, 0, true},
     };
     const cell cells[] = {{1, 131072, 0, 1}, {1, 131072, 0.01, 32}, {1, 8192, 0.01, 32}, {1, 32768, 0.01, 32},
                           {16, 8192, 0.01, 32}, {64, 2048, 0.01, 32}, {8, 131072, 0, 1}};
@@ -317,6 +320,7 @@ int main(int argc, char **argv)
         shape.channels = s.d;
         shape.centroids = s.K;
         shape.stages = s.stages;
+        shape.grid = s.grid;
         shape.frame = KVB_FRAME_BLOCK;
         shape.rope_block = 16;
         shape.rope_style = KVB_ROPE_HALF;
@@ -327,11 +331,9 @@ int main(int argc, char **argv)
                 continue;
             if (only != NULL && (size_t)atoi(only) != i)
                 continue;
-            if (s.K > 256 && cells[i].B > 1)
-                continue;
             run(s.name, shape, cells[i], NULL);
         }
-        if (only == NULL)
+        if (only == NULL && !s.grid)
             run(s.name, shape, cells[3], "plain");
     }
     return 0;

@@ -261,9 +261,18 @@ static kvb_status read_texts(const recipe_reader *r, const kvb_json *root)
     return KVB_OK;
 }
 
+static kvb_status read_centroids(const recipe_reader *r, const kvb_json *v)
+{
+    static const char *const known[] = {"half", "int8"};
+    uint32_t index = 0;
+    kvb_status status = kvb_recipe_read_word(r, "centroids", v, known, COUNT(known), &index);
+    r->recipe->int8 = index == 1;
+    return status;
+}
+
 static kvb_status read_recipe(const recipe_reader *r)
 {
-    static const char *const members[] = {"schema", "name", "source", "about", "keys", "values", "allocate", "kmeans", "cache"};
+    static const char *const members[] = {"schema", "name", "source", "about", "keys", "values", "allocate", "centroids", "kmeans", "cache"};
     const kvb_json *root = kvb_json_root(r->recipe->doc);
     kvb_status status = kvb_json_type_of(root) == KVB_JSON_OBJECT
                             ? kvb_recipe_check_members(r, "recipe", root, members, COUNT(members))
@@ -280,6 +289,8 @@ static kvb_status read_recipe(const recipe_reader *r)
         status = read_metric(r, kvb_json_get(kvb_json_get(root, "keys"), "metric"));
     if (status == KVB_OK)
         status = read_allocate(r, kvb_json_get(root, "allocate"));
+    if (status == KVB_OK)
+        status = read_centroids(r, kvb_json_get(root, "centroids"));
     if (status == KVB_OK)
         status = read_kmeans(r, kvb_json_get(root, "kmeans"));
     if (status == KVB_OK)

@@ -20,6 +20,8 @@
  * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution). The bits asked for, 1 .. 8, are
  * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
  *
+ * "centroids" is "half" or "int8": each a multiple, up to 127 (63 in each of several stages), of a step of its channel, so that decoders can hold bytes (format/base/grid.h); the book's tables are half floats either way.
+ *
  * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
  * "pca", "balanced-pca" or "random" (to compare with). Keys may have a metric of the queries before the rotation:
  * "metric": {"moment": "relative", "alpha": 0.5, "ridge": 0.001}. The moment is the capture's "relative" or "post"; left
@@ -93,6 +95,7 @@ typedef struct kvb_recipe {
     double budget;                       /* bits per element to deal out */
     uint32_t iterations;
     kvb_kmeans_seeding seeding;
+    bool int8;                /* coarse centroids are multiples of steps: format/base/grid.h */
     kvb_kmeans_backend backend; /* not of the method: the command line's choice */
     kvb_policy policy;
     kvb_json_doc *doc; /* the text as given, for META */

@@ -5,6 +5,7 @@
 #include "calib/tune_run.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
+#include "format/base/grid.h"
 #include "format/base/half.h"
 #include "format/base/json.h"
 #include "format/book_write.h"
@@ -154,12 +155,35 @@ static kvb_status copy_fine(const kvb_codebook *b, kvb_book_part *fine, kvb_erro
     return KVB_OK;
 }
 
+/* What came as multiples of steps goes as such: see format/base/grid.h. */
+static kvb_status keep_grid(const kvb_codebook *from, const kvb_layer *layer, kvb_kind kind, const kvb_tune_table *t, kvb_error *err)
+{
+    const kvb_grid grid = kvb_grid_of(layer, kind, t->channels, t->stages, t->rows);
+    float *before = kvb_alloc_array(t->floats, sizeof *before), *step = kvb_alloc_array(layer->head_dim, sizeof *step);
+    if (before != NULL && step != NULL) {
+        kvb_half_to_floats(before, from->table, t->floats);
+        kvb_grid_steps(&grid, before, step);
+        if (kvb_grid_holds(&grid, before, step)) {
+            kvb_grid_steps(&grid, t->table, step);
+            kvb_grid_snap(&grid, t->table, step);
+        }
+    }
+    const bool held = before != NULL && step != NULL;
+    free(before);
+    free(step);
+    return held ? KVB_OK : kvb_fail_memory(err, "tuned book");
+}
+
 static kvb_status fill_part(const kvb_book *book, const kvb_tune_layer *layer, uint32_t l, uint32_t task, parts *p,
                             kvb_error *err)
 {
     const size_t at = (size_t)l * p->heads * 2 + task;
     const kvb_codebook *fine = kvb_book_fine(book, l, task / 2, (kvb_kind)(task % 2));
     p->part[at] = part_of(book, &layer->table[task], l, task / 2, (kvb_kind)(task % 2));
+    kvb_status status = keep_grid(kvb_book_codebook(book, l, task / 2, (kvb_kind)(task % 2)), &p->geometry[l], (kvb_kind)(task % 2),
+                                  &layer->table[task], err);
+    if (status != KVB_OK)
+        return status;
     if (fine == NULL)
         return KVB_OK;
     p->part[at].fine = &p->fine[at];

@@ -108,13 +108,33 @@ static bool same_shape(const kvb_shape &a, const kvb_shape &b)
     return a.channels == b.channels && a.stages == b.stages && a.rows == b.rows;
 }
 
-/* Why no fast kernel fits, or NULL; then *kind and *halves tell which does. */
-static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_shape *kind, bool *halves)
+/* Where the tables of a layer are multiples of steps: the steps [G][2][D], else none. */
+static std::vector<float> grid_steps(const kvb_book *book, uint32_t index)
+{
+    const kvb_layer *l = kvb_book_layer(book, index);
+    std::vector<float> step((size_t)l->kv_heads * 2 * l->head_dim);
+    for (uint32_t g = 0; g < l->kv_heads; g++)
+        for (uint32_t k = 0; k < 2; k++) {
+            const kvb_codebook *c = kvb_book_codebook(book, index, g, (kvb_kind)k);
+            const kvb_grid grid = kvb_grid_of(l, (kvb_kind)k, c->channels, c->stages, c->stage_centroids);
+            std::vector<float> table((size_t)l->head_dim * c->stages * c->stage_centroids);
+            kvb_half_to_floats(table.data(), c->table, table.size());
+            float *mine = &step[((size_t)g * 2 + k) * l->head_dim];
+            kvb_grid_steps(&grid, table.data(), mine);
+            if (!kvb_grid_holds(&grid, table.data(), mine))
+                return {};
+        }
+    return step;
+}
+
+/* Why no fast kernel fits, or NULL; then the others tell which does, how many of its blocks fit on a multiprocessor, and the steps of
+ * tables of bytes. */
+static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_choice *choice, int *resident, std::vector<float> &step)
 {
     const kvb_layer *l = kvb_book_layer(book, index);
     const uint32_t block = l->frame == KVB_FRAME_POST ? 0 : l->frame == KVB_FRAME_PRE ? 1 : l->rope_block;
     const bool turns = l->rope_style != KVB_ROPE_NONE && block != 0;
-    *kind = KVB_MMA_NONE;
+    *choice = {KVB_MMA_NONE, true, false};
     if (l->kind == KVB_LAYER_SLIDING)
         return "a sliding layer";
     if (turns && block != 16)
@@ -130,13 +150,18 @@ static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_s
             if (c->mean != NULL || c->forward != NULL)
                 return "codebooks have a mean or a transform";
         }
-    *kind = kvb_mma_shape_of(&shape);
-    *halves = !turns || l->rope_style == KVB_ROPE_HALF;
-    const bool fits = shape.channels <= l->head_dim / 8 && (*halves || shape.channels >= 4);
-    if (*kind == KVB_MMA_NONE || !fits || kvb_mma_residency(*kind, *halves, l->head_dim) == 0) {
-        *kind = KVB_MMA_NONE;
-        return "no faster kernel is compiled for the shape";
+    kvb_mma_choice found = {kvb_mma_shape_of(&shape), !turns || l->rope_style == KVB_ROPE_HALF, true};
+    if (found.kind != KVB_MMA_NONE)
+        step = grid_steps(book, index);
+    *resident = step.empty() ? 0 : kvb_mma_residency(found, l->head_dim);
+    if (*resident == 0) {
+        step.clear();
+        found.bytes = false;
+        *resident = kvb_mma_residency(found, l->head_dim);
     }
+    if (*resident == 0)
+        return "no faster kernel is compiled for the shape";
+    *choice = found;
     return NULL;
 }
 
@@ -153,11 +178,9 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
     kvb_status status = check_layer(b->book, index, err);
     if (status != KVB_OK)
         return status;
-    bool halves = true;
-    const char *why = choose_kernel(b->book, index, &to->mma, &halves);
-    to->mma_half = halves;
-    const uint32_t layout =
-        to->mma == KVB_MMA_NONE ? KVB_LAYOUT_ROWS : halves ? KVB_LAYOUT_LANES_HALF : KVB_LAYOUT_LANES_QUARTER;
+    std::vector<float> step;
+    const char *why = choose_kernel(b->book, index, &to->mma, &to->mma_resident, step);
+    const uint32_t layout = kvb_mma_layout(to->mma);
 
     upload u;
     std::vector<uint64_t> turn(pairs);
@@ -165,7 +188,7 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
         turn[i] = kvb_turn(l->rope_base, i, l->rope_dims, l->rope_factors != NULL ? (double)l->rope_factors[i] : 1.0);
     const size_t turn_at = pairs != 0 ? u.put(turn.data(), pairs * sizeof turn[0]) : NOWHERE;
     std::vector<codebook_offsets> offsets(G * 4);
-    std::vector<kvb_shape> shapes(G * 4);
+    std::vector<kvb_shape> shapes(G * 4, kvb_shape{});
     for (uint32_t g = 0; g < G; g++)
         for (uint32_t i = 0; i < 4; i++) {
             const kvb_kind kind = (kvb_kind)(i % 2);
@@ -177,11 +200,15 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
             offsets[g * 4 + i] = put_codebook(u, c, dim);
         }
     size_t tables_at = NOWHERE;
-    if (to->mma != KVB_MMA_NONE) {
+    if (to->mma.kind != KVB_MMA_NONE) {
         std::vector<uint8_t> tables;
-        for (uint32_t g = 0; g < G; g++)
-            kvb_mma_put_tables(to->mma, halves, &shapes[0], kvb_book_codebook(b->book, index, g, KVB_KEY)->table,
-                               kvb_book_codebook(b->book, index, g, KVB_VALUE)->table, tables);
+        for (uint32_t g = 0; g < G; g++) {
+            const uint16_t *const table[2] = {kvb_book_codebook(b->book, index, g, KVB_KEY)->table,
+                                              kvb_book_codebook(b->book, index, g, KVB_VALUE)->table};
+            const float *const steps[2] = {step.empty() ? NULL : &step[(size_t)g * 2 * dim],
+                                           step.empty() ? NULL : &step[((size_t)g * 2 + 1) * dim]};
+            kvb_mma_put_tables(to->mma, &shapes[0], table, steps, tables);
+        }
         tables_at = u.put(tables.data(), tables.size());
     }
     const size_t heads_at = u.put(NULL, 0);
@@ -219,12 +246,17 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
     to->dev.turn = at<uint64_t>(to->memory, turn_at);
     to->dev.head = at<kvb_dev_head>(to->memory, heads_at);
     to->dev.mma_tables = at<uint8_t>(to->memory, tables_at);
+    uint32_t units = 0;
+    for (const kvb_shape &shape : shapes)
+        units = shape.units > units ? shape.units : units;
+    KVB_CUDA_TRY(status, err, "a layer of the book", kvb_append_prepare(&to->dev, units));
     const kvb_shape &s = shapes[0];
     if (why != NULL)
         snprintf(to->kernel, sizeof to->kernel, "plain: %s", why);
     else
-        snprintf(to->kernel, sizeof to->kernel, s.stages == 1 ? "mma %ux%u" : "mma add:%ux%u+%u", s.channels, s.rows, s.rows);
-    return KVB_OK;
+        snprintf(to->kernel, sizeof to->kernel, "mma %s%ux%u%s%s", s.stages == 1 ? "" : "add:", s.channels, s.rows,
+                 s.stages == 1 ? "" : "+16", to->mma.bytes ? " in bytes" : "");
+    return status;
 }
 
 static kvb_status open_device(int device, int *multiprocessors, kvb_error *err)

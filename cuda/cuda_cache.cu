@@ -318,15 +318,15 @@ static kvb_status attend(kvb_cuda_cache *cache, uint32_t layer, const kvb_cuda_b
     const uint32_t columns = groups_of(&l->dev, b.tokens), groups = b.sequences * l->dev.kv_heads * columns;
     const uint32_t tokens = batch->longest != 0 ? batch->longest : cache->options.sequence_pages * cache->options.page_tokens;
     /* Codes that a query of the step may not see yet are the plain kernel's business. */
-    const bool fast = l->mma != KVB_MMA_NONE && cache->options.policy.window >= b.tokens && !cache->plain_only;
-    const int resident = fast ? kvb_mma_residency(l->mma, l->mma_half, l->dev.dim) : 4;
+    const bool fast = l->mma.kind != KVB_MMA_NONE && cache->options.policy.window >= b.tokens && !cache->plain_only;
+    const int resident = fast ? l->mma_resident : 4;
     kvb_dev_work work = cache->work;
-    work.splits = choose_splits(cache, groups, tokens, (uint32_t)(resident > 0 ? resident : 1), fast ? 8 : 4);
+    work.splits = choose_splits(cache, groups, tokens, (uint32_t)resident, fast ? 8 : 4);
     scores = scores && d->scores_attention;
     if (!scores)
         work.out = work.lse = NULL;
     KVB_CUDA_TRY(status, err, "attend",
-                 fast ? kvb_mma_launch(l->mma, l->mma_half, &l->dev, d, &b, q, out, &work, columns, stream)
+                 fast ? kvb_mma_launch(l->mma, &l->dev, d, &b, q, out, &work, columns, stream)
                       : kvb_plain_launch(&l->dev, d, &b, q, out, &work, columns, stream));
     if (scores)
         KVB_CUDA_TRY(status, err, "attend", kvb_score_launch(&l->dev, d, &b, q, work.out, work.lse, stream));
@@ -362,8 +362,11 @@ kvb_status kvb_cuda_prefill(kvb_cuda_cache *cache, uint32_t layer, const kvb_cud
             status = check_pointer(lse, "lse", KVB_CUDA_FLOAT, err);
     }
     const kvb_dev_batch b = dev_batch(batch);
+    kvb_dev_layer l = cache->book->layer[layer].dev;
+    if (cache->plain_only)
+        l.select_room = l.prompt_bytes = 0;
     KVB_CUDA_TRY(status, err, "prefill",
-                 kvb_prefill_launch(&cache->book->layer[layer].dev, &cache->layer[layer].dev, &b, keys, values, q, out, lse,
+                 kvb_prefill_launch(&l, &cache->layer[layer].dev, &b, keys, values, q, out, lse,
                                     cache->work.sum, cache->score_room, stream));
     return status;
 }

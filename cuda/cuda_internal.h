@@ -34,17 +34,26 @@ typedef struct kvb_dev_layer {
     const uint64_t *turn;     /* [rope_dims/2] */
     const kvb_dev_head *head; /* [G] */
     const uint8_t *mma_tables; /* [G] tables as the fast kernel wants them, or NULL */
+    uint32_t step_bytes, prompt_bytes; /* shared memory that encoding takes; prompt_bytes 0: more than there is, prompts go as steps */
+    uint32_t select_room;              /* anchors that a prompt can choose in shared memory */
 } kvb_dev_layer;
 
 typedef enum kvb_mma_shape {
     KVB_MMA_NONE = 0, KVB_MMA_4X16, KVB_MMA_8X256, KVB_MMA_ADD_8X16, KVB_MMA_4X256, KVB_MMA_2X256, KVB_MMA_16X256,
+    KVB_MMA_16X4096, KVB_MMA_32X4096,
 } kvb_mma_shape;
+
+/* A fast kernel. halves: RoPE pairs are (i, i + D/2); bytes: its tables are multiples of steps of their channels. */
+typedef struct kvb_mma_choice {
+    kvb_mma_shape kind;
+    bool halves, bytes;
+} kvb_mma_choice;
 
 typedef struct kvb_host_layer {
     kvb_dev_layer dev;
     bool has_codes;
-    kvb_mma_shape mma;
-    bool mma_half; /* RoPE pairs (i, i + D/2): KVB_LAYOUT_LANES_HALF */
+    kvb_mma_choice mma;
+    int mma_resident; /* its blocks that fit on a multiprocessor at a time */
     char kernel[120];
     void *memory; /* one allocation */
     kvb_dev_head *host_head; /* [G] with device pointers */
@@ -117,6 +126,8 @@ struct kvb_cuda_cache {
 
 extern "C" {
 #include "format/base/fail.h"
+#include "format/base/grid.h"
+#include "format/base/half.h"
 }
 
 kvb_status kvb_cuda_fail(kvb_error *err, const char *what, cudaError_t code);
@@ -131,14 +142,17 @@ kvb_status kvb_cuda_fail(kvb_error *err, const char *what, cudaError_t code);
 
 /* cuda_mma_shapes.cu: tables in the order of the fast kernels, and their launch. */
 kvb_mma_shape kvb_mma_shape_of(const kvb_shape *shape);
-/* Appends the tables of one head to `to`, keys' and then values'. */
-void kvb_mma_put_tables(kvb_mma_shape kind, bool halves, const kvb_shape *shape, const uint16_t *key, const uint16_t *value,
+uint32_t kvb_mma_layout(kvb_mma_choice choice);
+/* Appends the tables of one head to `to`; by kind: tables [S][M][Km][d] of half floats, and steps [D] (NULL without bytes). */
+void kvb_mma_put_tables(kvb_mma_choice choice, const kvb_shape *shape, const uint16_t *const table[2], const float *const step[2],
                         std::vector<uint8_t> &to);
-cudaError_t kvb_mma_launch(kvb_mma_shape kind, bool half, const kvb_dev_layer *layer, const kvb_dev_cache *cache,
+cudaError_t kvb_mma_launch(kvb_mma_choice choice, const kvb_dev_layer *layer, const kvb_dev_cache *cache,
                            const kvb_dev_batch *batch, const void *q, void *out, const kvb_dev_work *work,
                            uint32_t column_groups, cudaStream_t stream);
-/* Blocks that fit on a multiprocessor at a time; 0 where the device cannot run it. */
-int kvb_mma_residency(kvb_mma_shape kind, bool half, uint32_t dim);
+/* Readies the device for the kernel: blocks that fit on a multiprocessor at a time, 0 where it cannot run. */
+int kvb_mma_residency(kvb_mma_choice choice, uint32_t dim);
+/* Readies the device for encoding a layer whose codes have up to `units` indices a token, and fills in the shared memory it takes. */
+cudaError_t kvb_append_prepare(kvb_dev_layer *layer, uint32_t units);
 cudaError_t kvb_append_launch(const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch,
                               const void *keys, const void *values, cudaStream_t stream);
 /* scores: room for scores_room floats, at least G*n. */

@@ -6,7 +6,7 @@
  * turned once for 32 tokens. Values: the transposed product, rows are channels; its A fragments want two tokens in a register, which
  * one byte permutation a register makes of two gathered rows. Weights go from one product to the other through movmatrix.
  * Tables of 16 rows lie in shared memory once for each lane of a phase, so that a gather never meets itself; tables of 256 rows
- * lie there once. Exact tokens (sinks, window, anchors) go through the same products with their rows read from memory.
+ * lie there once; tables of 4096 rows stay in memory, where the second-level cache holds them (mma_far_*). Exact tokens (sinks, window, anchors) go through the same products with their rows read from memory.
  *
  * docs/kernels.md has the arithmetic behind this and what was tried. */
 #ifndef KVB_CUDA_MMA_CUH
@@ -21,6 +21,8 @@ template <> struct mma_traits<KVB_MMA_8X256> { enum { CHANNELS = 8, BITS = 8, ST
 template <> struct mma_traits<KVB_MMA_4X256> { enum { CHANNELS = 4, BITS = 8, STAGES = 1, WARPS = 16, BLOCKS = 1 }; };
 template <> struct mma_traits<KVB_MMA_2X256> { enum { CHANNELS = 2, BITS = 8, STAGES = 1, WARPS = 16, BLOCKS = 1 }; };
 template <> struct mma_traits<KVB_MMA_16X256> { enum { CHANNELS = 16, BITS = 8, STAGES = 1, WARPS = 16, BLOCKS = 1 }; };
+template <> struct mma_traits<KVB_MMA_16X4096> { enum { CHANNELS = 16, BITS = 12, STAGES = 1, WARPS = 8, BLOCKS = 2 }; };
+template <> struct mma_traits<KVB_MMA_32X4096> { enum { CHANNELS = 32, BITS = 12, STAGES = 1, WARPS = 8, BLOCKS = 2 }; };
 
 #define KVB_DI static __device__ __forceinline__
 
@@ -78,35 +80,53 @@ template <int N> KVB_DI void mma_gather(uint32_t *to, uint32_t address)
                          : "r"(address + 4 * i));
 }
 
-template <int KIND, bool HALVES, int DIM> struct mma_kernel {
+/* BYTES: tables of bytes, 128 more than multiples of a step of the channel (64 more in each of two stages). */
+template <int KIND, bool HALVES, int DIM, bool BYTES> struct mma_kernel {
     typedef mma_traits<KIND> T;
     enum {
-        CH = T::CHANNELS, BITS = T::BITS, STAGES = T::STAGES, WARPS = T::WARPS,
+        CH = T::CHANNELS, BITS = T::BITS, STAGES = T::STAGES, WARPS = T::WARPS, BYTE = BYTES,
         ROWS = 1 << BITS,
         UNITS = DIM / CH * STAGES,
         KEY_UNITS = UNITS / 4,   /* of a lane */
         VALUE_UNITS = UNITS / 8,
         STEPS = DIM / 16,        /* products of 16 channels */
-        LANE_WORDS = UNITS * BITS / 32,
-        ROW_BYTES = 2 * CH,
-        WORDS = CH / 2,          /* of a row */
+        FAR = BITS > 8,          /* tables stay in memory */
+        TOKEN_BYTES = UNITS * BITS / 8,
+        TILE_BYTES = 32 * TOKEN_BYTES,
+        PIECE = !FAR || TOKEN_BYTES % 4 == 0 ? 4 : TOKEN_BYTES % 2 == 0 ? 2 : 1, /* bytes that a lane reads at a time */
+        LANE_WORDS = TOKEN_BYTES / PIECE,
+        ROW_BYTES = BYTES ? CH : 2 * CH,
+        WORDS = CH / 2,          /* of a row as half floats */
+        GATHERED = ROW_BYTES / 4, /* words */
         REPEATED = BITS == 4,
         SLOTS = REPEATED ? 128 / ROW_BYTES : 1,
         CODE_BYTES = REPEATED ? 128 : ROW_BYTES, /* from one row to the next */
         UNIT_BYTES = ROWS * CODE_BYTES,
         KEY_BYTES = REPEATED ? KEY_UNITS * UNIT_BYTES : UNITS * UNIT_BYTES,
         VALUE_BYTES = REPEATED ? 32 / SLOTS * VALUE_UNITS * UNIT_BYTES : UNITS * UNIT_BYTES,
+        NEAR_BYTES = FAR ? 2 * WARPS * 32 * 2 * UNITS : KEY_BYTES + VALUE_BYTES, /* tables, or the codes of each warp's tile */
         MERGE_PITCH = DIM + 8,
         MERGE_BYTES = WARPS * KVB_COLUMNS * MERGE_PITCH * 4,
-        TABLE_BYTES = KEY_BYTES + VALUE_BYTES > MERGE_BYTES ? KEY_BYTES + VALUE_BYTES : MERGE_BYTES,
+        TABLE_BYTES = (int)NEAR_BYTES > (int)MERGE_BYTES ? (int)NEAR_BYTES : (int)MERGE_BYTES,
         PITCH = DIM + 8, /* floats from one query to the next: they lie in other banks */
         QUERY_BYTES = KVB_COLUMNS * PITCH * 4,
+        SCALED_BYTES = BYTES ? QUERY_BYTES : 0, /* the queries times the steps of the keys' channels */
+        HEAD_BYTES = KEY_BYTES + VALUE_BYTES + (BYTES ? 2 * DIM * 4 : 0), /* tables, and steps of both kinds */
         STEP_BYTES = STEPS * 4 * 8,
-        SHARED_BYTES = TABLE_BYTES + QUERY_BYTES + STEP_BYTES + WARPS * KVB_COLUMNS * 8,
+        SHARED_BYTES = TABLE_BYTES + QUERY_BYTES + SCALED_BYTES + STEP_BYTES + WARPS * KVB_COLUMNS * 8,
         RESEED = 8, /* tiles after which queries are turned anew from float32 */
         EXACT_WEIGHT = 3 /* work of an exact tile in coded ones */
     };
 };
+
+/* The first of the two RoPE pairs that lane t holds of product j. */
+template <class M, bool HALVES, int DIM> KVB_DI uint32_t mma_pair(uint32_t j, uint32_t t)
+{
+    if (!M::FAR)
+        return DIM / 8 * t + 2 * j;
+    /* 16 bytes of a row, and of those 32 channels further on. */
+    return HALVES ? j / 4 * 32 + 8 * t + 2 * (j % 4) : j / 2 * 16 + 4 * t + 2 * (j % 2);
+}
 
 /* Bits of unit I of a lane times CODE_BYTES, added to `base`: the address of its row less that of the unit. */
 template <class M, int I> KVB_DI uint32_t mma_row_address(const uint32_t *codes, uint32_t base)
@@ -143,7 +163,7 @@ KVB_DI void mma_seed(mma_state<DIM> &st, const kvb_dev_layer &l, const float *qu
 #pragma unroll
     for (int j = 0; j < DIM / 16; j++) {
         float x[4];
-        const uint32_t first = DIM / 8 * t + 2 * j;
+        const uint32_t first = mma_pair<M, HALVES, DIM>((uint32_t)j, t);
         const float2 lower = *(const float2 *)(q + (HALVES ? first : 2 * first));
         const float2 upper = *(const float2 *)(q + (HALVES ? first + DIM / 2 : 2 * first + 2));
         const ulonglong2 turns = turn ? __ldg((const ulonglong2 *)(l.turn + first)) : make_ulonglong2(0, 0);
@@ -230,35 +250,122 @@ template <int WORDS> KVB_DI void mma_add_rows(uint32_t *a, const uint32_t *b)
         a[e] = mma_word(__hadd2(mma_half2(a[e]), mma_half2(b[e])));
 }
 
+/* Two bytes as half floats: 0x6400 | u is 1024 + u. */
+KVB_DI uint32_t mma_widen(uint32_t bytes, uint32_t selector)
+{
+    return mma_word(__hsub2(mma_half2(mma_prmt(bytes, 0x64646464u, selector)), __half2half2(__ushort_as_half(0x6480))));
+}
+
+/* What row I of a lane's codes gathers: words as they lie in the table, the two stages of bytes added (neither passes 127). */
+template <class M, int I, int U> KVB_DI void mma_code_row(const uint32_t *codes, uint32_t base, uint32_t *to)
+{
+    mma_gather<M::GATHERED>(to, mma_row_address<M, I>(codes, base) + U * M::UNIT_BYTES);
+    if constexpr (M::BYTE && M::STAGES == 2) {
+        uint32_t more[M::GATHERED];
+        mma_gather<M::GATHERED>(more, mma_row_address<M, I + 1>(codes, base) + (U + 1) * M::UNIT_BYTES);
+#pragma unroll
+        for (int i = 0; i < M::GATHERED; i++)
+            to[i] += more[i];
+    }
+}
+
+/* The same as half floats. */
+template <class M, int I, int U> KVB_DI void mma_key_row(const uint32_t *codes, uint32_t base, uint32_t *to)
+{
+    if constexpr (!M::BYTE)
+        mma_code_row<M, I, U>(codes, base, to);
+    else {
+        uint32_t row[M::GATHERED];
+        mma_code_row<M, I, U>(codes, base, row);
+#pragma unroll
+        for (int i = 0; i < M::GATHERED; i++) {
+            to[2 * i] = mma_widen(row[i], 0x4140);
+            to[2 * i + 1] = mma_widen(row[i], 0x4342);
+        }
+    }
+}
+
 /* One product of 16 tokens' keys: c [4]. codes: the lane's words of the tile; P: which product. */
 template <class M, bool HALVES, int DIM, int P>
 KVB_DI void mma_keys(const mma_state<DIM> &st, const uint32_t *codes, const uint32_t *base, float *c)
 {
     c[0] = c[1] = c[2] = c[3] = 0.0f;
-    enum { FIRST = P * 2 * M::KEY_UNITS, HALF = M::KEY_UNITS / 2 };
+    enum { FIRST = P * 2 * M::KEY_UNITS, HALF = M::KEY_UNITS / 2, EACH = M::BYTE ? M::STAGES : 1 }; /* EACH: units of a row */
     if constexpr (HALVES) {
-        mma_each<0, HALF>([&](auto unit) {
-            enum { U = decltype(unit)::value, STEP = U / M::STAGES * M::WORDS };
+        mma_each<0, HALF / EACH>([&](auto unit) {
+            enum { U = decltype(unit)::value * EACH, STEP = U / M::STAGES * M::WORDS };
             uint32_t row[4][M::WORDS];
-            mma_gather<M::WORDS>(row[0], mma_row_address<M, FIRST + U>(codes, base[0]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[1], mma_row_address<M, FIRST + M::KEY_UNITS + U>(codes, base[0]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[2], mma_row_address<M, FIRST + HALF + U>(codes, base[1]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[3], mma_row_address<M, FIRST + M::KEY_UNITS + HALF + U>(codes, base[1]) + U * M::UNIT_BYTES);
+            mma_key_row<M, FIRST + U, U>(codes, base[0], row[0]);
+            mma_key_row<M, FIRST + M::KEY_UNITS + U, U>(codes, base[0], row[1]);
+            mma_key_row<M, FIRST + HALF + U, U>(codes, base[1], row[2]);
+            mma_key_row<M, FIRST + M::KEY_UNITS + HALF + U, U>(codes, base[1], row[3]);
 #pragma unroll
             for (int e = 0; e < M::WORDS; e++)
                 mma_16816(c, row[0][e], row[1][e], row[2][e], row[3][e], st.q[STEP + e][0], st.q[STEP + e][1]);
         });
     } else {
-        mma_each<0, M::KEY_UNITS>([&](auto unit) {
-            enum { U = decltype(unit)::value, STEP = U / M::STAGES * (M::WORDS / 2) };
+        mma_each<0, M::KEY_UNITS / EACH>([&](auto unit) {
+            enum { U = decltype(unit)::value * EACH, STEP = U / M::STAGES * (M::WORDS / 2) };
             uint32_t row[2][M::WORDS];
-            mma_gather<M::WORDS>(row[0], mma_row_address<M, FIRST + U>(codes, base[0]) + U * M::UNIT_BYTES);
-            mma_gather<M::WORDS>(row[1], mma_row_address<M, FIRST + M::KEY_UNITS + U>(codes, base[0]) + U * M::UNIT_BYTES);
+            mma_key_row<M, FIRST + U, U>(codes, base[0], row[0]);
+            mma_key_row<M, FIRST + M::KEY_UNITS + U, U>(codes, base[0], row[1]);
 #pragma unroll
             for (int e = 0; e < M::WORDS / 2; e++)
                 mma_16816(c, row[0][2 * e], row[1][2 * e], row[0][2 * e + 1], row[1][2 * e + 1], st.q[STEP + e][0],
                           st.q[STEP + e][1]);
         });
+    }
+}
+
+/* Code u of a token out of what its lane read. */
+template <class M> KVB_DI uint32_t mma_far_code(const uint32_t *words, int u)
+{
+    const int bit = u * M::BITS, at = bit / (8 * M::PIECE), shift = bit % (8 * M::PIECE);
+    uint32_t code = words[at] >> shift;
+    if (shift + M::BITS > 8 * M::PIECE)
+        code |= words[at + 1] << (8 * M::PIECE - shift);
+    if (shift + M::BITS > 16 * M::PIECE)
+        code |= words[at + 2] << (16 * M::PIECE - shift);
+    return code & (M::ROWS - 1);
+}
+
+/* Lane i holds the codes of token i: all lanes get to see them at `to` [32][UNITS]. */
+template <class M> KVB_DI void mma_far_spread(uint16_t *to, const uint32_t *words)
+{
+    uint32_t *mine = (uint32_t *)(to + threadIdx.x % 32 * M::UNITS);
+#pragma unroll
+    for (int u = 0; u < M::UNITS; u += 2)
+        mine[u / 2] = mma_far_code<M>(words, u) | mma_far_code<M>(words, u + 1) << 16;
+}
+
+/* mma_keys() from tables in memory: the four lanes of a row read 64 bytes side by side. */
+template <class M, bool HALVES, int DIM, int P>
+KVB_DI void mma_far_keys(const mma_state<DIM> &st, const uint16_t *codes, const __half *table, float *c)
+{
+    const uint32_t g = threadIdx.x % 32 >> 2, t = threadIdx.x & 3;
+    enum { SPANS = DIM / 32 };
+    uint4 row[2][SPANS];
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int s = 0; s < SPANS; s++) {
+            const uint32_t channel = 32 * s + 8 * t, unit = channel / M::CH, code = codes[(r * 16 + P * 8 + g) * M::UNITS + unit];
+            row[r][s] = __ldg((const uint4 *)(table + ((size_t)(unit * M::ROWS + code) * M::CH + channel % M::CH)));
+        }
+    c[0] = c[1] = c[2] = c[3] = 0.0f;
+#pragma unroll
+    for (int s = 0; s < (HALVES ? SPANS / 2 : SPANS); s++) {
+        const uint4 a = row[0][s], b = row[1][s];
+        if constexpr (HALVES) {
+            const uint4 x = row[0][s + SPANS / 2], y = row[1][s + SPANS / 2];
+            mma_16816(c, a.x, b.x, x.x, y.x, st.q[4 * s][0], st.q[4 * s][1]);
+            mma_16816(c, a.y, b.y, x.y, y.y, st.q[4 * s + 1][0], st.q[4 * s + 1][1]);
+            mma_16816(c, a.z, b.z, x.z, y.z, st.q[4 * s + 2][0], st.q[4 * s + 2][1]);
+            mma_16816(c, a.w, b.w, x.w, y.w, st.q[4 * s + 3][0], st.q[4 * s + 3][1]);
+        } else {
+            mma_16816(c, a.x, b.x, a.y, b.y, st.q[2 * s][0], st.q[2 * s][1]);
+            mma_16816(c, a.z, b.z, a.w, b.w, st.q[2 * s + 1][0], st.q[2 * s + 1][1]);
+        }
     }
 }
 
@@ -285,20 +392,55 @@ KVB_DI void mma_values(mma_state<DIM> &st, const uint32_t *codes, uint32_t base,
     enum { FIRST = P * 4 * M::VALUE_UNITS, N = M::VALUE_UNITS };
     mma_each<0, N / M::STAGES>([&](auto group) {
         enum { U = decltype(group)::value * M::STAGES, STEP = decltype(group)::value * M::WORDS };
-        uint32_t row[4][M::WORDS];
+        uint32_t row[4][M::GATHERED];
         mma_each<0, 4>([&](auto token) {
             enum { I = FIRST + decltype(token)::value * N + U };
-            mma_gather<M::WORDS>(row[decltype(token)::value], mma_row_address<M, I>(codes, base) + U * M::UNIT_BYTES);
-            if constexpr (M::STAGES == 2) {
+            mma_code_row<M, I, U>(codes, base, row[decltype(token)::value]);
+            if constexpr (!M::BYTE && M::STAGES == 2) {
                 uint32_t more[M::WORDS];
                 mma_gather<M::WORDS>(more, mma_row_address<M, I + 1>(codes, base) + (U + 1) * M::UNIT_BYTES);
                 mma_add_rows<M::WORDS>(row[decltype(token)::value], more);
             }
         });
 #pragma unroll
-        for (int e = 0; e < M::WORDS; e++)
-            mma_fold(st.sum[STEP + e], row[0][e], row[1][e], row[2][e], row[3][e], b);
+        for (int e = 0; e < M::GATHERED; e++)
+            if constexpr (M::BYTE) {
+                /* Channels in pairs of tokens: two bytes of each channel side by side, then widened. */
+                const uint32_t x = mma_prmt(row[0][e], row[1][e], 0x5140), y = mma_prmt(row[2][e], row[3][e], 0x5140);
+                const uint32_t z = mma_prmt(row[0][e], row[1][e], 0x7362), w = mma_prmt(row[2][e], row[3][e], 0x7362);
+                mma_16816(st.sum[STEP + 2 * e], mma_widen(x, 0x4140), mma_widen(x, 0x4342), mma_widen(y, 0x4140),
+                          mma_widen(y, 0x4342), b[0], b[1]);
+                mma_16816(st.sum[STEP + 2 * e + 1], mma_widen(z, 0x4140), mma_widen(z, 0x4342), mma_widen(w, 0x4140),
+                          mma_widen(w, 0x4342), b[0], b[1]);
+            } else
+                mma_fold(st.sum[STEP + e], row[0][e], row[1][e], row[2][e], row[3][e], b);
     });
+}
+
+/* mma_values() from tables in memory. */
+template <class M, int DIM, int P>
+KVB_DI void mma_far_values(mma_state<DIM> &st, const uint16_t *codes, const __half *table, uint32_t weights)
+{
+    const uint32_t g = threadIdx.x % 32 >> 2, t = threadIdx.x & 3;
+    enum { PIECES = DIM / 64 };
+    uint4 row[4][PIECES];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int s = 0; s < PIECES; s++) {
+            const uint32_t channel = DIM / 8 * g + 8 * s, unit = channel / M::CH;
+            const uint32_t code = codes[((i / 2) * 16 + P * 8 + 2 * t + i % 2) * M::UNITS + unit];
+            row[i][s] = __ldg((const uint4 *)(table + ((size_t)(unit * M::ROWS + code) * M::CH + channel % M::CH)));
+        }
+    uint32_t b[2];
+    mma_weights(weights, b);
+#pragma unroll
+    for (int s = 0; s < PIECES; s++) {
+        mma_fold(st.sum[4 * s], row[0][s].x, row[1][s].x, row[2][s].x, row[3][s].x, b);
+        mma_fold(st.sum[4 * s + 1], row[0][s].y, row[1][s].y, row[2][s].y, row[3][s].y, b);
+        mma_fold(st.sum[4 * s + 2], row[0][s].z, row[1][s].z, row[2][s].z, row[3][s].z, b);
+        mma_fold(st.sum[4 * s + 3], row[0][s].w, row[1][s].w, row[2][s].w, row[3][s].w, b);
+    }
 }
 
 /* Row `from` .. of 4-byte words of memory. */
@@ -371,13 +513,20 @@ KVB_DI void mma_exact(mma_state<DIM> &st, const __half *key, const __half *value
     }
 }
 
-/* The lane's words of a tile of codes, at p. */
-template <int N> KVB_DI void mma_codes(uint32_t *to, const uint8_t *p)
+/* What a lane reads of a tile of codes, at p: N words, or pieces of a word. */
+template <int N, int PIECE> KVB_DI void mma_codes(uint32_t *to, const uint8_t *p)
 {
-    if (N == 2) {
-        const uint2 x = __ldg((const uint2 *)p);
-        to[0] = x.x;
-        to[N > 1] = x.y;
+    if (PIECE < 4 || N % 2 != 0) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            to[i] = PIECE == 1 ? __ldg(p + i) : PIECE == 2 ? __ldg((const uint16_t *)p + i) : __ldg((const uint32_t *)p + i);
+    } else if (N % 4 != 0) {
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            const uint2 x = __ldg((const uint2 *)p + i / 2);
+            to[i] = x.x;
+            to[(i + 1) % N] = x.y;
+        }
     } else
 #pragma unroll
         for (int i = 0; i < N; i += 4) {

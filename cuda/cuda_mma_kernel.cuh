@@ -24,24 +24,23 @@ template <class M> KVB_DI void mma_load_tables(unsigned char *shared, const void
         mma_copy(origin + M::KEY_BYTES + i, (const char *)value + i);
 }
 
-/* The tables of one head as they lie in shared memory: `key` and `value` are [unit][row][channel]. Rows of 16-row tables once for
- * each lane of a phase (see mma_kernel::SLOTS), with the units that lane gathers from. */
-template <class M, bool HALVES> static void mma_tables(const uint16_t *key, const uint16_t *value, std::vector<uint8_t> &to)
+/* The tables of one head as they lie in shared memory: `key` and `value` are rows of ROW_BYTES, [unit][row]. Rows of 16-row tables
+ * once for each lane of a phase (see mma_kernel::SLOTS), with the units that lane gathers from. */
+template <class M, bool HALVES> static void mma_tables(const uint8_t *key, const uint8_t *value, uint8_t *to)
 {
-    to.resize(M::KEY_BYTES + M::VALUE_BYTES);
     if constexpr (!M::REPEATED) {
-        memcpy(to.data(), key, M::KEY_BYTES);
-        memcpy(to.data() + M::KEY_BYTES, value, M::VALUE_BYTES);
+        memcpy(to, key, M::KEY_BYTES);
+        memcpy(to + M::KEY_BYTES, value, M::VALUE_BYTES);
     } else {
         for (uint32_t i = 0; i < M::KEY_BYTES / M::ROW_BYTES; i++) {
             const uint32_t t = i % M::SLOTS & 3, code = i / M::SLOTS % 16, j = i / M::SLOTS / 16, half = M::KEY_UNITS / 2;
             const uint32_t unit = !HALVES ? t * M::KEY_UNITS + j : j < half ? t * half + j : M::UNITS / 2 + t * half + j - half;
-            memcpy(to.data() + i * M::ROW_BYTES, key + (unit * 16 + code) * M::CH, M::ROW_BYTES);
+            memcpy(to + i * M::ROW_BYTES, key + (unit * 16 + code) * M::ROW_BYTES, M::ROW_BYTES);
         }
         for (uint32_t i = 0; i < M::VALUE_BYTES / M::ROW_BYTES; i++) {
             const uint32_t slot = i % M::SLOTS, code = i / M::SLOTS % 16, j = i / M::SLOTS / 16 % M::VALUE_UNITS;
             const uint32_t g = (i / M::SLOTS / 16 / M::VALUE_UNITS * M::SLOTS + slot) / 4;
-            memcpy(to.data() + M::KEY_BYTES + i * M::ROW_BYTES, value + ((g * M::VALUE_UNITS + j) * 16 + code) * M::CH, M::ROW_BYTES);
+            memcpy(to + M::KEY_BYTES + i * M::ROW_BYTES, value + ((g * M::VALUE_UNITS + j) * 16 + code) * M::ROW_BYTES, M::ROW_BYTES);
         }
     }
 }
@@ -91,9 +90,9 @@ template <class M>
 KVB_DI void mma_read_tile(mma_reader &r, const kvb_dev_cache &c, const kvb_dev_sequence &s, const kvb_dev_place &p, uint32_t *keys,
                           uint32_t *values, uint32_t *mask, uint32_t *hidden)
 {
-    enum { BYTES = 32 * 4 * M::LANE_WORDS };
-    mma_codes<M::LANE_WORDS>(keys, r.keys);
-    mma_codes<M::LANE_WORDS>(values, r.values);
+    enum { BYTES = M::TILE_BYTES };
+    mma_codes<M::LANE_WORDS, M::PIECE>(keys, r.keys);
+    mma_codes<M::LANE_WORDS, M::PIECE>(values, r.values);
     *mask = __ldg(r.masks); /* not combined with anything here: that would wait for it */
     *hidden = r.hidden;
     r.tile++;
@@ -145,22 +144,25 @@ KVB_DI void mma_exact_row(const kvb_dev_cache &c, const kvb_dev_layer &l, const 
     }
 }
 
-template <int KIND, bool HALVES, int DIM>
+template <int KIND, bool HALVES, int DIM, bool BYTES>
 __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : mma_traits<KIND>::BLOCKS)
     attend_mma(const kvb_dev_layer l, const kvb_dev_cache c, const kvb_dev_batch b, const void *q, void *out, const kvb_dev_work w,
                uint32_t column_groups)
 {
-    typedef mma_kernel<KIND, HALVES, DIM> M;
+    typedef mma_kernel<KIND, HALVES, DIM, BYTES> M;
     extern __shared__ __align__(2048) unsigned char shared[];
     float *queries = (float *)(shared + M::TABLE_BYTES);
-    uint2 *steps = (uint2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES);
-    float2 *shares = (float2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES + M::STEP_BYTES);
+    float *scaled = BYTES ? queries + M::QUERY_BYTES / 4 : queries; /* as the tables of keys want them */
+    uint2 *steps = (uint2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES + M::SCALED_BYTES);
+    float2 *shares = (float2 *)(shared + M::TABLE_BYTES + M::QUERY_BYTES + M::SCALED_BYTES + M::STEP_BYTES);
     const uint32_t split = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane & 3;
     const mma_columns columns = {blockIdx.z / column_groups, blockIdx.y, blockIdx.z % column_groups * KVB_COLUMNS,
                                  min(l.rows * b.tokens - blockIdx.z % column_groups * KVB_COLUMNS, (uint32_t)KVB_COLUMNS)};
     const uint32_t group = (columns.sequence * l.kv_heads + columns.head) * column_groups + blockIdx.z % column_groups;
-    const uint8_t *tables = l.mma_tables + (size_t)columns.head * (M::KEY_BYTES + M::VALUE_BYTES);
-    mma_load_tables<M>(shared, tables, tables + M::KEY_BYTES);
+    const uint8_t *tables = l.mma_tables + (size_t)columns.head * M::HEAD_BYTES;
+    const float *table_steps = (const float *)(tables + M::KEY_BYTES + M::VALUE_BYTES); /* [kind][D], of bytes */
+    if constexpr (!M::FAR)
+        mma_load_tables<M>(shared, tables, tables + M::KEY_BYTES);
     const kvb_dev_place place = c.place[columns.head];
     kvb_dev_sequence s = {0, 0, 0, NULL};
     const bool there = kvb_sequence(c, b, columns.sequence, &s);
@@ -170,7 +172,7 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
     const uint32_t exact = there ? (sinks + s.tokens - first + anchors + KVB_TILE - 1) / KVB_TILE : 0;
     const uint32_t work = coded + M::EXACT_WEIGHT * exact, part = split * M::WARPS + warp, parts = w.splits * M::WARPS;
     const uint32_t from = kvb_part(work, part, parts), to = kvb_part(work, part + 1, parts);
-    const uint32_t tile_bytes = 32 * 4 * M::LANE_WORDS;
+    const uint32_t tile_bytes = M::TILE_BYTES;
     const bool turns = l.frame_block != 0 && l.rope_style != KVB_ROPE_NONE;
 
     uint32_t tile = min(from, coded), tile_end = min(to, coded);
@@ -184,10 +186,13 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
     }
     for (uint32_t i = threadIdx.x; i < KVB_COLUMNS * DIM; i += blockDim.x) {
         const uint32_t column = min(i / DIM, columns.live - 1);
-        queries[i / DIM * M::PITCH + i % DIM] = kvb_load(q, (size_t)mma_row(l, b, columns, column) * DIM + i % DIM, b.type) * l.scale * 1.4426950408889634f;
+        const float x = kvb_load(q, (size_t)mma_row(l, b, columns, column) * DIM + i % DIM, b.type) * l.scale * 1.4426950408889634f;
+        queries[i / DIM * M::PITCH + i % DIM] = x;
+        if (BYTES)
+            scaled[i / DIM * M::PITCH + i % DIM] = x * __ldg(table_steps + i % DIM);
     }
     for (uint32_t i = threadIdx.x; turns && i < M::STEPS * 4; i += blockDim.x) {
-        const uint32_t pair = DIM / 8 * (i % 4) + 2 * (i / 4);
+        const uint32_t pair = mma_pair<M, HALVES, DIM>(i / 4, i % 4);
         float sine[2], cosine[2];
         for (int e = 0; e < 2; e++)
             sincospif(kvb_phase(l.turn[pair + e], KVB_TILE), &sine[e], &cosine[e]);
@@ -214,6 +219,7 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
         key_base[1] = key_base[0] + M::UNITS / 2 * M::UNIT_BYTES;
         value_base = origin + M::KEY_BYTES + (lane >> 2) * M::VALUE_UNITS * M::UNIT_BYTES;
     }
+    uint16_t *far_keys = (uint16_t *)shared + warp * 32 * M::UNITS, *far_values = far_keys + M::WARPS * 32 * M::UNITS;
     const uint32_t own = t & 2 ? 16 + (lane >> 2) : lane >> 2; /* the token of the tile's first product that this lane scores */
     uint32_t since = 0;
     for (; tile < tile_end; tile++) {
@@ -229,19 +235,43 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
         if (tile * KVB_TILE < sinks || (tile + 1) * KVB_TILE > first)
             mask = mma_edges(mask, tile * KVB_TILE, sinks, first);
         if (since == 0)
-            mma_seed<M, HALVES, DIM>(st, l, queries, tile * KVB_TILE + (lane >> 4) * 16, turns);
+            mma_seed<M, HALVES, DIM>(st, l, scaled, tile * KVB_TILE + (lane >> 4) * 16, turns);
         else if (turns)
             mma_step<DIM>(st, steps);
         since = turns && since + 1 == M::RESEED ? 0 : since + 1;
         float x[4], scores[2][2];
         uint32_t weights[2];
-        mma_keys<M, HALVES, DIM, 0>(st, keys, key_base, x);
-        mma_scores(x, !(mask >> own & 1), scores[0]);
-        mma_keys<M, HALVES, DIM, 1>(st, keys, key_base, x);
-        mma_scores(x, !(mask >> (own + 8) & 1), scores[1]);
-        mma_softmax<DIM>(st, scores, weights);
-        mma_values<M, DIM, 0>(st, values, value_base, weights[0]);
-        mma_values<M, DIM, 1>(st, values, value_base, weights[1]);
+        if constexpr (M::FAR) {
+            mma_far_spread<M>(far_keys, keys);
+            mma_far_spread<M>(far_values, values);
+            __syncwarp();
+            mma_far_keys<M, HALVES, DIM, 0>(st, far_keys, (const __half *)tables, x);
+            mma_scores(x, !(mask >> own & 1), scores[0]);
+            mma_far_keys<M, HALVES, DIM, 1>(st, far_keys, (const __half *)tables, x);
+            mma_scores(x, !(mask >> (own + 8) & 1), scores[1]);
+            mma_softmax<DIM>(st, scores, weights);
+            mma_far_values<M, DIM, 0>(st, far_values, (const __half *)(tables + M::KEY_BYTES), weights[0]);
+            mma_far_values<M, DIM, 1>(st, far_values, (const __half *)(tables + M::KEY_BYTES), weights[1]);
+            __syncwarp();
+        } else {
+            mma_keys<M, HALVES, DIM, 0>(st, keys, key_base, x);
+            mma_scores(x, !(mask >> own & 1), scores[0]);
+            mma_keys<M, HALVES, DIM, 1>(st, keys, key_base, x);
+            mma_scores(x, !(mask >> (own + 8) & 1), scores[1]);
+            mma_softmax<DIM>(st, scores, weights);
+            mma_values<M, DIM, 0>(st, values, value_base, weights[0]);
+            mma_values<M, DIM, 1>(st, values, value_base, weights[1]);
+        }
+    }
+    if constexpr (BYTES) {
+#pragma unroll
+        for (int i = 0; i < DIM / 16; i++) {
+            const float2 step = __ldg((const float2 *)(table_steps + DIM + DIM / 8 * (lane >> 2) + 2 * i));
+            st.sum[i][0] *= step.x;
+            st.sum[i][1] *= step.x;
+            st.sum[i][2] *= step.y;
+            st.sum[i][3] *= step.y;
+        }
     }
     /* Exact tokens: queries as they are, channels in plain order. */
     const uint32_t past = from > coded ? from - coded : 0, end = to > coded ? to - coded : 0;
@@ -308,27 +338,23 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
     kvb_merge_splits(w, l, group, columns.live, out, b.type, [&](uint32_t column) { return mma_row(l, b, columns, column); });
 }
 
-template <int KIND, bool HALVES, int DIM>
+template <int KIND, bool HALVES, int DIM, bool BYTES>
 static cudaError_t mma_start(const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch, const void *q,
                              void *out, const kvb_dev_work *work, uint32_t column_groups, cudaStream_t stream)
 {
-    typedef mma_kernel<KIND, HALVES, DIM> M;
-    const cudaError_t code = cudaFuncSetAttribute(attend_mma<KIND, HALVES, DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  (int)M::SHARED_BYTES);
-    if (code != cudaSuccess)
-        return code;
-    attend_mma<KIND, HALVES, DIM><<<dim3(work->splits, layer->kv_heads, batch->sequences * column_groups), M::WARPS * 32,
+    typedef mma_kernel<KIND, HALVES, DIM, BYTES> M;
+    attend_mma<KIND, HALVES, DIM, BYTES><<<dim3(work->splits, layer->kv_heads, batch->sequences * column_groups), M::WARPS * 32,
                                     M::SHARED_BYTES, stream>>>(*layer, *cache, *batch, q, out, *work, column_groups);
     return cudaGetLastError();
 }
 
-template <int KIND, bool HALVES, int DIM> static int mma_resident(void)
+template <int KIND, bool HALVES, int DIM, bool BYTES> static int mma_resident(void)
 {
-    typedef mma_kernel<KIND, HALVES, DIM> M;
+    typedef mma_kernel<KIND, HALVES, DIM, BYTES> M;
     int blocks = 0;
-    if (cudaFuncSetAttribute(attend_mma<KIND, HALVES, DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)M::SHARED_BYTES) !=
+    if (cudaFuncSetAttribute(attend_mma<KIND, HALVES, DIM, BYTES>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)M::SHARED_BYTES) !=
             cudaSuccess ||
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, attend_mma<KIND, HALVES, DIM>, M::WARPS * 32, M::SHARED_BYTES) !=
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, attend_mma<KIND, HALVES, DIM, BYTES>, M::WARPS * 32, M::SHARED_BYTES) !=
             cudaSuccess) {
         cudaGetLastError();
         return 0;

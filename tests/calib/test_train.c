@@ -13,6 +13,7 @@
 #include "format/book_write.h"
 #include "kvbook/cache.h"
 #include "tests/support/cm.h"
+#include "tests/support/rt_book.h"
 #include "tests/support/synth.h"
 
 static const synth_capture usual = {.layers = 2, .heads = 4, .kv_heads = 2, .dim = 8, .rows = 1500, .key = 21};
@@ -342,6 +343,35 @@ static void check_frame(const kvb_capture *c, const char *json, kvb_rope_frame f
     free(ones);
 }
 
+static void test_bytes(void **state)
+{
+    (void)state;
+    kvb_capture_store *store;
+    assert_int_equal(synth_capture_make(&usual, NULL, &store), 0);
+    const kvb_capture *c = kvb_capture_view(store);
+    const char *const shapes[] = {"4x16", "add:4x16+16"};
+    for (int i = 0; i < 2; i++) {
+        char half[200], bytes[240];
+        snprintf(half, sizeof half, "{\"schema\":1,\"name\":\"x\",\"keys\":{\"shape\":\"%s\"},\"values\":{\"shape\":\"%s\"}}",
+                 shapes[i], shapes[i]);
+        snprintf(bytes, sizeof bytes, "{\"centroids\":\"int8\",%s", half + 1);
+        trained a = train(c, half, 1, 0), b = train(c, bytes, 1, 0);
+        assert_false(rt_book_on_grid(a.book));
+        assert_true(rt_book_on_grid(b.book));
+        /* The same centroids, but for the rounding. */
+        const kvb_codebook *x = kvb_book_codebook(a.book, 1, 1, KVB_VALUE), *y = kvb_book_codebook(b.book, 1, 1, KVB_VALUE);
+        float most = 0.0f, apart = 0.0f;
+        for (uint32_t k = 0; k < 16 * 8 * x->stages; k++) {
+            most = fmaxf(most, fabsf(kvb_half_to_float(x->table[k])));
+            apart = fmaxf(apart, fabsf(kvb_half_to_float(x->table[k]) - kvb_half_to_float(y->table[k])));
+        }
+        assert_true(apart > 0.0f && apart <= 0.51f * most / (x->stages == 1 ? 127.0f : 63.0f));
+        free_trained(&a);
+        free_trained(&b);
+    }
+    kvb_capture_close(store);
+}
+
 static void test_frames(void **state)
 {
     (void)state;
@@ -573,6 +603,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fine),    cmocka_unit_test(test_shape),   cmocka_unit_test(test_threads), cmocka_unit_test(test_weighted_beats_unweighted),
+        cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_frames),  cmocka_unit_test(test_mean),    cmocka_unit_test(test_holdout),
         cmocka_unit_test(test_meta),    cmocka_unit_test(test_refused_recipes), cmocka_unit_test(test_refused_data),
         cmocka_unit_test(test_missing_parts), cmocka_unit_test(test_left_out_rows), cmocka_unit_test(test_cancel),

@@ -21,7 +21,7 @@ enum { CTX = 96, CHUNKS = 8, LAYERS = 3 };
 /* The error of a cache that holds everything as half floats, whose relative errors are at most 2^-11 each. */
 #define HALF_ROUNDING 1e-6
 #define RECIPE                                                                                                         \
-    "{\"schema\":1,\"name\":\"t\",\"keys\":{\"shape\":\"4x16\",\"frame\":\"%s\",\"mean\":true},"                        \
+    "{\"schema\":1,\"name\":\"t\",\"centroids\":\"%s\",\"keys\":{\"shape\":\"4x16\",\"frame\":\"%s\",\"mean\":true},"             \
     "\"values\":{\"shape\":\"4x16\"}}"
 
 typedef struct fixture {
@@ -31,9 +31,10 @@ typedef struct fixture {
     kvb_text_source source;
     kvb_book *book;  /* frame pre */
     kvb_book *block; /* frame block:16 */
+    kvb_book *bytes; /* centroids on a grid */
 } fixture;
 
-static kvb_book *calibrate(const fixture *f, const char *frame)
+static kvb_book *calibrate(const fixture *f, const char *centroids, const char *frame)
 {
     char json[256];
     kvb_recipe recipe;
@@ -44,7 +45,7 @@ static kvb_book *calibrate(const fixture *f, const char *frame)
     size_t size;
     kvb_error err = {0};
     const kvb_capture_options capture = {.ctx = CTX, .chunks = CHUNKS, .bos = -1, .seed = 1, .stop_on_nan = true};
-    snprintf(json, sizeof json, RECIPE, frame);
+    snprintf(json, sizeof json, RECIPE, centroids, frame);
     kvb_train_options_init(&options);
     if (kvb_recipe_parse(json, strlen(json), "t.json", &recipe, &err) != KVB_OK ||
         kvb_capture_run(f->model, &f->text, &capture, &store, &err) != KVB_OK ||
@@ -73,10 +74,11 @@ static int set_up(void **state)
     f.text.ids = kvb_alloc_array(f.text.id_count, sizeof *f.text.ids);
     for (size_t i = 0; i < f.text.id_count; i++)
         f.text.ids[i] = (uint32_t)kvb_rng_below(3, i, tiny.vocab);
-    f.book = calibrate(&f, "pre");
-    f.block = calibrate(&f, "block:16");
+    f.book = calibrate(&f, "half", "pre");
+    f.block = calibrate(&f, "half", "block:16");
+    f.bytes = calibrate(&f, "int8", "block:16");
     *state = &f;
-    return f.book == NULL || f.block == NULL;
+    return f.book == NULL || f.block == NULL || f.bytes == NULL;
 }
 
 static int tear_down(void **state)
@@ -84,6 +86,7 @@ static int tear_down(void **state)
     fixture *f = *state;
     kvb_book_close(f->book);
     kvb_book_close(f->block);
+    kvb_book_close(f->bytes);
     kvb_model_close(f->model);
     free(f->text.ids);
     scratch_remove(f->folder);
@@ -161,6 +164,22 @@ static void test_errors_fall(void **state)
 }
 
 /* What the report says is what the book does: tuning it once more starts from the errors that the first run ended with. */
+/* What came on a grid is tuned and goes on one. */
+static void test_bytes(void **state)
+{
+    const fixture *f = *state;
+    kvb_tune_options o = usual();
+    tuned t = tune(f, f->bytes, &o), other = tune(f, f->block, &o);
+    assert_true(rt_book_on_grid(f->bytes) && rt_book_on_grid(t.book));
+    assert_false(rt_book_on_grid(f->block) || rt_book_on_grid(other.book));
+    bool moved = false;
+    for (uint32_t l = 0; l < LAYERS; l++)
+        moved = moved || !same_tables(t.book, f->bytes, l);
+    assert_true(moved);
+    drop(&t);
+    drop(&other);
+}
+
 static void test_report_is_of_the_book(void **state)
 {
     const fixture *f = *state;
@@ -474,7 +493,7 @@ static void test_transforms_and_exact_layers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_errors_fall),
+        cmocka_unit_test(test_errors_fall), cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_report_is_of_the_book),
         cmocka_unit_test(test_heldout_chunk_moves_nothing),
         cmocka_unit_test(test_worse_is_not_kept),

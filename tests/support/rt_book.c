@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "format/base/checked.h"
+#include "format/base/grid.h"
+#include "format/base/half.h"
 #include "format/base/rng.h"
 #include "format/book_write.h"
 
@@ -81,11 +83,26 @@ static void make_fine(const rt_shape *s, kvb_book_part *part, kvb_book_part *fin
     part->fine = fine;
 }
 
+/* A table on a grid of bytes. */
+static void snap(const rt_shape *s, kvb_kind kind, float *table)
+{
+    const kvb_layer layer = make_layer(s);
+    const kvb_grid grid = kvb_grid_of(&layer, kind, s->channels, s->stages > 0 ? s->stages : 1, s->centroids);
+    float *step = kvb_alloc_array(s->head_dim, sizeof *step);
+    if (step == NULL)
+        abort();
+    kvb_grid_steps(&grid, table, step);
+    kvb_grid_snap(&grid, table, step);
+    free(step);
+}
+
 static void make_part(const rt_shape *s, const kvb_scaling *scaling, kvb_book_part *part, float *memory, uint64_t key)
 {
     const size_t dim = s->head_dim, table = table_floats(s);
     *part = (kvb_book_part){.channels = s->channels, .centroids = s->centroids, .stages = s->stages, .table = memory};
     rt_normal(memory, table, key);
+    if (s->grid)
+        snap(s, scaling == &s->scaling[0] ? KVB_KEY : KVB_VALUE, memory);
     if (scaling->group != 0) {
         part->scaling = scaling;
         part->table = NULL;
@@ -141,6 +158,28 @@ kvb_book *rt_book_make(const rt_shape *s, const kvb_policy *policy)
     free(part);
     free(memory);
     return book;
+}
+
+bool rt_book_on_grid(const kvb_book *book)
+{
+    bool holds = true;
+    for (uint32_t l = 0; l < kvb_book_layers(book); l++) {
+        const kvb_layer *layer = kvb_book_layer(book, l);
+        for (uint32_t i = 0; i < 2 * layer->kv_heads && layer->kind != KVB_LAYER_UNSUPPORTED; i++) {
+            const kvb_codebook *c = kvb_book_codebook(book, l, i / 2, (kvb_kind)(i % 2));
+            const kvb_grid grid = kvb_grid_of(layer, (kvb_kind)(i % 2), c->channels, c->stages, c->stage_centroids);
+            const size_t floats = (size_t)layer->head_dim * c->stages * c->stage_centroids;
+            float *table = kvb_alloc_array(floats, sizeof *table), *step = kvb_alloc_array(layer->head_dim, sizeof *step);
+            if (table == NULL || step == NULL)
+                abort();
+            kvb_half_to_floats(table, c->table, floats);
+            kvb_grid_steps(&grid, table, step);
+            holds = holds && kvb_grid_holds(&grid, table, step);
+            free(table);
+            free(step);
+        }
+    }
+    return holds;
 }
 
 bool rt_rows_make(rt_rows *rows, const kvb_layer *l, uint32_t tokens, uint64_t key)

@@ -19,11 +19,15 @@ typedef struct rt_shape {
     uint64_t seed;
     uint32_t stages;   /* of additive codebooks; 0: plain */
     uint32_t fine_channels, fine_centroids; /* of fine codebooks; 0: none */
+    bool grid;         /* centroids are multiples of steps (format/base/grid.h) */
     kvb_scaling scaling[2]; /* by kind: numbers coded one by one, `centroids` even levels; group 0: codebooks */
 } rt_shape;
 
 /* NULL if anything fails; the error is printed. */
 kvb_book *rt_book_make(const rt_shape *shape, const kvb_policy *policy);
+
+/* Whether every coarse codebook of a book is multiples of steps. */
+bool rt_book_on_grid(const kvb_book *book);
 
 /* Standard normal values of a stream. */
 void rt_normal(float *x, size_t count, uint64_t key);
