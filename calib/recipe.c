@@ -14,7 +14,7 @@
 
 enum { RECIPE_MOST_BYTES = 1 << 20, MOST_ITERATIONS = 1000 };
 
-static const char *const weightings[] = {"none", "exact-k", "exact-v"};
+static const char *const weightings[] = {"none", "exact-k", "exact-v", "fisher"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
 static const char *const forms[] = {"half", "fine"}; /* by kvb_exact_form */
 static const char *const seedings[] = {"kmeans++", "random", "split"};
@@ -471,6 +471,11 @@ uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uin
     const kvb_recipe_scale *s = &kind->scale;
     const double from = s->then_layer < 1.0 ? s->then_layer * layers : s->then_layer;
     return s->then_bits > 0 && layer >= from ? s->then_bits : kvb_shape_bits(kind->shape.centroids, 1);
+}
+
+bool kvb_recipe_wants_gradients(const kvb_recipe *recipe)
+{
+    return recipe->kind[KVB_KEY].weights == KVB_WEIGHT_FISHER || recipe->kind[KVB_VALUE].weights == KVB_WEIGHT_FISHER;
 }
 
 bool kvb_recipe_has_fine(const kvb_recipe *recipe)

@@ -45,6 +45,7 @@ typedef enum kvb_weighting {
     KVB_WEIGHT_NONE = 0,
     KVB_WEIGHT_EXACT_K = 1, /* the capture's weight_k */
     KVB_WEIGHT_EXACT_V = 2, /* the capture's weight_v */
+    KVB_WEIGHT_FISHER = 3,  /* of each group of channels: the square of the capture's gradient there */
 } kvb_weighting;
 
 /* Which second moment of the queries is the keys' metric. */
@@ -118,6 +119,8 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
 /* Bits of a number of a kind with scales, in one of `layers` layers. */
 uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uint32_t layers);
+/* Whether training needs a capture with gradients. */
+bool kvb_recipe_wants_gradients(const kvb_recipe *recipe);
 /* Whether the book gets fine codebooks. */
 bool kvb_recipe_has_fine(const kvb_recipe *recipe);
 /* As recipes spell it. */

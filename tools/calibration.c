@@ -39,7 +39,7 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
                           kvb_calibration_plan *plan)
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
-    uint64_t row_bytes = kvb_capture_row_bytes(info->layer, info->layers);
+    uint64_t row_bytes = kvb_capture_row_bytes(info->layer, info->layers, kvb_recipe_wants_gradients(recipe));
     uint64_t tokens = input->chunks * input->ctx, fit = row_bytes > 0 ? max_memory / row_bytes : tokens;
     /* Every chunk gives the same number of rows. */
     uint64_t rows = fit < tokens ? fit / input->chunks * input->chunks : tokens;
@@ -256,11 +256,17 @@ kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe
     return status;
 }
 
-static kvb_capture_options calibration_options(const kvb_input *input, bool ladder, const kvb_capture_args *capture, uint64_t seed,
+/* What recipes want of a capture beyond keys, values and token weights. */
+static kvb_capture_options calibration_options(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                                               const kvb_capture_args *capture, uint64_t seed,
                                                const kvb_calibration_plan *plan, kvb_progress *p)
 {
     kvb_capture_options options = kvb_capture_options_for(input, capture, seed, plan->rows < plan->tokens ? plan->rows : 0, p);
-    options.sensitivity_chunks = ladder ? KVB_USUAL_SENSITIVITY : 0;
+    for (size_t i = 0; i < recipes; i++) {
+        if (recipe[i]->ladder_count > 0)
+            options.sensitivity_chunks = KVB_USUAL_SENSITIVITY;
+        options.gradients = options.gradients || kvb_recipe_wants_gradients(recipe[i]);
+    }
     return options;
 }
 
@@ -269,7 +275,7 @@ kvb_capture_options kvb_calibration_options(const kvb_input *input, const kvb_re
 {
     kvb_calibration_plan plan;
     kvb_plan_calibration(input, recipe, capture->max_memory.value, &plan);
-    return calibration_options(input, recipe->ladder_count > 0, capture, seed, &plan, p);
+    return calibration_options(input, &recipe, 1, capture, seed, &plan, p);
 }
 
 /* With a checkpoint the capture goes through a file there, which a resumed job finds. */
@@ -290,8 +296,12 @@ static kvb_status plan_all(const kvb_input *input, const kvb_recipe *const *reci
 {
     char need[32], budget[32];
     kvb_status status = KVB_OK;
+    size_t dearest = 0;
+    for (size_t i = 0; i < recipes; i++)
+        if (kvb_recipe_wants_gradients(recipe[i]))
+            dearest = i; /* its rows take the most memory */
+    kvb_plan_calibration(input, recipe[dearest], memory, plan);
     for (size_t i = 0; i < recipes && status == KVB_OK; i++) {
-        kvb_plan_calibration(input, recipe[i], memory, plan);
         if (plan->rows == 0)
             return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
                             "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
@@ -309,10 +319,7 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
     kvb_calibration_plan plan = {0};
     char need[32], budget[32];
     const uint64_t memory = capture->max_memory.value;
-    bool ladder = false;
     *store = NULL;
-    for (size_t i = 0; i < recipes; i++)
-        ladder = ladder || recipe[i]->ladder_count > 0;
     kvb_status status = plan_all(input, recipe, recipes, memory, &plan, err);
     if (status == KVB_OK)
         status = kvb_device_check((kvb_device)capture->device.value, err);
@@ -322,7 +329,7 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
                 (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
-    const kvb_capture_options options = calibration_options(input, ladder, capture, seed, &plan, p);
+    const kvb_capture_options options = calibration_options(input, recipe, recipes, capture, seed, &plan, p);
     status = capture_for(input, &options, checkpoint, store, err);
     if (status == KVB_OK)
         kvb_warn_of_capture(kvb_capture_view(*store), p);
