@@ -231,9 +231,9 @@ static kvb_status check_scale(const recipe_reader *r)
                                      p->ladder_count > 0 ? "allocate" : "fine");
         if (k->shape.channels > 1 || k->shape.stages > 1)
             return kvb_recipe_refuse(r, name, "contradicts a shape of %u channels: numbers are coded one by one, as 1xK", k->shape.channels);
-        if (k->weights != KVB_WEIGHT_NONE)
-            return kvb_recipe_refuse(r, name, "contradicts weights: nothing is trained; expected \"weights\": \"none\"");
-        if (k->scale.scaling.axis == KVB_AXIS_CHANNEL && p->policy.anchor_fraction > 0.0)
+        if (k->weights != KVB_WEIGHT_NONE && k->scale.levels != KVB_LEVELS_TRAINED)
+            return kvb_recipe_refuse(r, name, "contradicts weights: no levels are trained; expected \"weights\": \"none\"");
+        if (k->scale.scaling.axis == KVB_AXIS_CHANNEL && k->scale.scaling.group > 1 && p->policy.anchor_fraction > 0.0)
             return kvb_recipe_refuse(r, "cache.anchors", "contradicts %s along channels: a token that shares scales with its neighbours "
                                      "cannot stay behind", name);
     }

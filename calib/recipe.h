@@ -17,7 +17,9 @@
  * With "scale": {"axis": "channel", "group": 32, "form": "range", "clip": 1, "levels": "even"} a kind has no codebook: its numbers
  * are coded one by one, offset and scale being found while coding (kvb_scaling in kvbook/book.h). "axis" is "channel" (a scale for
  * `group` tokens of a channel) or "token" (for `group` channels of a token; 0, or more than a head has: all of the head), "form" is "range", "absmax" or
- * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution). The bits asked for, 1 .. 8, are
+ * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution), or, but with "rms", "trained": by k-means over the
+ * layer's numbers, weighted as "weights" says. "form" may also be "fixed", along channels: each
+ * channel's offset and scale are found once, in calibration. "outliers": 0.01 holds that share of each token's numbers exactly. The bits asked for, 1 .. 8, are
  * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
  *
  * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
@@ -60,13 +62,14 @@ typedef struct kvb_recipe_metric {
     double alpha, ridge;
 } kvb_recipe_metric;
 
-typedef enum kvb_recipe_levels { KVB_LEVELS_EVEN = 0, KVB_LEVELS_NORMAL = 1 } kvb_recipe_levels;
+typedef enum kvb_recipe_levels { KVB_LEVELS_EVEN = 0, KVB_LEVELS_NORMAL = 1, KVB_LEVELS_TRAINED = 2 } kvb_recipe_levels;
 
 /* Scales found while coding, in place of a codebook. */
 typedef struct kvb_recipe_scale {
     bool used;
     kvb_scaling scaling; /* group 0: the whole head */
     kvb_recipe_levels levels;
+    double outliers;     /* share of each token's numbers held exactly, rounded up to a whole number of each head */
     double then_layer;   /* from this layer on, or this share of the layers (under 1), then_bits */
     uint32_t then_bits;  /* 0: the same bits everywhere */
 } kvb_recipe_scale;

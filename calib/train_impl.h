@@ -60,8 +60,9 @@ typedef struct kvb_layer_result {
     float *forward[2];    /* [G][D][D] by kind, or NULL */
     float *inverse[2];
     kvb_quality *quality; /* [codebooks] in the same order */
-    kvb_scaling scaling[2]; /* by kind, where the recipe has scales */
-    float *levels[2];       /* [K] by kind, or NULL: even ones */
+    kvb_scaling *scaling[2]; /* [G] by kind, where the recipe has scales */
+    uint16_t *fixed[2];      /* [G][2][D] by kind, which these point into; NULL where none are of calibration */
+    float *levels[2];        /* [K] by kind, or NULL: even ones */
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
@@ -145,6 +146,10 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
 kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
                                 const kvb_train_report *report, uint32_t holdout_every, char **meta, kvb_error *err);
+
+/* train_levels.c: fills fixed [G][2][D] and level [count], ascending; either may be NULL, where the recipe has none of calibration. */
+kvb_status kvb_train_levels(const kvb_trainer *t, uint32_t layer, kvb_kind kind, const kvb_scaling *scaling, uint16_t *fixed,
+                            float *level, uint32_t count, kvb_error *err);
 
 /* train_scale.c: fills scaling and levels of a layer's result, for kinds with scales. */
 kvb_status kvb_train_scale(kvb_trainer *t, uint32_t layer, kvb_error *err);

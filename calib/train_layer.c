@@ -140,7 +140,7 @@ static void describe_part(const kvb_trainer *t, uint32_t layer, bool fine, uint3
         return;
     }
     if (t->recipe->kind[kind].scale.used) {
-        part->scaling = &r->scaling[kind];
+        part->scaling = &r->scaling[kind][head];
         part->table = r->levels[kind];
     }
     part->mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL;

@@ -179,7 +179,7 @@ static void say_result(kvb_progress *p, const kvb_train_report *r)
         snprintf(heldout, sizeof heldout, "; held out: keys %.4f, values %.4f", r->key_heldout_error,
                  r->value_heldout_error);
     if (isnan(r->key_error) && isnan(r->value_error)) {
-        kvb_say(p, "nothing to train: numbers are coded one by one, with scales found while coding");
+        kvb_say(p, "no codebooks to train: numbers are coded one by one");
         return;
     }
     kvb_say(p, "relative error: keys %.4f, values %.4f%s", r->key_error, r->value_error, heldout);
