@@ -127,13 +127,14 @@ out:
     return status;
 }
 
-static kvb_status probe_capture(const kvb_input *input, double *seconds, kvb_error *err)
+static kvb_status probe_capture(const kvb_input *input, bool gradients, double *seconds, kvb_error *err)
 {
     kvb_capture_options options = kvb_capture_options_for(input, &(kvb_capture_args){.on_nan.value = KVB_ON_NAN_QUARANTINE}, 1, 0, NULL);
     kvb_capture_store *store = NULL;
     options.ctx = input->ctx < PROBE_TOKENS ? input->ctx : PROBE_TOKENS;
     options.skip = 0;
     options.chunks = 1;
+    options.gradients = gradients;
     options.progress = NULL;
     double start = kvb_seconds();
     kvb_status status = kvb_capture_run(input->model, &input->text, &options, &store, err);
@@ -152,7 +153,7 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
                                     double *seconds, kvb_error *err)
 {
     double token, total;
-    kvb_status status = probe_capture(input, &token, err);
+    kvb_status status = probe_capture(input, kvb_recipe_wants_gradients(recipe), &token, err);
     if (status != KVB_OK)
         return status;
     total = token * (double)plan->tokens;
