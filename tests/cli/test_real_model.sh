@@ -65,6 +65,11 @@ sed 's/"group": 32/"group": 64/g' "calib/recipes/kivi.json" >"$tmp/kivi64.json"
 scored kivi64 "$tmp/kivi64.json" 1x4 1x4 --window 16 --sinks 1
 json "kvquant is better than kivi of as many bits" "$tmp/kvquant.json" "d['kl'] * 1.05 < json.load(open('$tmp/kivi64.json'))['kl']"
 
+# The pivot of a prompt, its first token, kept as the model made it.
+scored unaided kivi 1x4 1x4 --window 0 --sinks 0
+scored pivot kivi 1x4 1x4 --window 0 --sinks 1
+json "a pivot helps kivi" "$tmp/pivot.json" "d['kl'] * 1.1 < json.load(open('$tmp/unaided.json'))['kl']"
+
 # A book made for this model is no use to another.
 tiny_model "$tmp/tiny.gguf" 1
 words "$tmp/words.txt" 60 1
