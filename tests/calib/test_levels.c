@@ -123,7 +123,7 @@ static void test_fixed(void **state)
                 below += x < offset - scale;
                 above += x > offset + scale;
             }
-            assert_true(fabs((double)below / rows - 0.05) < 0.01 && fabs((double)above / rows - 0.05) < 0.01);
+            assert_true(fabs((double)below / rows - 0.05) < 0.002 && fabs((double)above / rows - 0.05) < 0.002);
         }
     }
     kvb_book_close(book);

@@ -282,6 +282,20 @@ static void test_blocks_leave_together(void **state)
     kvb_book_close(book);
 }
 
+/* Fixed offsets and scales are held once for each head, as half floats. */
+static void test_fixed_bytes(void **state)
+{
+    (void)state;
+    const kvb_policy policy = {.window = 10};
+    const rt_shape shape = shape_of(of_channels, with_outliers, 4);
+    kvb_book *book = rt_book_make(&shape, &policy);
+    assert_non_null(book);
+    assert_int_equal(kvb_cache_predict_bytes(book, &policy, 100).codebooks, 2 * 2 * D * sizeof(uint16_t));
+    /* Keys of 2 bits with 2 outliers, values with a pair of half floats for each 8 and 3 outliers. */
+    assert_int_equal(kvb_cache_predict_bytes(book, &policy, 100).codes, 2 * 90 * ((D / 4 + 2 * 3) + (D / 4 + D / 8 * 4 + 3 * 3)));
+    kvb_book_close(book);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -306,7 +320,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula), cmocka_unit_test(test_outliers), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
