@@ -145,6 +145,12 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+# The command's own objects are in no library.
+$(BUILD)/tests/tools/test_pivots: $(BUILD)/obj/tests/tools/test_pivots.o $(call obj,$(filter-out tools/main.c tools/cmd_%,$(TOOL_SRC))) $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
+	@mkdir -p $(@D)
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
 # Tests of calibration on a GPU: there is no cmocka there.
 $(BUILD)/tests/cuda/gpu_capture_compare: $(BUILD)/obj/tests/cuda/gpu_capture_compare.o $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)

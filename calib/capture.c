@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "calib/capture_device.h"
+#include "calib/capture_gradient.h"
 #include "calib/capture_meta.h"
 #include "calib/capture_rows.h"
 #include "calib/capture_sink.h"
@@ -289,14 +290,18 @@ static kvb_status create_row_buffers(capture_run *r, kvb_error *err)
     return KVB_OK;
 }
 
+static uint32_t extras_of(const kvb_capture_options *o)
+{
+    return (o->sensitivity_chunks > 0 ? (uint32_t)KVB_KVC_SENSITIVITIES : 0) | (o->gradients ? (uint32_t)KVB_KVC_GRADIENTS : 0);
+}
+
 static kvb_status set_up(capture_run *r, const char *path, kvb_error *err)
 {
     kvb_status status = choose_rows(r, err);
     if (status == KVB_OK)
         status = create_row_buffers(r, err);
     if (status == KVB_OK)
-        status = kvb_kvc_layout_create(r->layer, r->layers, r->counts.rows, r->options->sensitivity_chunks > 0, &r->layout,
-                                       err);
+        status = kvb_kvc_layout_create(r->layer, r->layers, r->counts.rows, extras_of(r->options), &r->layout, err);
     if (status == KVB_OK)
         status = kvb_observer_create(r->layer, r->layers, r->options->ctx, r->options->seed, &r->observer, err);
     if (status == KVB_OK)
@@ -343,6 +348,13 @@ static kvb_status run_on_device(capture_run *r, kvb_error *err)
     return kvb_capture_on_device(&job, err);
 }
 
+static kvb_status write_gradients(capture_run *r, kvb_error *err)
+{
+    const kvb_capture_gradient_job job = {.model = r->model, .text = r->text, .options = r->options, .chunks = r->chunks,
+                                          .keep = r->keep, .layout = &r->layout, .sink = r->sink};
+    return kvb_capture_gradients(&job, err);
+}
+
 static kvb_status run_here(capture_run *r, kvb_error *err)
 {
     kvb_status status = run_chunks(r, err);
@@ -363,6 +375,8 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
         status = options->device == KVB_DEVICE_CUDA ? run_on_device(&r, err) : run_here(&r, err);
     if (status == KVB_OK)
         status = write_sensitivities(&r, err);
+    if (status == KVB_OK && options->gradients)
+        status = write_gradients(&r, err);
     if (status == KVB_OK)
         status = finish(&r, store, err);
     tear_down(&r);

@@ -20,6 +20,8 @@ typedef struct kvb_capture_layer {
     const float *moment_post;     /* [G][D][D]: mean of q q^T as rotated */
     const float *sensitivity[2];  /* by kvb_kind [G][D][D]: what an error in a key before RoPE, or a value, does to the
                                    * model's predictions (calib/sensitivity.h); NULL where it was not measured */
+    const uint16_t *gradient[2];  /* by kvb_kind [G][n][D] half floats: of the text's loss with respect to the row's key before
+                                   * RoPE, or its value (calib/text_gradient.h), times any one number; NULL without */
 } kvb_capture_layer;
 
 typedef struct kvb_capture {
@@ -39,6 +41,7 @@ typedef struct kvb_capture_options {
     uint64_t seed;        /* of sampled rows and drawn key positions */
     uint64_t max_rows;    /* rows kept at most (0: all): the same number from every chunk, positions drawn by seed */
     uint64_t sensitivity_chunks; /* the first so many chunks measure sensitivities; 0: none are captured */
+    bool gradients;       /* whether each row's gradients are captured, by a backward pass of every chunk */
     bool stop_on_nan;     /* a NaN or infinity in K, V or a weight ends the run with KVB_E_CHECK */
     kvb_progress_fn progress;
     void *progress_user;
@@ -59,6 +62,6 @@ kvb_status kvb_capture_open_memory(const void *bytes, size_t size, const char *n
 void kvb_capture_close(kvb_capture_store *store);
 const kvb_capture *kvb_capture_view(const kvb_capture_store *store);
 /* Bytes one row takes over all layers and heads. */
-uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers);
+uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers, bool gradients);
 
 #endif

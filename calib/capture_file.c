@@ -126,6 +126,7 @@ static kvb_status read_layer(const kvc_reader *r, uint32_t layer)
         .moment_relative = data[KVB_KVC_MOMENT_RELATIVE],
         .moment_post = data[KVB_KVC_MOMENT_POST],
         .sensitivity = {data[KVB_KVC_SENSITIVITY_K], data[KVB_KVC_SENSITIVITY_V]},
+        .gradient = {data[KVB_KVC_GRADIENT_K], data[KVB_KVC_GRADIENT_V]},
     };
     return KVB_OK;
 }

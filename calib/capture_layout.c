@@ -20,6 +20,8 @@ const char *const kvb_kvc_part_names[KVB_KVC_PARTS] = {
     [KVB_KVC_SENSITIVITY_V] = "sensitivity_v",
     [KVB_KVC_KEYS] = "keys",
     [KVB_KVC_VALUES] = "values",
+    [KVB_KVC_GRADIENT_K] = "gradient_k",
+    [KVB_KVC_GRADIENT_V] = "gradient_v",
 };
 
 const char *kvb_kvc_name(uint32_t layer, kvb_kvc_part part, char name[KVB_KVC_NAME_SIZE])
@@ -39,12 +41,14 @@ uint32_t kvb_kvc_shape(const kvb_layer *layer, uint64_t rows, kvb_kvc_part part,
 
 bool kvb_kvc_has(const kvb_kvc_layout *layout, kvb_kvc_part part)
 {
-    return layout->sensitivity || (part != KVB_KVC_SENSITIVITY_K && part != KVB_KVC_SENSITIVITY_V);
+    if (part == KVB_KVC_SENSITIVITY_K || part == KVB_KVC_SENSITIVITY_V)
+        return (layout->extras & KVB_KVC_SENSITIVITIES) != 0;
+    return part < KVB_KVC_GRADIENT_K || (layout->extras & KVB_KVC_GRADIENTS) != 0;
 }
 
 uint32_t kvb_kvc_element(kvb_kvc_part part)
 {
-    return part == KVB_KVC_KEYS || part == KVB_KVC_VALUES ? 2 : 4;
+    return part >= KVB_KVC_KEYS ? 2 : 4;
 }
 
 /* Gives the next tensor its place; false where the sizes wrap. */
@@ -76,10 +80,10 @@ static bool place_all(kvb_kvc_layout *l)
     return true;
 }
 
-kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, bool sensitivity,
+kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, uint32_t extras,
                                  kvb_kvc_layout *layout, kvb_error *err)
 {
-    *layout = (kvb_kvc_layout){.layer = layer, .layers = layers, .rows = rows, .sensitivity = sensitivity};
+    *layout = (kvb_kvc_layout){.layer = layer, .layers = layers, .rows = rows, .extras = extras};
     layout->offset = kvb_alloc_array((size_t)layers * KVB_KVC_PARTS, sizeof *layout->offset);
     if (layout->offset == NULL)
         return kvb_fail_memory(err, "capture layout");
@@ -97,12 +101,13 @@ void kvb_kvc_layout_free(kvb_kvc_layout *layout)
     layout->offset = NULL;
 }
 
-uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers)
+uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers, bool gradients)
 {
+    const uint64_t tensors = gradients ? 4 : 2;
     uint64_t bytes = 2 * sizeof(uint32_t);
     for (uint32_t i = 0; i < layers; i++)
         if (!kvb_kvc_is_empty(&geometry[i]))
-            bytes += geometry[i].kv_heads * (2 * sizeof(uint16_t) * (uint64_t)geometry[i].head_dim + 2 * sizeof(float));
+            bytes += geometry[i].kv_heads * (tensors * sizeof(uint16_t) * geometry[i].head_dim + 2 * sizeof(float));
     return bytes;
 }
 

@@ -8,9 +8,12 @@
 /* Four-byte types first, so that every tensor is aligned to its type. */
 typedef enum kvb_kvc_part {
     KVB_KVC_WEIGHT_K, KVB_KVC_WEIGHT_V, KVB_KVC_MOMENT_RELATIVE, KVB_KVC_MOMENT_POST, KVB_KVC_SENSITIVITY_K,
-    KVB_KVC_SENSITIVITY_V, KVB_KVC_KEYS, KVB_KVC_VALUES,
+    KVB_KVC_SENSITIVITY_V, KVB_KVC_KEYS, KVB_KVC_VALUES, KVB_KVC_GRADIENT_K, KVB_KVC_GRADIENT_V,
     KVB_KVC_PARTS,
 } kvb_kvc_part;
+
+/* Tensors that only some captures have; a set of bits. */
+enum { KVB_KVC_SENSITIVITIES = 1, KVB_KVC_GRADIENTS = 2 };
 
 enum { KVB_KVC_NAME_SIZE = 64 };
 
@@ -18,14 +21,14 @@ typedef struct kvb_kvc_layout {
     const kvb_layer *layer; /* borrowed */
     uint32_t layers;
     uint64_t rows;
-    bool sensitivity; /* whether there are tensors of it */
+    uint32_t extras;  /* those that are there */
     uint64_t *offset; /* [layers][KVB_KVC_PARTS] into the data section; UINT64_MAX for tensors that are not there */
     uint64_t row_chunk, row_position; /* offsets */
     uint64_t data_size;
 } kvb_kvc_layout;
 
 /* KVB_E_USAGE where the sizes exceed 2^63 bytes, KVB_E_MEMORY. */
-kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, bool sensitivity,
+kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, uint32_t extras,
                                  kvb_kvc_layout *layout, kvb_error *err);
 void kvb_kvc_layout_free(kvb_kvc_layout *layout);
 

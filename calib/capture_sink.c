@@ -104,6 +104,7 @@ static void view_memory(const kvb_capture_sink *sink, kvb_capture_store *store)
                 .moment_relative = tensor(sink, i, KVB_KVC_MOMENT_RELATIVE),
                 .moment_post = tensor(sink, i, KVB_KVC_MOMENT_POST),
                 .sensitivity = {tensor(sink, i, KVB_KVC_SENSITIVITY_K), tensor(sink, i, KVB_KVC_SENSITIVITY_V)},
+                .gradient = {tensor(sink, i, KVB_KVC_GRADIENT_K), tensor(sink, i, KVB_KVC_GRADIENT_V)},
             };
     store->view.rows = l->rows;
     store->view.row_chunk = (const uint32_t *)(const void *)(sink->data + l->row_chunk);

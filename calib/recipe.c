@@ -14,7 +14,7 @@
 
 enum { RECIPE_MOST_BYTES = 1 << 20, MOST_ITERATIONS = 1000 };
 
-static const char *const weightings[] = {"none", "exact-k", "exact-v"};
+static const char *const weightings[] = {"none", "exact-k", "exact-v", "fisher"};
 static const char *const scores[] = {"exact-k", "exact-v", "key-norm", "first-n", "random"};
 static const char *const forms[] = {"half", "fine"}; /* by kvb_exact_form */
 static const char *const seedings[] = {"kmeans++", "random", "split"};
@@ -231,9 +231,9 @@ static kvb_status check_scale(const recipe_reader *r)
                                      p->ladder_count > 0 ? "allocate" : "fine");
         if (k->shape.channels > 1 || k->shape.stages > 1)
             return kvb_recipe_refuse(r, name, "contradicts a shape of %u channels: numbers are coded one by one, as 1xK", k->shape.channels);
-        if (k->weights != KVB_WEIGHT_NONE)
-            return kvb_recipe_refuse(r, name, "contradicts weights: nothing is trained; expected \"weights\": \"none\"");
-        if (k->scale.scaling.axis == KVB_AXIS_CHANNEL && p->policy.anchor_fraction > 0.0)
+        if (k->weights != KVB_WEIGHT_NONE && k->scale.levels != KVB_LEVELS_TRAINED)
+            return kvb_recipe_refuse(r, name, "contradicts weights: no levels are trained; expected \"weights\": \"none\"");
+        if (k->scale.scaling.axis == KVB_AXIS_CHANNEL && k->scale.scaling.group > 1 && p->policy.anchor_fraction > 0.0)
             return kvb_recipe_refuse(r, "cache.anchors", "contradicts %s along channels: a token that shares scales with its neighbours "
                                      "cannot stay behind", name);
     }
@@ -482,6 +482,11 @@ uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uin
     const kvb_recipe_scale *s = &kind->scale;
     const double from = s->then_layer < 1.0 ? s->then_layer * layers : s->then_layer;
     return s->then_bits > 0 && layer >= from ? s->then_bits : kvb_shape_bits(kind->shape.centroids, 1);
+}
+
+bool kvb_recipe_wants_gradients(const kvb_recipe *recipe)
+{
+    return recipe->kind[KVB_KEY].weights == KVB_WEIGHT_FISHER || recipe->kind[KVB_VALUE].weights == KVB_WEIGHT_FISHER;
 }
 
 bool kvb_recipe_has_fine(const kvb_recipe *recipe)

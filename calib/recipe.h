@@ -17,7 +17,9 @@
  * With "scale": {"axis": "channel", "group": 32, "form": "range", "clip": 1, "levels": "even"} a kind has no codebook: its numbers
  * are coded one by one, offset and scale being found while coding (kvb_scaling in kvbook/book.h). "axis" is "channel" (a scale for
  * `group` tokens of a channel) or "token" (for `group` channels of a token; 0, or more than a head has: all of the head), "form" is "range", "absmax" or
- * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution). The bits asked for, 1 .. 8, are
+ * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution), or, but with "rms", "trained": by k-means over the
+ * layer's numbers, weighted as "weights" says. "form" may also be "fixed", along channels: each
+ * channel's offset and scale are found once, in calibration. "outliers": 0.01 holds that share of each token's numbers exactly. The bits asked for, 1 .. 8, are
  * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
  *
  * "centroids" is "half" or "int8": each a multiple, up to 127 (63 in each of several stages), of a step of its channel, so that decoders can hold bytes (format/base/grid.h); the book's tables are half floats either way.
@@ -47,6 +49,7 @@ typedef enum kvb_weighting {
     KVB_WEIGHT_NONE = 0,
     KVB_WEIGHT_EXACT_K = 1, /* the capture's weight_k */
     KVB_WEIGHT_EXACT_V = 2, /* the capture's weight_v */
+    KVB_WEIGHT_FISHER = 3,  /* of each group of channels: the square of the capture's gradient there */
 } kvb_weighting;
 
 /* Which second moment of the queries is the keys' metric. */
@@ -61,13 +64,14 @@ typedef struct kvb_recipe_metric {
     double alpha, ridge;
 } kvb_recipe_metric;
 
-typedef enum kvb_recipe_levels { KVB_LEVELS_EVEN = 0, KVB_LEVELS_NORMAL = 1 } kvb_recipe_levels;
+typedef enum kvb_recipe_levels { KVB_LEVELS_EVEN = 0, KVB_LEVELS_NORMAL = 1, KVB_LEVELS_TRAINED = 2 } kvb_recipe_levels;
 
 /* Scales found while coding, in place of a codebook. */
 typedef struct kvb_recipe_scale {
     bool used;
     kvb_scaling scaling; /* group 0: the whole head */
     kvb_recipe_levels levels;
+    double outliers;     /* share of each token's numbers held exactly, rounded up to a whole number of each head */
     double then_layer;   /* from this layer on, or this share of the layers (under 1), then_bits */
     uint32_t then_bits;  /* 0: the same bits everywhere */
 } kvb_recipe_scale;
@@ -121,6 +125,8 @@ kvb_status kvb_recipe_set_bits(kvb_recipe *recipe, double bits, kvb_error *err);
 kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *shape, kvb_error *err);
 /* Bits of a number of a kind with scales, in one of `layers` layers. */
 uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uint32_t layers);
+/* Whether training needs a capture with gradients. */
+bool kvb_recipe_wants_gradients(const kvb_recipe *recipe);
 /* Whether the book gets fine codebooks. */
 bool kvb_recipe_has_fine(const kvb_recipe *recipe);
 /* As recipes spell it. */

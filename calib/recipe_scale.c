@@ -6,8 +6,8 @@
 #include "format/kvb_layout.h"
 
 static const char *const axes[] = {"channel", "token"};          /* by kvb_scale_axis */
-static const char *const forms[] = {"range", "absmax", "rms"};   /* by kvb_scale_form */
-static const char *const levels[] = {"even", "normal"};          /* by kvb_recipe_levels */
+static const char *const forms[] = {"range", "absmax", "rms", "fixed"}; /* by kvb_scale_form */
+static const char *const levels[] = {"even", "normal", "trained"}; /* by kvb_recipe_levels */
 
 static const char *at(const char *name, const char *member, char text[64])
 {
@@ -31,6 +31,25 @@ static kvb_status read_then(const recipe_reader *r, const char *name, const kvb_
     return status;
 }
 
+/* What numbers of a form can have beside their levels. */
+static kvb_status check_form(const recipe_reader *r, const char *name, const kvb_json *object, const kvb_recipe_scale *s)
+{
+    char place[64];
+    const bool fixed = s->scaling.form == KVB_SCALE_FIXED, alone = fixed || s->scaling.axis == KVB_AXIS_TOKEN;
+    if (s->levels == KVB_LEVELS_NORMAL && s->scaling.form != KVB_SCALE_RMS)
+        return kvb_recipe_refuse(r, at(name, "levels", place), "\"normal\" levels are of unit deviation: expected \"form\": \"rms\"");
+    if (s->levels == KVB_LEVELS_TRAINED && (s->scaling.form == KVB_SCALE_RMS || !alone))
+        return kvb_recipe_refuse(r, at(name, "levels", place), "\"trained\" levels lie between -1 and 1: expected \"form\": \"fixed\", or \"range\" "
+                                 "or \"absmax\" along a token");
+    if (fixed && (s->scaling.axis != KVB_AXIS_CHANNEL || kvb_json_get(object, "group") != NULL))
+        return kvb_recipe_refuse(r, at(name, "form", place), "\"fixed\" is a scale for each channel: expected \"axis\": \"channel\" and no "
+                                 "\"group\"");
+    if (s->outliers > 0.0 && (s->scaling.form == KVB_SCALE_RMS || !alone))
+        return kvb_recipe_refuse(r, at(name, "outliers", place), "expected \"form\": \"fixed\", or \"range\" or \"absmax\" along a token: tokens "
+                                 "that share scales are coded without");
+    return KVB_OK;
+}
+
 /* A group fits some head, whatever the model; the head's own size is checked when the book is made. */
 static kvb_status check_group(const recipe_reader *r, const char *name, const kvb_scaling *s)
 {
@@ -43,7 +62,7 @@ static kvb_status check_group(const recipe_reader *r, const char *name, const kv
 
 kvb_status kvb_recipe_read_scale(const recipe_reader *r, const char *name, const kvb_json *object, kvb_recipe_scale *s)
 {
-    static const char *const members[] = {"axis", "group", "form", "clip", "levels", "then"};
+    static const char *const members[] = {"axis", "group", "form", "clip", "levels", "outliers", "then"};
     char place[64];
     uint32_t axis = KVB_AXIS_TOKEN, form = KVB_SCALE_RANGE, spread = KVB_LEVELS_EVEN;
     double clip = 1.0;
@@ -63,6 +82,8 @@ kvb_status kvb_recipe_read_scale(const recipe_reader *r, const char *name, const
     if (status == KVB_OK)
         status = kvb_recipe_read_number(r, at(name, "clip", place), kvb_json_get(object, "clip"), 1e-3, KVB_MAX_CLIP, &clip);
     if (status == KVB_OK)
+        status = kvb_recipe_read_number(r, at(name, "outliers", place), kvb_json_get(object, "outliers"), 0.0, 0.5, &s->outliers);
+    if (status == KVB_OK)
         status = read_then(r, name, kvb_json_get(object, "then"), s);
     if (status != KVB_OK)
         return status;
@@ -70,7 +91,8 @@ kvb_status kvb_recipe_read_scale(const recipe_reader *r, const char *name, const
     s->scaling.form = (kvb_scale_form)form;
     s->scaling.clip = (float)clip;
     s->levels = (kvb_recipe_levels)spread;
-    if (s->levels == KVB_LEVELS_NORMAL && s->scaling.form != KVB_SCALE_RMS)
-        return kvb_recipe_refuse(r, at(name, "levels", place), "\"normal\" levels are of unit deviation: expected \"form\": \"rms\"");
-    return check_group(r, name, &s->scaling);
+    status = check_form(r, name, object, s);
+    if (s->scaling.form == KVB_SCALE_FIXED)
+        s->scaling.group = 1;
+    return status == KVB_OK && s->scaling.form != KVB_SCALE_FIXED ? check_group(r, name, &s->scaling) : status;
 }

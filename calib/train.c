@@ -117,6 +117,8 @@ static void destroy(kvb_trainer *t)
             free(t->result[l].forward[kind]);
             free(t->result[l].inverse[kind]);
             free(t->result[l].levels[kind]);
+            free(t->result[l].fixed[kind]);
+            free(t->result[l].scaling[kind]);
         }
         free(t->result[l].quality);
         free(t->result[l].fine_table);

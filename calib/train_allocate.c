@@ -21,7 +21,7 @@ typedef struct probe {
     const kvb_trainer *t;
     kvb_train_points points;
     size_t step, rows;  /* every step-th row is in the sample */
-    float *weight;      /* [G][rows], or NULL */
+    float *weight;      /* [G][rows] of whole rows, or [G*S][rows] of groups; or NULL */
     double *importance; /* [G][D] diagonal of inverse^T F inverse */
     kvb_kmeans_problem *problem;
     kvb_kmeans_result *result;
@@ -78,6 +78,8 @@ static kvb_status weigh_channels(probe *p, kvb_error *err)
 static void sample_weights(probe *p)
 {
     const size_t n = p->t->capture->rows;
+    if (p->points.gradient != NULL)
+        return;
     for (uint32_t head = 0; p->weight != NULL && head < heads_of(p); head++)
         for (size_t i = 0; i < p->rows; i++)
             p->weight[head * p->rows + i] = p->points.weight[head * n + i * p->step];
@@ -97,7 +99,8 @@ static kvb_status open_probe(const kvb_trainer *t, uint32_t layer, kvb_kind kind
     }
     p->step = (size_t)((t->capture->rows + PROBE_ROWS - 1) / PROBE_ROWS);
     p->rows = (size_t)t->capture->rows / p->step;
-    p->weight = p->points.weight != NULL ? kvb_alloc_array(heads * p->rows, sizeof *p->weight) : NULL;
+    const size_t weights = p->points.gradient != NULL ? most : heads;
+    p->weight = p->points.weight != NULL ? kvb_alloc_array(weights * p->rows, sizeof *p->weight) : NULL;
     p->importance = kvb_alloc_array(most, sizeof *p->importance);
     p->problem = kvb_alloc_zeroed(most, sizeof *p->problem);
     p->result = kvb_alloc_zeroed(most, sizeof *p->result);
@@ -133,6 +136,11 @@ static kvb_status train_shape(probe *p, const kvb_shape *shape, kvb_error *err)
         q->count = p->rows;
         q->stride *= p->step;
         q->weights = p->weight != NULL ? p->weight + i / groups * p->rows : NULL;
+        if (p->points.gradient != NULL) {
+            float *weight = p->weight + i * p->rows;
+            kvb_train_fisher_group(&p->points, i / groups, shape->channels, i % groups, p->step, p->rows, weight);
+            q->weights = weight;
+        }
         q->seed = kvb_rng_key(t->options->seed, p->points.layer, i / groups, 4 + (uint64_t)p->points.kind, i % groups);
         q->table = p->table + i * rows * shape->channels;
         p->stages[i] = shape->stages;

@@ -4,6 +4,7 @@
 
 #include "calib/checkpoint.h"
 #include "calib/train.h"
+#include "format/base/rope.h"
 #include "format/book_write.h"
 
 enum { KVB_HOLDOUT_BLOCK = 256, KVB_TRAIN_MOST_DIM = KVB_TRANSFORM_MOST_DIM };
@@ -17,6 +18,8 @@ typedef struct kvb_train_points {
     uint64_t seed;
     float *moved;   /* [G][n][D] after RoPE, mean removal and transform; NULL: the capture's half floats as they are */
     float *weight;  /* [G][n] with mean 1 in each head; NULL: all ones */
+    float *gradient; /* [G][n][D] squares of the gradient where the points are, of which each group's weights are sums; NULL: all
+                      * groups have `weight` */
     float *mean;    /* [G][D], or NULL */
     float *forward; /* [G][D][D], or NULL: no transform */
     float *inverse; /* [G][D][D], NULL where forward is */
@@ -30,6 +33,22 @@ void kvb_train_points_free(kvb_train_points *points);
  * failure leaves. */
 kvb_status kvb_train_points_move(kvb_train_points *points, kvb_error *err);
 
+/* The position that the recipe's frame turns a row's key by. */
+static inline int64_t kvb_train_turn(const kvb_train_points *points, size_t row)
+{
+    const uint64_t block = points->recipe->frame == KVB_FRAME_BLOCK ? points->recipe->rope_block : 0;
+    const uint64_t position = points->capture->row_position[row];
+    return (int64_t)(block != 0 ? position % block : position);
+}
+
+/* train_fisher.c: g^T g of whole rows [G][n]. KVB_E_MISMATCH where the capture has no gradients. */
+kvb_status kvb_train_fisher_rows(const kvb_train_points *points, float *weight, kvb_error *err);
+/* Fills points->gradient; rope: NULL where the frame does not turn. */
+kvb_status kvb_train_fisher_move(kvb_train_points *points, const kvb_rope_table *rope, kvb_error *err);
+/* Weights with mean 1 of one group in rows 0, step, 2 step, ...; all 1 where no error in the group matters. */
+void kvb_train_fisher_group(const kvb_train_points *points, uint32_t head, uint32_t channels, uint32_t group, size_t step,
+                            size_t count, float *weight);
+
 /* A failure of one head: "layer 3, KV head 1, keys". */
 kvb_status kvb_train_points_refuse(const kvb_train_points *points, uint32_t head, kvb_status status, kvb_error *err,
                                    const char *format, ...) __attribute__((format(printf, 5, 6)));
@@ -41,8 +60,9 @@ typedef struct kvb_layer_result {
     float *forward[2];    /* [G][D][D] by kind, or NULL */
     float *inverse[2];
     kvb_quality *quality; /* [codebooks] in the same order */
-    kvb_scaling scaling[2]; /* by kind, where the recipe has scales */
-    float *levels[2];       /* [K] by kind, or NULL: even ones */
+    kvb_scaling *scaling[2]; /* [G] by kind, where the recipe has scales */
+    uint16_t *fixed[2];      /* [G][2][D] by kind, which these point into; NULL where none are of calibration */
+    float *levels[2];        /* [K] by kind, or NULL: even ones */
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
@@ -126,6 +146,10 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
 kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
                                 const kvb_train_report *report, uint32_t holdout_every, char **meta, kvb_error *err);
+
+/* train_levels.c: fills fixed [G][2][D] and level [count], ascending; either may be NULL, where the recipe has none of calibration. */
+kvb_status kvb_train_levels(const kvb_trainer *t, uint32_t layer, kvb_kind kind, const kvb_scaling *scaling, uint16_t *fixed,
+                            float *level, uint32_t count, kvb_error *err);
 
 /* train_scale.c: fills scaling and levels of a layer's result, for kinds with scales. */
 kvb_status kvb_train_scale(kvb_trainer *t, uint32_t layer, kvb_error *err);

@@ -23,6 +23,7 @@ typedef struct layer_job {
     uint32_t *stages; /* of each problem: 1 for a plain codebook */
     kvb_kmeans_result *result;
     float *sampled[2][SAMPLE_STEPS]; /* [G][rows / step] weights of every 2^i-th row, where used */
+    float **own;      /* [count] weights of a problem's own, or NULL */
     size_t count;
 } layer_job;
 
@@ -87,7 +88,7 @@ static kvb_status sample_weights(layer_job *job, int kind, uint32_t step, kvb_er
 {
     const size_t n = job->t->capture->rows, rows = n >> step, heads = job->t->capture->geometry[job->layer].kv_heads;
     const float *weight = job->points[kind].weight;
-    if (step == 0 || weight == NULL || job->sampled[kind][step] != NULL)
+    if (step == 0 || weight == NULL || job->points[kind].gradient != NULL || job->sampled[kind][step] != NULL)
         return KVB_OK;
     float *to = kvb_alloc_array(heads * rows, sizeof *to);
     if ((job->sampled[kind][step] = to) == NULL)
@@ -98,12 +99,23 @@ static kvb_status sample_weights(layer_job *job, int kind, uint32_t step, kvb_er
     return KVB_OK;
 }
 
-static void thin_out(const layer_job *job, uint32_t head, int kind, uint32_t step, kvb_kmeans_problem *problem)
+static kvb_status thin_out(const layer_job *job, uint32_t head, int kind, uint32_t group, uint32_t step,
+                           kvb_kmeans_problem *problem, kvb_error *err)
 {
     problem->count >>= step;
     problem->stride <<= step;
+    if (job->points[kind].gradient != NULL) {
+        float *own = kvb_alloc_array(problem->count, sizeof *own);
+        if (own == NULL)
+            return kvb_fail_memory(err, "training weights");
+        kvb_train_fisher_group(&job->points[kind], head, problem->channels, group, (size_t)1 << step, problem->count, own);
+        free(job->own[job->count]);
+        problem->weights = job->own[job->count] = own;
+        return KVB_OK;
+    }
     if (step > 0 && problem->weights != NULL)
         problem->weights = job->sampled[kind][step] + head * problem->count;
+    return KVB_OK;
 }
 
 /* Where the codebook of a head and kind goes in the book. */
@@ -129,7 +141,7 @@ static void describe_part(const kvb_trainer *t, uint32_t layer, bool fine, uint3
         return;
     }
     if (t->recipe->kind[kind].scale.used) {
-        part->scaling = &r->scaling[kind];
+        part->scaling = &r->scaling[kind][head];
         part->table = r->levels[kind];
     }
     part->mean = r->mean[kind] != NULL ? r->mean[kind] + (size_t)head * dim : NULL;
@@ -166,7 +178,9 @@ static kvb_status fill_problems(layer_job *job, float *table, kvb_error *err)
             for (uint32_t group = 0; group < kvb_train_groups(t, job->layer, head, kind, job->fine); group++) {
                 kvb_kmeans_problem *problem = &job->problem[job->count];
                 *problem = kvb_train_problem(t, &job->points[kind], head, &shape, group);
-                thin_out(job, head, kind, step, problem);
+                status = thin_out(job, head, kind, group, step, problem, err);
+                if (status != KVB_OK)
+                    return status;
                 problem->seed = kvb_rng_key(t->options->seed, job->layer, head, (uint64_t)kind + (job->fine ? 2 : 0), group);
                 problem->table = table;
                 job->stages[job->count++] = shape.stages;
@@ -360,7 +374,8 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
     job.problem = kvb_alloc_zeroed(most, sizeof *job.problem);
     job.stages = kvb_alloc_zeroed(most, sizeof *job.stages);
     job.result = kvb_alloc_zeroed(most, sizeof *job.result);
-    if (r->table == NULL || r->quality == NULL || job.problem == NULL || job.stages == NULL || job.result == NULL) {
+    job.own = kvb_alloc_zeroed(most, sizeof *job.own);
+    if (job.own == NULL || r->table == NULL || r->quality == NULL || job.problem == NULL || job.stages == NULL || job.result == NULL) {
         status = kvb_fail_memory(err, "training");
         goto out;
     }
@@ -374,6 +389,9 @@ out:
     kvb_train_points_free(&job.points[1]);
     for (int i = 0; i < 2 * SAMPLE_STEPS; i++)
         free(job.sampled[i / SAMPLE_STEPS][i % SAMPLE_STEPS]);
+    for (size_t i = 0; job.own != NULL && i < most; i++)
+        free(job.own[i]);
+    free(job.own);
     free(job.problem);
     free(job.stages);
     free(job.result);

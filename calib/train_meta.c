@@ -51,7 +51,7 @@ static void put_transform(kvb_json_writer *w, const kvb_recipe_kind *k)
 
 static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind)
 {
-    static const char *const weightings[] = {"none", "exact-k", "exact-v"};
+    static const char *const weightings[] = {"none", "exact-k", "exact-v", "fisher"};
     const kvb_recipe_kind *k = &recipe->kind[kind];
     const kvb_shape *s = &k->shape, *fine = &k->fine;
     char text[KVB_SHAPE_TEXT];

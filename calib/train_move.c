@@ -74,13 +74,10 @@ static kvb_status choose_moment(const kvb_train_points *p, const float **moment,
 
 static void load_rows(const move_job *job, size_t first, size_t end)
 {
-    const kvb_recipe *r = job->p->recipe;
-    uint64_t block = r->frame == KVB_FRAME_BLOCK ? r->rope_block : 0;
     kvb_half_to_floats(job->x + first * job->dim, job->half + first * job->dim, (end - first) * job->dim);
     for (size_t i = first; job->rope != NULL && i < end; i++) {
-        uint64_t position = job->p->capture->row_position[i];
         float *row = job->x + i * job->dim;
-        kvb_rope_rotate(job->rope, (int64_t)(block != 0 ? position % block : position), job->dim, row, row);
+        kvb_rope_rotate(job->rope, kvb_train_turn(job->p, i), job->dim, row, row);
     }
 }
 
@@ -190,8 +187,10 @@ kvb_status kvb_train_points_move(kvb_train_points *points, kvb_error *err)
                     .threads = points->threads != 0 ? (int)points->threads : omp_get_max_threads()};
     kvb_rope_table rope = {0};
     const float *moment = NULL;
-    if (!is_turned(points) && !wanted(points)->mean && !kvb_recipe_has_transform(wanted(points)))
-        return KVB_OK;
+    const bool moves = is_turned(points) || wanted(points)->mean || kvb_recipe_has_transform(wanted(points));
+    const bool fisher = wanted(points)->weights == KVB_WEIGHT_FISHER;
+    if (!moves)
+        return fisher ? kvb_train_fisher_move(points, NULL, err) : KVB_OK;
     kvb_status status = choose_moment(points, &moment, err);
     if (status == KVB_OK && is_turned(points))
         status = make_rope(points, &rope, err);
@@ -202,6 +201,8 @@ kvb_status kvb_train_points_move(kvb_train_points *points, kvb_error *err)
         point_at(points, head, &job);
         status = move_head(&job, moment != NULL ? moment + (size_t)head * job.dim * job.dim : NULL, err);
     }
+    if (status == KVB_OK && fisher)
+        status = kvb_train_fisher_move(points, job.rope, err);
     kvb_rope_table_free(&rope);
     free(job.forward_t);
     free(job.scratch);

@@ -71,7 +71,7 @@ static kvb_status choose_weights(const kvb_train_points *p, const float **weight
     kvb_weighting wanted = p->recipe->kind[p->kind].weights;
     const kvb_capture_layer *l = &p->capture->layer[p->layer];
     *weights = wanted == KVB_WEIGHT_EXACT_K ? l->weight_k : wanted == KVB_WEIGHT_EXACT_V ? l->weight_v : NULL;
-    if (wanted == KVB_WEIGHT_NONE || *weights != NULL)
+    if (wanted == KVB_WEIGHT_NONE || wanted == KVB_WEIGHT_FISHER || *weights != NULL)
         return KVB_OK;
     return kvb_train_points_refuse(p, 0, KVB_E_MISMATCH, err,
                   "the capture has no layers.%u.%s, and recipe \"%s\" weights the %s by it: use a capture with "
@@ -95,14 +95,15 @@ static bool any_left_out(const kvb_train_points *p)
     return false;
 }
 
+/* `from` may be p->weight itself. */
 static kvb_status normalise_head(const kvb_train_points *p, uint32_t head, const float *from, kvb_error *err)
 {
     uint64_t n = p->capture->rows;
     float *to = p->weight + head * n;
     double sum = 0.0;
     for (uint64_t i = 0; i < n; i++) {
-        float w = from != NULL ? from[head * n + i]
-                               : (is_left_out(&p->capture->layer[p->layer], head * n + i) ? 0.0f : 1.0f);
+        const bool out = is_left_out(&p->capture->layer[p->layer], head * n + i);
+        float w = out ? 0.0f : from != NULL ? from[head * n + i] : 1.0f;
         if (!(w >= 0.0f) || !isfinite(w))
             return kvb_train_points_refuse(p, head, KVB_E_CHECK, err,
                           "row %" PRIu64 " has a weight of %g; expected finite numbers from 0 on", i, (double)w);
@@ -120,12 +121,16 @@ static kvb_status normalise_head(const kvb_train_points *p, uint32_t head, const
 static kvb_status prepare_weights(kvb_train_points *p, kvb_error *err)
 {
     const float *from;
+    const bool fisher = p->recipe->kind[p->kind].weights == KVB_WEIGHT_FISHER;
     kvb_status status = choose_weights(p, &from, err);
-    if (status != KVB_OK || (from == NULL && !any_left_out(p)))
+    if (status != KVB_OK || (from == NULL && !fisher && !any_left_out(p)))
         return status;
     p->weight = kvb_alloc_array((size_t)geometry(p)->kv_heads * p->capture->rows, sizeof *p->weight);
     if (p->weight == NULL)
         return kvb_fail_memory(err, "training weights");
+    if (fisher)
+        status = kvb_train_fisher_rows(p, p->weight, err);
+    from = fisher ? p->weight : from;
     for (uint32_t head = 0; status == KVB_OK && head < geometry(p)->kv_heads; head++)
         status = normalise_head(p, head, from, err);
     return status;
@@ -133,7 +138,7 @@ static kvb_status prepare_weights(kvb_train_points *p, kvb_error *err)
 
 kvb_status kvb_train_points_create(kvb_train_points *points, kvb_error *err)
 {
-    points->moved = points->weight = points->mean = points->forward = points->inverse = NULL;
+    points->moved = points->weight = points->gradient = points->mean = points->forward = points->inverse = NULL;
     kvb_status status = check_finite(points, err);
     if (status == KVB_OK)
         status = prepare_weights(points, err);
@@ -148,8 +153,9 @@ void kvb_train_points_free(kvb_train_points *points)
 {
     free(points->moved);
     free(points->weight);
+    free(points->gradient);
     free(points->mean);
     free(points->forward);
     free(points->inverse);
-    points->moved = points->weight = points->mean = points->forward = points->inverse = NULL;
+    points->moved = points->weight = points->gradient = points->mean = points->forward = points->inverse = NULL;
 }

@@ -33,30 +33,61 @@ static void normal_levels(float *level, uint32_t count)
         level[k] = (float)x[k];
 }
 
-kvb_status kvb_train_scale(kvb_trainer *t, uint32_t layer, kvb_error *err)
+/* The recipe's scaling as it is for heads of D channels. */
+static kvb_status fit(const kvb_trainer *t, uint32_t layer, int kind, kvb_scaling *scaling, kvb_error *err)
+{
+    const uint32_t dim = t->capture->geometry[layer].head_dim;
+    const kvb_recipe_scale *s = &t->recipe->kind[kind].scale;
+    const char *problem = NULL;
+    *scaling = s->scaling;
+    if (s->scaling.axis == KVB_AXIS_TOKEN && (s->scaling.group == 0 || s->scaling.group > dim))
+        scaling->group = dim;
+    scaling->outliers = (uint32_t)ceil(s->outliers * dim);
+    if (scaling->axis == KVB_AXIS_TOKEN && dim % scaling->group != 0)
+        problem = "does not divide a head";
+    else if (scaling->outliers >= (scaling->form == KVB_SCALE_FIXED ? dim : scaling->group) && scaling->outliers > 0)
+        problem = "leaves no number that is no outlier in a head";
+    if (problem == NULL)
+        return KVB_OK;
+    char where[64];
+    snprintf(where, sizeof where, "layer %u, %s", layer, kvb_train_kind_name((kvb_kind)kind));
+    return kvb_fail(err, KVB_E_USAGE, where, "a scale for every %u channels with %u outliers of a token %s of %u: choose a divisor, and "
+                    "fewer outliers than it", scaling->group, scaling->outliers, problem, dim);
+}
+
+static kvb_status scale_kind(kvb_trainer *t, uint32_t layer, int kind, kvb_error *err)
 {
     kvb_layer_result *r = &t->result[layer];
-    const uint32_t dim = t->capture->geometry[layer].head_dim;
-    for (int kind = 0; kind < 2; kind++) {
-        const kvb_recipe_scale *s = &t->recipe->kind[kind].scale;
-        if (!s->used)
-            continue;
-        r->scaling[kind] = s->scaling;
-        if (s->scaling.axis == KVB_AXIS_TOKEN && (s->scaling.group == 0 || s->scaling.group > dim))
-            r->scaling[kind].group = dim;
-        if (s->scaling.axis == KVB_AXIS_TOKEN && dim % r->scaling[kind].group != 0) {
-            char where[64];
-            snprintf(where, sizeof where, "layer %u, %s", layer, kvb_train_kind_name((kvb_kind)kind));
-            return kvb_fail(err, KVB_E_USAGE, where, "a scale for every %u channels does not divide a head of %u: choose a divisor",
-                            s->scaling.group, dim);
-        }
-        const uint32_t count = kvb_train_shape(t, layer, 0, kind, false).centroids;
-        if (s->levels != KVB_LEVELS_NORMAL)
-            continue;
-        r->levels[kind] = kvb_alloc_array(count, sizeof(float));
-        if (r->levels[kind] == NULL)
-            return kvb_fail_memory(err, "levels");
-        normal_levels(r->levels[kind], count);
+    const kvb_recipe_scale *s = &t->recipe->kind[kind].scale;
+    const uint32_t heads = t->capture->geometry[layer].kv_heads, dim = t->capture->geometry[layer].head_dim;
+    const uint32_t count = kvb_train_shape(t, layer, 0, kind, false).centroids;
+    const bool fixed = s->scaling.form == KVB_SCALE_FIXED, levels = s->levels != KVB_LEVELS_EVEN;
+    kvb_scaling scaling;
+    kvb_status status = fit(t, layer, kind, &scaling, err);
+    if (status != KVB_OK)
+        return status;
+    r->scaling[kind] = kvb_alloc_array(heads, sizeof *r->scaling[kind]);
+    r->fixed[kind] = fixed ? kvb_alloc_array((size_t)heads * 2 * dim, sizeof(uint16_t)) : NULL;
+    r->levels[kind] = levels ? kvb_alloc_array(count, sizeof(float)) : NULL;
+    if (r->scaling[kind] == NULL || (fixed && r->fixed[kind] == NULL) || (levels && r->levels[kind] == NULL))
+        return kvb_fail_memory(err, "levels");
+    for (uint32_t head = 0; head < heads; head++) {
+        r->scaling[kind][head] = scaling;
+        r->scaling[kind][head].fixed = fixed ? r->fixed[kind] + (size_t)head * 2 * dim : NULL;
     }
-    return KVB_OK;
+    if (s->levels == KVB_LEVELS_NORMAL)
+        normal_levels(r->levels[kind], count);
+    if (!fixed && s->levels != KVB_LEVELS_TRAINED)
+        return KVB_OK;
+    return kvb_train_levels(t, layer, (kvb_kind)kind, &scaling, r->fixed[kind],
+                            s->levels == KVB_LEVELS_TRAINED ? r->levels[kind] : NULL, count, err);
+}
+
+kvb_status kvb_train_scale(kvb_trainer *t, uint32_t layer, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    for (int kind = 0; status == KVB_OK && kind < 2; kind++)
+        if (t->recipe->kind[kind].scale.used)
+            status = scale_kind(t, layer, kind, err);
+    return status;
 }

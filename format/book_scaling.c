@@ -15,7 +15,8 @@ static bool parse_head(kvb_cursor *c, kvb_scaling *s, uint32_t *bits, uint32_t *
     s->group = kvb_cursor_u32(c);
     s->clip = kvb_cursor_f32(c);
     *levels = kvb_cursor_u32(c);
-    return kvb_cursor_u64(c) == 0 && !c->failed;
+    s->outliers = kvb_cursor_u32(c);
+    return kvb_cursor_u32(c) == 0 && !c->failed;
 }
 
 static kvb_status check_levels(const kvb_reader *r, const kvb_entry *e, const uint16_t *level, uint32_t count)
@@ -28,9 +29,21 @@ static kvb_status check_levels(const kvb_reader *r, const kvb_entry *e, const ui
     return KVB_OK;
 }
 
+/* Offsets of the channels, then scales. */
+static kvb_status check_fixed(const kvb_reader *r, const kvb_entry *e, const uint16_t *fixed, uint32_t head_dim)
+{
+    for (uint32_t i = 0; i < 2 * head_dim; i++) {
+        const float x = kvb_half_to_float(fixed[i]);
+        if (!isfinite(x) || (i >= head_dim && !(x > 0.0f)))
+            return kvb_section_fail(r, e, "the %s of channel %u is %g, expected a %s number", i < head_dim ? "offset" : "scale",
+                                    i % head_dim, (double)x, i < head_dim ? "finite" : "positive");
+    }
+    return KVB_OK;
+}
+
 static kvb_status expect_entry(const kvb_reader *r, const kvb_entry *e)
 {
-    if (e->raw_size > KVB_SCALING_HEAD + (2u << KVB_MAX_SCALED_BITS))
+    if (e->raw_size > KVB_SCALING_HEAD + (2u << KVB_MAX_SCALED_BITS) + 4u * KVB_MAX_HEAD_DIM)
         return kvb_section_fail(r, e, "%llu bytes are too many", (unsigned long long)e->raw_size);
     const kvb_entry want = {.dtype = KVB_ELEMENT_BYTE, .kind = e->kind, .layer = e->layer, .head = e->head, .dims = 1,
                             .shape = {(uint32_t)e->raw_size}};
@@ -57,16 +70,20 @@ kvb_status kvb_reader_scaling(const kvb_reader *r, const kvb_entry *e)
         return kvb_section_fail(r, e, "shorter than %d bytes, or its reserved bytes are not zero", KVB_SCALING_HEAD);
     if (kvb_scaling_problem(s, head_dim, bits < 32 ? 1u << bits : 0, problem, sizeof problem))
         return kvb_section_fail(r, e, "%s", problem);
-    if ((levels != 0 && levels != 1u << bits) || e->raw_size != KVB_SCALING_HEAD + 2 * (uint64_t)levels)
-        return kvb_section_fail(r, e, "%u levels in %llu bytes, expected none or %u, of 2 bytes each after %d", levels,
-                                (unsigned long long)e->raw_size, 1u << bits, KVB_SCALING_HEAD);
+    const uint32_t fixed = s->form == KVB_SCALE_FIXED ? 2 * head_dim : 0;
+    if ((levels != 0 && levels != 1u << bits) || e->raw_size != KVB_SCALING_HEAD + 2 * ((uint64_t)levels + fixed))
+        return kvb_section_fail(r, e, "%u levels in %llu bytes, expected none or %u, of 2 bytes each after %d, and then %u bytes of "
+                                "fixed offsets and scales", levels, (unsigned long long)e->raw_size, 1u << bits, KVB_SCALING_HEAD,
+                                2 * fixed);
     c->channels = c->stages = 1;
     c->centroids = c->stage_centroids = 1u << bits;
     c->groups = head_dim;
     c->code_bits = bits;
     c->table = levels != 0 ? (const uint16_t *)(const void *)(bytes + KVB_SCALING_HEAD) : NULL;
+    s->fixed = fixed > 0 ? (const uint16_t *)(const void *)(bytes + KVB_SCALING_HEAD) + levels : NULL;
     c->scaling = s;
-    return check_levels(r, e, c->table, levels);
+    status = check_levels(r, e, c->table, levels);
+    return status == KVB_OK && fixed > 0 ? check_fixed(r, e, s->fixed, head_dim) : status;
 }
 
 kvb_status kvb_reader_check_scaled(const kvb_reader *r)
@@ -78,7 +95,7 @@ kvb_status kvb_reader_check_scaled(const kvb_reader *r)
         return kvb_reader_fail(r, "section table", "FINE sections beside SCAL sections; a book has one or the other");
     for (uint32_t i = 0; i < book->codebooks; i++) {
         const kvb_scaling *s = book->codebook[i].scaling;
-        if (s != NULL && s->axis == KVB_AXIS_CHANNEL && book->policy.anchor_fraction > 0)
+        if (s != NULL && s->axis == KVB_AXIS_CHANNEL && s->group > 1 && book->policy.anchor_fraction > 0)
             return kvb_reader_fail(r, "POLC", "anchor fraction %g, expected 0: a token cannot leave or join the %u tokens "
                                    "that share a scale", book->policy.anchor_fraction, s->group);
     }

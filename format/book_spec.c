@@ -43,6 +43,10 @@ static kvb_status check_scaled_part(const kvb_book_part *p, uint32_t head_dim, c
         return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
     if (p->quality != NULL || p->fine != NULL)
         return kvb_fail(err, KVB_E_USAGE, where, "a scalar quantiser with a quality record or a fine codebook");
+    for (uint32_t i = 0; p->scaling->form == KVB_SCALE_FIXED && i < 2 * head_dim; i++)
+        if (p->scaling->fixed == NULL || (p->scaling->fixed[i] & 0x7c00) == 0x7c00 || (i >= head_dim && (p->scaling->fixed[i] - 1u) >= 0x7bffu))
+            return kvb_fail(err, KVB_E_USAGE, where, "fixed scales that are not there, or channel %u has no finite offset or no positive scale",
+                            i % head_dim);
     kvb_status status = KVB_OK;
     if (p->table != NULL)
         status = check_floats(p->table, p->centroids, 65504, where, "level", err);

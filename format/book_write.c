@@ -228,12 +228,13 @@ static section *add_centroids(writer *w, const char *type, const kvb_book_part *
     return s;
 }
 
-/* SCAL: a head of 32 bytes, then the levels as half floats. */
+/* SCAL: a head of 32 bytes, then the levels as half floats, then fixed offsets and scales. */
 static kvb_status add_scaling(writer *w, const kvb_book_part *p, uint32_t kind, uint32_t layer, uint32_t head)
 {
     const kvb_scaling *scaling = p->scaling;
     const uint32_t levels = p->table != NULL ? p->centroids : 0;
-    const size_t size = KVB_SCALING_HEAD + sizeof(uint16_t) * (size_t)levels;
+    const uint32_t fixed = scaling->form == KVB_SCALE_FIXED ? 2 * w->spec->layer[layer].head_dim : 0;
+    const size_t size = KVB_SCALING_HEAD + sizeof(uint16_t) * ((size_t)levels + fixed);
     section *s = add(w, "SCAL", kind, layer, head);
     set_shape(s, 1, (uint32_t)size, 0, 0);
     uint8_t *raw = kvb_alloc_array(size, 1);
@@ -247,9 +248,12 @@ static kvb_status add_scaling(writer *w, const kvb_book_part *p, uint32_t kind, 
         put(&b, scaling->group, 4);
         put(&b, clip, 4);
         put(&b, levels, 4);
-        put(&b, 0, 8);
+        put(&b, scaling->outliers, 4);
+        put(&b, 0, 4);
         for (uint32_t k = 0; k < levels; k++)
             put(&b, kvb_half_from_float(p->table[k]), 2);
+        for (uint32_t i = 0; i < fixed; i++)
+            put(&b, scaling->fixed[i], 2);
     }
     return use_bytes(w, s, raw, size);
 }

@@ -112,13 +112,18 @@ bool kvb_scaling_problem(const kvb_scaling *s, uint32_t head_dim, uint32_t level
         return complain(c, "%u levels, expected a power of two of 2..%u", levels, 1u << KVB_MAX_SCALED_BITS);
     if ((unsigned)s->axis > KVB_AXIS_TOKEN)
         return complain(c, "scale axis %u, expected 0 (channel) or 1 (token)", (unsigned)s->axis);
-    if ((unsigned)s->form > KVB_SCALE_RMS)
-        return complain(c, "scale form %u, expected 0..%d", (unsigned)s->form, KVB_SCALE_RMS);
-    if (s->axis == KVB_AXIS_CHANNEL &&
+    if ((unsigned)s->form > KVB_SCALE_FIXED)
+        return complain(c, "scale form %u, expected 0..%d", (unsigned)s->form, KVB_SCALE_FIXED);
+    if (s->form == KVB_SCALE_FIXED && (s->axis != KVB_AXIS_CHANNEL || s->group != 1))
+        return complain(c, "fixed scales on axis %u for %u numbers, expected axis 0 and 1", (unsigned)s->axis, s->group);
+    if (s->axis == KVB_AXIS_CHANNEL && s->form != KVB_SCALE_FIXED &&
         (s->group < 2 || s->group > KVB_MAX_TOKEN_GROUP || (s->group & (s->group - 1)) != 0))
         return complain(c, "a scale for every %u tokens, expected a power of two of 2..%d", s->group, KVB_MAX_TOKEN_GROUP);
     if (s->axis == KVB_AXIS_TOKEN && (s->group < 1 || head_dim % s->group != 0))
         return complain(c, "a scale for every %u channels, expected a divisor of the head dimension %u", s->group, head_dim);
+    const uint32_t most = s->form == KVB_SCALE_FIXED ? head_dim : s->axis == KVB_AXIS_TOKEN && s->form != KVB_SCALE_RMS ? s->group : 1;
+    if (s->outliers >= most)
+        return complain(c, "%u outliers of a token, expected fewer than %u of this form and group", s->outliers, most);
     if (!isnormal(s->clip) || s->clip < 0 || s->clip > KVB_MAX_CLIP)
         return complain(c, "clip %g, expected a positive number up to %d", (double)s->clip, KVB_MAX_CLIP);
     return false;

@@ -106,31 +106,73 @@ double kvb_divergence_run(kvb_divergence *d, const float *teacher, const float *
     return sum / n;
 }
 
-/* Row of logits [n] to e_y - softmax, y being the entry at which the sum of probabilities passes `unit`. */
-static void sample_row(const kvb_kernels *k, float *s, uint32_t n, double unit)
+/* Logits s [n] to exponentials; their sum. */
+static double exponentials(const kvb_kernels *k, float *s, uint32_t n)
 {
     const float most = k->max(s, n);
-    double sum = 0.0, passed = 0.0;
-    uint32_t y = 0;
+    double sum = 0.0;
     for (uint32_t i = 0; i < n; i += STRIP)
         sum += (double)k->exp_sum(s + i, n - i < STRIP ? n - i : STRIP, most);
-    for (; y + 1 < n && passed + (double)s[y] <= unit * sum; y++)
-        passed += (double)s[y];
+    return sum;
+}
+
+/* Exponentials to e_y - softmax. */
+static void finish_row(const kvb_kernels *k, float *s, uint32_t n, double sum, uint32_t y)
+{
     k->scale(s, n, (float)(-1.0 / sum));
     s[y] += 1.0f;
 }
 
-void kvb_divergence_sample(kvb_divergence *d, const float *hidden, uint32_t n, uint64_t key, float *d_hidden)
+/* y is the entry at which the sum of probabilities passes `unit`. */
+static void sample_row(const kvb_kernels *k, float *s, uint32_t n, double unit)
+{
+    const double sum = exponentials(k, s, n);
+    double passed = 0.0;
+    uint32_t y = 0;
+    for (; y + 1 < n && passed + (double)s[y] <= unit * sum; y++)
+        passed += (double)s[y];
+    finish_row(k, s, n, sum, y);
+}
+
+/* Whose log-probability is differentiated: drawn by a key, or the next token. */
+typedef struct target {
+    const uint32_t *tokens; /* NULL: drawn */
+    uint64_t key;
+    uint32_t n;
+} target;
+
+static void target_row(const kvb_divergence *d, const target *t, uint32_t position, float *s)
+{
+    const uint32_t vocab = d->model->config.vocab;
+    if (t->tokens == NULL)
+        sample_row(d->kernels, s, vocab, kvb_rng_unit(t->key, position));
+    else if (position + 1 < t->n)
+        finish_row(d->kernels, s, vocab, exponentials(d->kernels, s, vocab), t->tokens[position + 1]);
+    else
+        memset(s, 0, vocab * sizeof *s);
+}
+
+static void run_targets(kvb_divergence *d, const target *t, const float *hidden, float *d_hidden)
 {
     const uint32_t width = d->model->config.embedding, vocab = d->model->config.vocab;
     const float *head = kvb_weight_floats(&d->model->head, d->weights);
-    for (uint32_t first = 0; first < n; first += BLOCK) {
-        const uint32_t count = n - first < BLOCK ? n - first : BLOCK;
+    for (uint32_t first = 0; first < t->n; first += BLOCK) {
+        const uint32_t count = t->n - first < BLOCK ? t->n - first : BLOCK;
         const size_t at = (size_t)first * width;
         kvb_linear(hidden + at, width, head, count, vocab, width, false, d->student, vocab);
 #pragma omp parallel for schedule(static)
         for (uint32_t i = 0; i < count; i++)
-            sample_row(d->kernels, d->student + (size_t)i * vocab, vocab, kvb_rng_unit(key, first + i));
+            target_row(d, t, first + i, d->student + (size_t)i * vocab);
         kvb_linear_backward(d->student, vocab, head, count, vocab, width, false, d_hidden + at, width);
     }
+}
+
+void kvb_divergence_sample(kvb_divergence *d, const float *hidden, uint32_t n, uint64_t key, float *d_hidden)
+{
+    run_targets(d, &(target){.key = key, .n = n}, hidden, d_hidden);
+}
+
+void kvb_divergence_next(kvb_divergence *d, const float *hidden, const uint32_t *tokens, uint32_t n, float *d_hidden)
+{
+    run_targets(d, &(target){.tokens = tokens, .n = n}, hidden, d_hidden);
 }

@@ -24,4 +24,7 @@ double kvb_divergence_run(kvb_divergence *d, const float *teacher, const float *
  * number of threads. */
 void kvb_divergence_sample(kvb_divergence *d, const float *hidden, uint32_t n, uint64_t key, float *d_hidden);
 
+/* The same with y at position i the text's next token, tokens[i + 1]; the last position has none, and a gradient of 0. */
+void kvb_divergence_next(kvb_divergence *d, const float *hidden, const uint32_t *tokens, uint32_t n, float *d_hidden);
+
 #endif

@@ -33,7 +33,7 @@ static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_di
 static uint64_t table_bytes(const kvb_codebook *c)
 {
     if (c != NULL && c->scaling != NULL)
-        return c->table != NULL ? c->centroids * sizeof(uint16_t) : 0;
+        return ((c->table != NULL ? c->centroids : 0) + (c->scaling->fixed != NULL ? 2 * c->groups : 0)) * sizeof(uint16_t);
     return c != NULL ? (uint64_t)c->groups * c->channels * c->stages * c->stage_centroids * sizeof(uint16_t) : 0;
 }
 

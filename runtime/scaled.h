@@ -1,7 +1,8 @@
 /* Scalar quantisers whose scales are found while coding (kvb_scaling in kvbook/book.h).
  *
  * Tokens are coded in blocks: as many as share a scale, or one. A block's bytes are its offsets and scales as half floats,
- * then a row of packed codes for each token, which starts on a byte. With the channel axis there is a pair for each
+ * then a row of packed codes for each token, which starts on a byte, then the token's outliers, ascending: the channel in one byte (in
+ * two where D > 256) and the number as a half float, little-endian. With the channel axis there is a pair for each
  * channel, with the token axis for each group of each token, tokens first; forms without an offset store the scale alone.
  * Offset and scale are rounded to half floats before the codes are chosen. */
 #ifndef KVB_RUNTIME_SCALED_H

@@ -302,16 +302,20 @@ def read_scalings(data, entries, layers, books):
         expect(e, 0, [e["raw_size"]], *(e["kind"], e["layer"], e["head"]))
         raw = content(data, e)
         need(len(raw) >= 32, "SCAL: size")
-        bits, axis, form, group, clip, levels, reserved = struct.unpack_from("<IIIIfIQ", raw)
-        need(1 <= bits <= 8 and axis <= 1 and form <= 2 and reserved == 0, "SCAL: fields")
-        need(2 <= group <= 1024 and group & (group - 1) == 0 if axis == 0 else 1 <= group and D % group == 0, "SCAL: group")
+        bits, axis, form, group, clip, levels, outliers, reserved = struct.unpack_from("<IIIIfIII", raw)
+        need(1 <= bits <= 8 and axis <= 1 and form <= 3 and reserved == 0, "SCAL: fields")
+        need(axis == 0 and group == 1 if form == 3 else 2 <= group <= 1024 and group & (group - 1) == 0 if axis == 0 else 1 <= group and D % group == 0, "SCAL: group")
         need(positive(clip, MIN_NORMAL32) and clip <= 16, "SCAL: clip")
-        need(levels in (0, 1 << bits) and len(raw) == 32 + 2 * levels, "SCAL: levels")
-        table = all_finite(floats(raw[32:], 1), "SCAL")
+        need(outliers < (D if form == 3 else group if axis == 1 and form < 2 else 1), "SCAL: outliers")
+        need(levels in (0, 1 << bits) and len(raw) == 32 + 2 * levels + (4 * D if form == 3 else 0), "SCAL: levels")
+        numbers = all_finite(floats(raw[32:], 1), "SCAL")
+        table, fixed = numbers[:levels], numbers[levels:]
+        need(all(x > 0 for x in fixed[D:]), "SCAL: scales")
         need(all(a < b for a, b in zip(table, table[1:])), "SCAL: levels out of order")
         books[key] = {"layer": e["layer"], "head": e["head"], "kind": KINDS[e["kind"]], "d": 1, "K": 1 << bits, "S": D, "M": 1,
                       "bits": bits, "table": table or None, "mean": None, "forward": None, "inverse": None, "quality": None,
-                      "fine": None, "scaling": {"axis": axis, "form": form, "group": group, "clip": clip}}
+                      "fine": None, "scaling": {"axis": axis, "form": form, "group": group, "clip": clip, "outliers": outliers,
+                                                  "offsets": fixed[:D] or None, "scales": fixed[D:] or None}}
 
 
 def read_fine(data, entries, layers, books, policy):
@@ -320,7 +324,7 @@ def read_fine(data, entries, layers, books, policy):
     need(fine or policy["exact_form"] == 0, "POLC wants fine codes, but there are no FINE sections")
     scaled = [b["scaling"] for b in books.values() if b["scaling"]]
     need(not (fine and scaled), "FINE beside SCAL")
-    need(policy["anchor_fraction"] == 0 or all(s["axis"] == 1 for s in scaled), "POLC: anchors where tokens share scales")
+    need(policy["anchor_fraction"] == 0 or all(s["axis"] == 1 or s["group"] == 1 for s in scaled), "POLC: anchors where tokens share scales")
     for key in fine:
         books[key]["fine"] = {name: fine[key][name] for name in ("d", "K", "S", "table")}
 

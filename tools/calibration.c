@@ -39,7 +39,7 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
                           kvb_calibration_plan *plan)
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
-    uint64_t row_bytes = kvb_capture_row_bytes(info->layer, info->layers);
+    uint64_t row_bytes = kvb_capture_row_bytes(info->layer, info->layers, kvb_recipe_wants_gradients(recipe));
     uint64_t tokens = input->chunks * input->ctx, fit = row_bytes > 0 ? max_memory / row_bytes : tokens;
     /* Every chunk gives the same number of rows. */
     uint64_t rows = fit < tokens ? fit / input->chunks * input->chunks : tokens;
@@ -127,13 +127,14 @@ out:
     return status;
 }
 
-static kvb_status probe_capture(const kvb_input *input, double *seconds, kvb_error *err)
+static kvb_status probe_capture(const kvb_input *input, bool gradients, double *seconds, kvb_error *err)
 {
     kvb_capture_options options = kvb_capture_options_for(input, &(kvb_capture_args){.on_nan.value = KVB_ON_NAN_QUARANTINE}, 1, 0, NULL);
     kvb_capture_store *store = NULL;
     options.ctx = input->ctx < PROBE_TOKENS ? input->ctx : PROBE_TOKENS;
     options.skip = 0;
     options.chunks = 1;
+    options.gradients = gradients;
     options.progress = NULL;
     double start = kvb_seconds();
     kvb_status status = kvb_capture_run(input->model, &input->text, &options, &store, err);
@@ -152,7 +153,7 @@ kvb_status kvb_estimate_calibration(const kvb_input *input, const kvb_recipe *re
                                     double *seconds, kvb_error *err)
 {
     double token, total;
-    kvb_status status = probe_capture(input, &token, err);
+    kvb_status status = probe_capture(input, kvb_recipe_wants_gradients(recipe), &token, err);
     if (status != KVB_OK)
         return status;
     total = token * (double)plan->tokens;
@@ -179,7 +180,7 @@ static void say_result(kvb_progress *p, const kvb_train_report *r)
         snprintf(heldout, sizeof heldout, "; held out: keys %.4f, values %.4f", r->key_heldout_error,
                  r->value_heldout_error);
     if (isnan(r->key_error) && isnan(r->value_error)) {
-        kvb_say(p, "nothing to train: numbers are coded one by one, with scales found while coding");
+        kvb_say(p, "no codebooks to train: numbers are coded one by one");
         return;
     }
     kvb_say(p, "relative error: keys %.4f, values %.4f%s", r->key_error, r->value_error, heldout);
@@ -256,11 +257,17 @@ kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe
     return status;
 }
 
-static kvb_capture_options calibration_options(const kvb_input *input, bool ladder, const kvb_capture_args *capture, uint64_t seed,
+/* What recipes want of a capture beyond keys, values and token weights. */
+static kvb_capture_options calibration_options(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                                               const kvb_capture_args *capture, uint64_t seed,
                                                const kvb_calibration_plan *plan, kvb_progress *p)
 {
     kvb_capture_options options = kvb_capture_options_for(input, capture, seed, plan->rows < plan->tokens ? plan->rows : 0, p);
-    options.sensitivity_chunks = ladder ? KVB_USUAL_SENSITIVITY : 0;
+    for (size_t i = 0; i < recipes; i++) {
+        if (recipe[i]->ladder_count > 0)
+            options.sensitivity_chunks = KVB_USUAL_SENSITIVITY;
+        options.gradients = options.gradients || kvb_recipe_wants_gradients(recipe[i]);
+    }
     return options;
 }
 
@@ -269,7 +276,7 @@ kvb_capture_options kvb_calibration_options(const kvb_input *input, const kvb_re
 {
     kvb_calibration_plan plan;
     kvb_plan_calibration(input, recipe, capture->max_memory.value, &plan);
-    return calibration_options(input, recipe->ladder_count > 0, capture, seed, &plan, p);
+    return calibration_options(input, &recipe, 1, capture, seed, &plan, p);
 }
 
 /* With a checkpoint the capture goes through a file there, which a resumed job finds. */
@@ -290,8 +297,12 @@ static kvb_status plan_all(const kvb_input *input, const kvb_recipe *const *reci
 {
     char need[32], budget[32];
     kvb_status status = KVB_OK;
+    size_t dearest = 0;
+    for (size_t i = 0; i < recipes; i++)
+        if (kvb_recipe_wants_gradients(recipe[i]))
+            dearest = i; /* its rows take the most memory */
+    kvb_plan_calibration(input, recipe[dearest], memory, plan);
     for (size_t i = 0; i < recipes && status == KVB_OK; i++) {
-        kvb_plan_calibration(input, recipe[i], memory, plan);
         if (plan->rows == 0)
             return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
                             "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
@@ -309,10 +320,7 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
     kvb_calibration_plan plan = {0};
     char need[32], budget[32];
     const uint64_t memory = capture->max_memory.value;
-    bool ladder = false;
     *store = NULL;
-    for (size_t i = 0; i < recipes; i++)
-        ladder = ladder || recipe[i]->ladder_count > 0;
     kvb_status status = plan_all(input, recipe, recipes, memory, &plan, err);
     if (status == KVB_OK)
         status = kvb_device_check((kvb_device)capture->device.value, err);
@@ -322,7 +330,7 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
                 (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
-    const kvb_capture_options options = calibration_options(input, ladder, capture, seed, &plan, p);
+    const kvb_capture_options options = calibration_options(input, recipe, recipes, capture, seed, &plan, p);
     status = capture_for(input, &options, checkpoint, store, err);
     if (status == KVB_OK)
         kvb_warn_of_capture(kvb_capture_view(*store), p);

@@ -8,7 +8,7 @@ typedef struct capture_args {
     kvb_text_args text;
     const char *output;
     kvb_arg_u64 max_rows, seed, sensitivity, on_nan, device;
-    bool dry_run;
+    bool fisher, dry_run;
 } capture_args;
 
 static const kvb_flag flags[] = {
@@ -20,6 +20,8 @@ static const kvb_flag flags[] = {
      .offset = offsetof(capture_args, seed)},
     {"--sensitivity", KVB_FLAG_COUNT, "N", "chunks on which to measure what errors do to the model's predictions, for recipes "
      "that deal out bits by it (default 8; 0: none)", .offset = offsetof(capture_args, sensitivity)},
+    {"--fisher", KVB_FLAG_BOOL, NULL, "keep each token's gradients of the text's loss too, for recipes with \"weights\": \"fisher\": "
+     "twice the size, and a backward pass", .offset = offsetof(capture_args, fisher)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(capture_args, on_nan), .choices = kvb_on_nan_choices},
     {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs (default cpu)",
      .offset = offsetof(capture_args, device), .choices = kvb_device_names},
@@ -47,7 +49,7 @@ static void print_plan(const kvb_input *in, const capture_args *a)
     if (a->max_rows.set && a->max_rows.value < tokens)
         rows = a->max_rows.value / in->chunks * in->chunks;
     printf("%llu chunks of %u tokens, %llu rows kept, %s\n", (unsigned long long)in->chunks, in->ctx,
-           (unsigned long long)rows, kvb_size_text(rows * kvb_capture_row_bytes(info->layer, info->layers), size));
+           (unsigned long long)rows, kvb_size_text(rows * kvb_capture_row_bytes(info->layer, info->layers, a->fisher), size));
 }
 
 /* A file's counts are in its META alone; opening it reads little more. */
@@ -57,6 +59,7 @@ static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progre
     kvb_capture_options options = kvb_capture_options_for(in, &(kvb_capture_args){.on_nan = a->on_nan, .device = a->device},
                                                           a->seed.value, a->max_rows.value, p);
     options.sensitivity_chunks = a->sensitivity.value;
+    options.gradients = a->fisher;
     kvb_status status = kvb_capture_run_to_file(in->model, &in->text, &options, a->output, err);
     if (status == KVB_OK)
         status = kvb_capture_open(a->output, &store, err);

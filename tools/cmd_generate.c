@@ -6,13 +6,14 @@
 #include "tools/generation.h"
 #include "tools/identity.h"
 #include "tools/input.h"
+#include "tools/pivots.h"
 #include "tools/prompt.h"
 #include "tools/summary.h"
 
 typedef struct generate_args {
     kvb_common_args common;
     kvb_model_args model;
-    const char *prompt, *prompt_file, *book, *packed, *packed_name;
+    const char *prompt, *prompt_file, *book, *packed, *packed_name, *pivots;
     kvb_arg_u64 tokens, seed;
     kvb_arg_real temperature;
     kvb_policy_args policy;
@@ -28,6 +29,8 @@ static const kvb_flag flags[] = {
      .offset = offsetof(generate_args, packed)},
     {"--cache-name", KVB_FLAG_STRING, "NAME", "which prompt of that file, where it holds several",
      .offset = offsetof(generate_args, packed_name)},
+    {"--pivots", KVB_FLAG_STRING, "FILE", "prompts that `kvbook pack` saved without a book (.kvp): where the prompt given here begins with "
+     "the tokens of one, its keys and values stay in the coded cache as they are there", .offset = offsetof(generate_args, pivots)},
     {"--tokens", KVB_FLAG_COUNT, "N", "new tokens at most (default 64)", .offset = offsetof(generate_args, tokens),
      .letter = "-n", .least = 1},
     {"--book", KVB_FLAG_STRING, "FILE", "code the cache with this book (.kvb); without it every token stays exact",
@@ -65,6 +68,7 @@ typedef struct generate_run {
     kvb_book *book;
     kvb_cache *cache;
     kvb_cache_file *packed;
+    kvb_pivots pivots;
     kvb_prompt prompt;
     float *hidden; /* where nothing follows the packed prompt */
     uint64_t held; /* tokens of the packed prompt, and how long it took to bring them back */
@@ -80,6 +84,8 @@ static kvb_status check_packed(const generate_args *a, kvb_error *err)
         own = a->bos ? "--bos" : "--no-bos";
     if (own != NULL)
         return kvb_fail(err, KVB_E_USAGE, own, "does not go with --cache: the prompt was packed with a choice of its own");
+    if (a->pivots != NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--pivots", "does not go with --cache, which the prompt's first tokens come from already");
     if (a->prompt != NULL && a->prompt_file != NULL)
         return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected at most one of --prompt and --prompt-file");
     return KVB_OK;
@@ -98,6 +104,8 @@ static kvb_status check_args(const generate_args *a, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "--cache-name", "means nothing without --cache");
     if ((a->prompt != NULL) == (a->prompt_file != NULL))
         return kvb_fail(err, KVB_E_USAGE, "--prompt", "expected exactly one of --prompt and --prompt-file, or --cache");
+    if (a->pivots != NULL && a->book == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--pivots", "means nothing without --book: every token stays exact");
     const kvb_prompt_args prompt = prompt_args(a);
     return kvb_prompt_check(&prompt, err);
 }
@@ -113,16 +121,16 @@ static kvb_status encode_prompt(generate_run *r, kvb_error *err)
     return status == KVB_OK ? kvb_prompt_encode(r->model, a->prompt, a->prompt_file, bos, &r->prompt, err) : status;
 }
 
-static kvb_status take_hidden(generate_run *r, uint32_t prompt, kvb_error *err)
+static kvb_status take_hidden(generate_run *r, const kvb_cache_file *file, const char *path, uint32_t prompt, kvb_error *err)
 {
     const uint32_t width = kvb_model_get_info(r->model)->embedding;
-    const uint32_t count = kvb_cache_file_prompt(r->packed, prompt).hidden_count;
+    const uint32_t count = kvb_cache_file_prompt(file, prompt).hidden_count;
     if (count != width)
-        return kvb_fail(err, KVB_E_MISMATCH, r->args->packed,
+        return kvb_fail(err, KVB_E_MISMATCH, path,
                         "has a hidden state of %u numbers, the model needs %u to go on: give it more text with --prompt",
                         count, width);
     r->hidden = kvb_alloc_array(width, sizeof *r->hidden);
-    return r->hidden != NULL ? kvb_cache_file_hidden(r->packed, prompt, r->hidden, err)
+    return r->hidden != NULL ? kvb_cache_file_hidden(file, prompt, r->hidden, err)
                              : kvb_fail_memory(err, "generate");
 }
 
@@ -145,9 +153,34 @@ static kvb_status take_packed(generate_run *r, kvb_error *err)
     if (status == KVB_OK)
         status = kvb_cache_file_restore(r->packed, prompt, r->cache, err);
     if (status == KVB_OK && r->prompt.count == 0)
-        status = take_hidden(r, prompt, err);
+        status = take_hidden(r, r->packed, a->packed, prompt, err);
     r->held = kvb_cache_file_prompt(r->packed, prompt).tokens;
     r->restored = kvb_seconds() - start;
+    return status;
+}
+
+/* A new cache, which begins with pivots where the prompt does; that is said either way. */
+static kvb_status take_new(generate_run *r, kvb_error *err)
+{
+    const generate_args *a = r->args;
+    const kvb_prompt_args args = prompt_args(a);
+    kvb_status status = KVB_OK;
+    if (a->pivots != NULL)
+        status = kvb_pivots_open(a->pivots, r->model, &a->allow, &r->pivots, err);
+    if (status == KVB_OK && a->pivots != NULL)
+        status = kvb_pivots_match(&r->pivots, r->prompt.ids, r->prompt.count, err);
+    if (status == KVB_OK)
+        status = kvb_prompt_new_cache(&args, r->model, r->book, a->seed.value, r->pivots.tokens, &r->cache, err);
+    if (status != KVB_OK || a->pivots == NULL)
+        return status;
+    if (r->pivots.tokens == 0)
+        kvb_say(r->progress, "no pivots: the prompt begins with none of the prompts in %s", a->pivots);
+    else
+        kvb_say(r->progress, "%u pivots from %s", r->pivots.tokens, a->pivots);
+    if (r->pivots.tokens > 0)
+        status = kvb_pivots_put(&r->pivots, r->model, r->cache, err);
+    if (status == KVB_OK && r->pivots.tokens > 0 && r->pivots.tokens == r->prompt.count)
+        status = take_hidden(r, r->pivots.file, a->pivots, r->pivots.prompt, err);
     return status;
 }
 
@@ -182,15 +215,14 @@ static kvb_status generate(generate_run *r, kvb_error *err)
     if (status == KVB_OK)
         status = encode_prompt(r, err);
     if (status == KVB_OK)
-        status = a->packed != NULL ? take_packed(r, err)
-                                   : kvb_prompt_new_cache(&args, r->model, r->book, a->seed.value, &r->cache, err);
+        status = a->packed != NULL ? take_packed(r, err) : take_new(r, err);
     if (status != KVB_OK)
         return status;
     const kvb_generation_options options = {.most = a->tokens.value, .temperature = a->temperature.value,
                                             .seed = a->seed.value, .ignore_eos = a->ignore_eos,
                                             .hidden = r->hidden};
     double start = kvb_seconds();
-    status = kvb_generate(r->model, r->cache, r->prompt.ids, r->prompt.count, &options, print_token, r, err);
+    status = kvb_generate(r->model, r->cache, r->prompt.ids + r->pivots.tokens, r->prompt.count - r->pivots.tokens, &options, print_token, r, err);
     if (r->made > 0)
         putchar('\n');
     if (status == KVB_OK && kvb_interrupted())
@@ -209,6 +241,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     free(r.prompt.ids);
     free(r.hidden);
     kvb_cache_file_close(r.packed);
+    kvb_pivots_close(&r.pivots);
     kvb_cache_destroy(r.cache);
     kvb_model_close(r.model);
     kvb_book_close(r.book);

@@ -188,7 +188,7 @@ static kvb_status pack_prompt(pack_run *r, size_t i, int32_t bos, kvb_error *err
         status = kvb_fail(err, KVB_E_USAGE, a->text.items[i], "has %zu tokens, expected 1..%u, the model's context",
                           prompt.count, context);
     if (status == KVB_OK)
-        status = kvb_prompt_new_cache(&args, r->model, r->book, a->seed.value, &cache, err);
+        status = kvb_prompt_new_cache(&args, r->model, r->book, a->seed.value, 0, &cache, err);
     if (status == KVB_OK)
         status = save_prompt(r, cache, &prompt, a->names.count > 0 ? a->names.items[i] : name, err);
     if (status == KVB_OK)

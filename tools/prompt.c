@@ -33,11 +33,13 @@ kvb_status kvb_prompt_open(const kvb_prompt_args *a, kvb_progress *p, kvb_model 
 }
 
 kvb_status kvb_prompt_new_cache(const kvb_prompt_args *a, const kvb_model *model, const kvb_book *book, uint64_t seed,
-                                kvb_cache **cache, kvb_error *err)
+                                uint32_t sinks, kvb_cache **cache, kvb_error *err)
 {
     kvb_cache_options options;
     kvb_cache_options_init(&options, book);
     options.policy = kvb_policy_from_args(a->policy, options.policy);
+    if (options.policy.sinks < sinks)
+        options.policy.sinks = sinks;
     options.seed = seed;
     return kvb_prompt_cache(model, book, &options, cache, err);
 }
@@ -86,8 +88,8 @@ static kvb_status find_prompt(const kvb_cache_file *file, const char *path, cons
                     kvb_cache_file_prompts(file));
 }
 
-kvb_status kvb_prompt_open_packed(const char *path, const char *name, const kvb_model *model,
-                                  const kvb_override_args *allow, kvb_cache_file **file, uint32_t *prompt, kvb_error *err)
+kvb_status kvb_prompt_open_file(const char *path, const kvb_model *model, const kvb_override_args *allow, kvb_cache_file **file,
+                                kvb_error *err)
 {
     size_t size;
     kvb_status status = kvb_cache_file_open(path, file, err);
@@ -95,6 +97,17 @@ kvb_status kvb_prompt_open_packed(const char *path, const char *name, const kvb_
         return status;
     const char *meta = kvb_cache_file_meta(*file, &size);
     status = kvb_check_hashes(meta, size, path, "pack the prompt again with this model", model, allow, err);
+    if (status != KVB_OK) {
+        kvb_cache_file_close(*file);
+        *file = NULL;
+    }
+    return status;
+}
+
+kvb_status kvb_prompt_open_packed(const char *path, const char *name, const kvb_model *model,
+                                  const kvb_override_args *allow, kvb_cache_file **file, uint32_t *prompt, kvb_error *err)
+{
+    kvb_status status = kvb_prompt_open_file(path, model, allow, file, err);
     if (status == KVB_OK)
         status = find_prompt(*file, path, name, prompt, err);
     if (status != KVB_OK) {

@@ -24,17 +24,20 @@ typedef struct kvb_prompt_args {
 kvb_status kvb_prompt_check(const kvb_prompt_args *a, kvb_error *err);
 /* Opens model and book, checked against each other. What is open after a failure, the caller closes. */
 kvb_status kvb_prompt_open(const kvb_prompt_args *a, kvb_progress *p, kvb_model **model, kvb_book **book, kvb_error *err);
-/* An empty cache with the policy that book and flags ask for. */
+/* An empty cache with the policy that book and flags ask for, but no fewer sinks than `sinks`. */
 kvb_status kvb_prompt_new_cache(const kvb_prompt_args *a, const kvb_model *model, const kvb_book *book, uint64_t seed,
-                                kvb_cache **cache, kvb_error *err);
+                                uint32_t sinks, kvb_cache **cache, kvb_error *err);
 
 /* Ids of `text`, or where that is NULL of the UTF-8 file `path`; special tokens may be spelt out. `bos` comes first, or
  * nothing where it is -1. */
 kvb_status kvb_prompt_encode(const kvb_model *model, const char *text, const char *path, int32_t bos, kvb_prompt *prompt,
                              kvb_error *err);
 
-/* Opens a file of caches and finds a prompt by name; name NULL: the only one there is. Tells whether it is packed for the
- * model by the hashes in its META, as kvb_check_identity() does for books. Nothing is open after a failure. */
+/* Opens a file of caches. Tells whether it is packed for the model by the hashes in its META, as kvb_check_identity() does for
+ * books. Nothing is open after a failure. */
+kvb_status kvb_prompt_open_file(const char *path, const kvb_model *model, const kvb_override_args *allow, kvb_cache_file **file,
+                                kvb_error *err);
+/* The same, and finds a prompt by name; name NULL: the only one there is. */
 kvb_status kvb_prompt_open_packed(const char *path, const char *name, const kvb_model *model,
                                   const kvb_override_args *allow, kvb_cache_file **file, uint32_t *prompt, kvb_error *err);
 

@@ -114,8 +114,15 @@ const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT])
 {
     if (c->scaling == NULL)
         return kvb_shape_text(c->channels, c->stage_centroids, c->stages, text);
-    snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a scale for %u %s", c->code_bits, c->scaling->group,
-             c->scaling->axis == KVB_AXIS_CHANNEL ? "tokens of a channel" : "channels of a token");
+    const kvb_scaling *s = c->scaling;
+    char outliers[32] = "";
+    if (s->outliers > 0)
+        snprintf(outliers, sizeof outliers, ", %u outliers", s->outliers);
+    if (s->form == KVB_SCALE_FIXED)
+        snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a fixed scale of a channel%s", c->code_bits, outliers);
+    else
+        snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a scale for %u %s%s", c->code_bits, s->group,
+                 s->axis == KVB_AXIS_CHANNEL ? "tokens of a channel" : "channels of a token", outliers);
     return text;
 }
 

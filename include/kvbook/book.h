@@ -69,6 +69,7 @@ typedef enum kvb_scale_form {
     KVB_SCALE_RANGE = 0,  /* offset (min + max) / 2, scale clip * (max - min) / 2 */
     KVB_SCALE_ABSMAX = 1, /* offset 0, scale clip * max |y| */
     KVB_SCALE_RMS = 2,    /* offset 0, scale clip * sqrt(mean y^2) */
+    KVB_SCALE_FIXED = 3,  /* the book's, of each channel: nothing is found while coding, a token is coded alone */
 } kvb_scale_form;
 
 /* A scalar quantiser whose scales are found while coding: each number of y becomes the code of a level, and
@@ -76,8 +77,10 @@ typedef enum kvb_scale_form {
 typedef struct kvb_scaling {
     kvb_scale_axis axis;
     kvb_scale_form form;
-    uint32_t group; /* tokens (a power of two, 2 .. 1024) or channels (a divisor of D) */
+    uint32_t group; /* tokens (a power of two, 2 .. 1024; 1 of KVB_SCALE_FIXED) or channels (a divisor of D) */
     float clip;
+    uint32_t outliers;     /* numbers of each token held as half floats; none where tokens share scales, or with KVB_SCALE_RMS */
+    const uint16_t *fixed; /* KVB_SCALE_FIXED: [2][D] half floats, the channels' offsets and then their positive scales; else NULL */
 } kvb_scaling;
 
 /* Codebooks of one (layer, KV head, K or V). A vector x of D channels is encoded as

@@ -15,7 +15,8 @@ from ._library import Error, Status
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "U32": np.uint32, "I32": np.int32}
 _LAYER_TENSORS = ("keys", "values", "weight_k", "weight_v", "moment_relative", "moment_post", "sensitivity_k",
-                  "sensitivity_v")
+                  "sensitivity_v", "gradient_k", "gradient_v")
+_HALF_TENSORS = ("keys", "values", "gradient_k", "gradient_v")
 _HALF_MAX = 65504.0
 
 
@@ -101,7 +102,7 @@ def _as_half(x: ArrayLike, where: str) -> NDArray[np.float16]:
 
 
 def _expected(name: str, g: int, n: int, d: int) -> tuple[int, ...]:
-    if name in ("keys", "values"):
+    if name in _HALF_TENSORS:
         return (g, n, d)
     return (g, n) if name.startswith("weight") else (g, d, d)
 
@@ -118,8 +119,9 @@ def write_capture(path: str | os.PathLike[str], geometry: Sequence[Mapping[str, 
         `heads`, `kv_heads`, `head_dim`, `kind`, `rope_style`, ...: see spec/kvc-1.md.
     layers : sequence of dict, one a layer
         `keys` (before RoPE) and `values`, [G, n, D]; if known `weight_k`, `weight_v`, [G, n]; `moment_relative`,
-        `moment_post`, `sensitivity_k`, `sensitivity_v`, [G, D, D]. Empty for a layer of kind "unsupported".
-        Keys and values beyond +-65504 are stored as +-65504.
+        `moment_post`, `sensitivity_k`, `sensitivity_v`, [G, D, D]; `gradient_k`, `gradient_v`, [G, n, D].
+        Empty for a layer of kind "unsupported".
+        Keys, values and gradients beyond +-65504 are stored as +-65504.
     meta : dict, optional
         Where the capture comes from: `model`, `tokenizer`, `text`, ...
     row_chunk, row_position : array_like of int, [n], optional
@@ -144,7 +146,7 @@ def write_capture(path: str | os.PathLike[str], geometry: Sequence[Mapping[str, 
         rows = _as_half(tensors["keys"], f"layers[{i}].keys").shape[1] if rows is None else rows
         for name, x in tensors.items():
             where = f"layers[{i}].{name}"
-            array = _as_half(x, where) if name in ("keys", "values") else np.asarray(x, dtype="<f4")
+            array = _as_half(x, where) if name in _HALF_TENSORS else np.asarray(x, dtype="<f4")
             expected = _expected(name, shape["kv_heads"], rows, shape["head_dim"])
             if array.shape != expected:
                 raise Error(Status.USAGE, where, f"shape {array.shape}, expected {expected}")

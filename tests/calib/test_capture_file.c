@@ -46,6 +46,8 @@ static void same_layer(const kvb_capture *a, const kvb_capture *b, uint32_t l)
     assert_memory_equal(a->layer[l].moment_post, b->layer[l].moment_post, square * 4);
     assert_int_equal(g->rope_style, b->geometry[l].rope_style);
     assert_int_equal(g->rope_dims, b->geometry[l].rope_dims);
+    assert_memory_equal(a->layer[l].gradient[0], b->layer[l].gradient[0], rows * g->head_dim * 2);
+    assert_memory_equal(a->layer[l].gradient[1], b->layer[l].gradient[1], rows * g->head_dim * 2);
     assert_true(g->rope_base == b->geometry[l].rope_base && g->attention_scale == b->geometry[l].attention_scale);
 }
 
@@ -219,6 +221,8 @@ static void test_refused(void **state)
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.wieght_k", "F32", "[1,3]", 24, 36), 36}, "\"weight_k\""},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.1.keys", "F16", "[1,3,2]", 24, 36), 36}, "unknown tensor"},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.weight_k", "F32", "[3]", 24, 36), 36}, "expected [1, 3]"},
+        {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.gradient_k", "F16", "[1,2,3]", 24, 36), 36}, "expected [1, 3, 2]"},
+        {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.gradient_v", "F32", "[1,3,2]", 24, 48), 48}, "expected F16"},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("row_chunk", "U32", "[3]", 24, 36), 36}, "both or neither"},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("row_chunk", "U32", "[3]", 24, 36) TENSOR("row_position", "I32", "[3]",
           36, 48), 48}, "ascending"},
@@ -292,11 +296,12 @@ static void test_sizes(void **state)
     kvb_kvc_layout layout;
     kvb_error err;
     const kvb_layer layer = {.heads = 9, .kv_heads = 3, .head_dim = 64, .attention_scale = 0.125};
-    assert_int_equal(kvb_capture_row_bytes(&layer, 1), 3 * (64 * 4 + 8) + 8);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, UINT64_MAX / 64, true, &layout, &err), KVB_E_USAGE);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, (uint64_t)1 << 61, true, &layout, &err), KVB_E_USAGE);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, 100, false, &layout, &err), KVB_OK);
-    assert_int_equal(layout.data_size, 100 * kvb_capture_row_bytes(&layer, 1) + 2 * 3 * 64 * 64 * 4);
+    assert_int_equal(kvb_capture_row_bytes(&layer, 1, false), 3 * (64 * 4 + 8) + 8);
+    assert_int_equal(kvb_capture_row_bytes(&layer, 1, true), 3 * (64 * 8 + 8) + 8);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, UINT64_MAX / 64, KVB_KVC_SENSITIVITIES, &layout, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, (uint64_t)1 << 61, KVB_KVC_GRADIENTS, &layout, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, 100, 0, &layout, &err), KVB_OK);
+    assert_int_equal(layout.data_size, 100 * kvb_capture_row_bytes(&layer, 1, false) + 2 * 3 * 64 * 64 * 4);
     kvb_kvc_layout_free(&layout);
 }
 

@@ -25,8 +25,8 @@ static void test_built_in(void **state)
     assert_int_equal(r.policy.sinks, 0);
     kvb_recipe_free(&r);
     assert_int_equal(kvb_recipe_load("cq", &r, NULL), KVB_OK);
-    assert_int_equal(r.kind[KVB_KEY].weights, KVB_WEIGHT_NONE);
-    assert_int_equal(r.kind[KVB_VALUE].weights, KVB_WEIGHT_NONE);
+    assert_int_equal(r.kind[KVB_KEY].weights, KVB_WEIGHT_FISHER);
+    assert_int_equal(r.kind[KVB_VALUE].weights, KVB_WEIGHT_FISHER);
     assert_true(r.policy.anchor_fraction == 0.0);
     assert_int_equal(r.policy.window, 0);
     kvb_recipe_free(&r);

@@ -123,6 +123,14 @@ json "eval of transformed books" "$tmp/best.json" 'len(d) == 2 and all(r["kl"] >
 "$kvbook" eval $evaluate --json --book "$work/best1.kvb" --window 128 --exact half >"$tmp/w.json" 2>"$err"
 json "a window over the whole chunk is exact for a transformed book" "$tmp/w.json" 'abs(d["nll_delta"]) < 1e-4'
 
+# Fisher weights: gradients are captured where the recipe asks, or by a flag.
+expect "calibrate --recipe cq" 0 'recipe cq' "$kvbook" calibrate $input --recipe cq --k 4x16 --v 4x16 -o "$work/cq.kvb"
+refuse "a capture without gradients" 6 'no layers\.0\.gradient_k.*--fisher' "$kvbook" train "$work/s0.kvc" --recipe cq --k 4x16 --v 4x16 -o "$work/none.kvb"
+expect "capture --fisher" 0 . "$kvbook" capture $input --fisher --sensitivity 0 -o "$work/fisher.kvc"
+expect "train by Fisher weights" 0 . "$kvbook" train "$work/fisher.kvc" --recipe cq --k 4x16 --v 4x16 -o "$work/cq2.kvb"
+same "capture and train weight the same" "$work/cq.kvb" "$work/cq2.kvb"
+expect "a book by Fisher weights verifies" 0 ' 0 failed' "$kvbook" verify "$work/cq.kvb" $model
+
 printf '{"text": "%s"}\n{"text": "%s"}\n' "$(tr '\n' ' ' <"$tmp/test.txt")" "more words" >"$tmp/test.jsonl"
 expect "text of a .jsonl file" 0 '^exact' "$kvbook" eval $model --text "$tmp/test.jsonl" --ctx 128 --chunks 2
 expect "fewer chunks than asked for are said" 0 'warning: 1000 chunks asked for' "$kvbook" eval $model --text "$tmp/test.txt" --ctx 128 --chunks 1000 --no-progress

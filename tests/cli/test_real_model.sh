@@ -40,6 +40,36 @@ json "keys of 4 bits and values of 2 are better than the other way round" "$tmp/
     "d['kl'] * 2 < json.load(open('$tmp/1x4:1x16.json'))['kl'] and d['bits_nominal'] == 3"
 json "4 bits are better than 3" "$tmp/1x16:1x16.json" "d['kl'] * 2 < json.load(open('$tmp/1x16:1x4.json'))['kl']"
 
+# Fisher weights, and numbers with trained levels and outliers. A token of kivi waits for its group, 16 tokens on average: the others' windows
+# are as much longer.
+"$kvbook" capture --model "$model" --text "$calibration" --ctx 512 --chunks 8 --fisher --sensitivity 0 -o "$work/f.kvc" -q 2>"$err"
+"$kvbook" recipes show cq | sed 's/"fisher"/"none"/g; s/"cq"/"uniform"/' >"$tmp/uniform.json"
+scored() { # scored NAME RECIPE KEYS VALUES FLAG...: a book from the capture, and its scores
+    "$kvbook" train "$work/f.kvc" --recipe "$2" --k "$3" --v "$4" -q -o "$work/$1.kvb" 2>"$err"
+    book=$1
+    shift 4
+    "$kvbook" eval --model "$model" --text "$heldout" --ctx 512 --chunks 2 --book "$work/$book.kvb" --json "$@" >"$tmp/$book.json" 2>"$err"
+}
+scored cq8 cq 8x256 8x256
+scored cq4 cq 4x16 4x16
+scored cq2 cq 2x4 2x4
+scored uniform "$tmp/uniform.json" 8x256 8x256
+json "cq: coupling more channels is better at 1 bit" "$tmp/cq8.json" "d['kl'] * 1.1 < json.load(open('$tmp/cq4.json'))['kl'] and
+    json.load(open('$tmp/cq4.json'))['kl'] * 1.1 < json.load(open('$tmp/cq2.json'))['kl']"
+json "cq: Fisher weights are better than none" "$tmp/cq8.json" "d['kl'] * 1.1 < json.load(open('$tmp/uniform.json'))['kl']"
+scored uniform "$tmp/uniform.json" 4x256 4x256 --window 48
+scored cq cq 4x256 4x256 --window 48
+json "cq: also at 2 bits" "$tmp/cq.json" "d['kl'] * 1.02 < json.load(open('$tmp/uniform.json'))['kl']"
+scored kvquant kvquant 1x4 1x4 --window 48 --sinks 1
+sed 's/"group": 32/"group": 64/g' "calib/recipes/kivi.json" >"$tmp/kivi64.json"
+scored kivi64 "$tmp/kivi64.json" 1x4 1x4 --window 16 --sinks 1
+json "kvquant is better than kivi of as many bits" "$tmp/kvquant.json" "d['kl'] * 1.05 < json.load(open('$tmp/kivi64.json'))['kl']"
+
+# The pivot of a prompt, its first token, kept as the model made it.
+scored unaided kivi 1x4 1x4 --window 0 --sinks 0
+scored pivot kivi 1x4 1x4 --window 0 --sinks 1
+json "a pivot helps kivi" "$tmp/pivot.json" "d['kl'] * 1.1 < json.load(open('$tmp/unaided.json'))['kl']"
+
 # A book made for this model is no use to another.
 tiny_model "$tmp/tiny.gguf" 1
 words "$tmp/words.txt" 60 1

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Methods that code numbers one by one (kivi, asymkv, turboquant) from the command line: made, shown, scored at once and token by
+# Methods that code numbers one by one (kivi, asymkv, turboquant, kvquant) from the command line: made, shown, scored at once and token by
 # token, and refused where a recipe contradicts itself.
 . "$(dirname "$0")/lib.sh"
 
@@ -10,7 +10,7 @@ model="--model $tmp/tiny.gguf"
 input="$model --text $tmp/train.txt --ctx 128 --chunks 2"
 score="$model --text $tmp/test.txt --ctx 128 --chunks 2"
 
-for name in kivi asymkv turboquant innerq kv-adaquant; do
+for name in kivi asymkv turboquant innerq kv-adaquant kvquant; do
     expect "calibrate $name" 0 "wrote .* recipe $name" "$kvbook" calibrate $input --recipe $name --bits 2 -o "$work/$name.kvb"
     expect "verify $name" 0 ' 0 failed' "$kvbook" verify "$work/$name.kvb" $model
     expect "spec/kvb_decode.py reads $name" 0 '"scaling": \{' python3 spec/kvb_decode.py --tables "$work/$name.kvb"
@@ -18,7 +18,8 @@ for name in kivi asymkv turboquant innerq kv-adaquant; do
     expect "generate with $name" 0 . "$kvbook" generate $model --book "$work/$name.kvb" --prompt 'a b c' -n 80
     expect "report of $name" 0 . "$kvbook" report "$work/$name.kvb" -o "$work/$name.html"
 done
-expect "nothing is trained" 0 'nothing to train: numbers are coded one by one' "$kvbook" calibrate $input --recipe kivi --bits 4 -o "$work/k4.kvb"
+expect "nothing is trained" 0 'no codebooks to train: numbers are coded one by one' "$kvbook" calibrate $input --recipe kivi --bits 4 -o "$work/k4.kvb"
+expect "info of fixed scales" 0 'keys 2-bit numbers, a fixed scale of a channel, 1 outliers' "$kvbook" info "$work/kvquant.kvb"
 expect "info" 0 'keys 2-bit numbers, a scale for 32 tokens of a channel' "$kvbook" info "$work/kivi.kvb"
 "$kvbook" info --json "$work/asymkv.kvb" >"$tmp/info.json"
 json "bits by layer" "$tmp/info.json" 'd["keys"]["bits"] == 1.5 and d["keys"]["bits_most"] == 2 and d["values"]["bits"] == 1'
@@ -42,11 +43,19 @@ bad "a group of 3 tokens" 'keys.scale.group: found 3; along channels expected a 
 bad "normal levels in a range" 'expected "form": "rms"' '"values": {"scale": {"levels": "normal"}}'
 bad "scales and weights" 'contradicts weights' '"keys": {"weights": "exact-k", "scale": {}}'
 bad "scales and fine codes" 'contradicts "fine"' '"keys": {"fine": "2x256", "scale": {}}, "values": {"fine": "2x256"}'
+bad "trained levels of tokens that share scales" 'keys.scale.levels: "trained" levels lie between -1 and 1' '"keys": {"scale": {"axis": "channel", "levels": "trained"}}'
+bad "a group of fixed scales" 'no "group"' '"keys": {"scale": {"axis": "channel", "form": "fixed", "group": 32}}'
+bad "fixed scales along a token" 'expected "axis": "channel"' '"keys": {"scale": {"axis": "token", "form": "fixed"}}'
+bad "outliers of tokens that share scales" 'scale.outliers: expected "form": "fixed"' '"keys": {"scale": {"axis": "channel", "outliers": 0.01}}'
+bad "more outliers than half" 'keys.scale.outliers: expected a number from 0 to 0.5' '"keys": {"scale": {"form": "fixed", "axis": "channel", "outliers": 0.6}}'
 bad "anchors that share scales" 'cannot stay behind' '"keys": {"scale": {"axis": "channel"}}, "cache": {"anchors": 0.01, "window": 8}'
 bad "then without bits" 'expected both "layer" and "bits"' '"keys": {"scale": {"then": {"layer": 2}}}'
 refuse "1.5 bits" 2 'expected a whole number from 1 to 8' "$kvbook" calibrate $input --recipe kivi --bits 1.5 -o "$work/x.kvb"
 refuse "a shape of 8 channels" 2 'expected 1xK' "$kvbook" calibrate $input --recipe kivi --bits 2 --k 8x256 -o "$work/x.kvb"
 refuse "bits dealt out" 2 'no codebooks to deal bits out over' "$kvbook" calibrate $input --recipe kivi --allocate --bits 2 -o "$work/x.kvb"
+recipe '"values": {"scale": {"group": 7}}, "keys": {"shape": "4x4"}'
+recipe '"values": {"scale": {"group": 2, "outliers": 0.4}}, "keys": {"shape": "4x4"}'
+refuse "more outliers than a group has" 2 'leaves no number' "$kvbook" calibrate $input --recipe "$tmp/mine.json" --v 1x4 -o "$work/x.kvb"
 recipe '"values": {"scale": {"group": 7}}, "keys": {"shape": "4x4"}'
 refuse "a group that does not divide a head" 2 'does not divide a head' "$kvbook" calibrate $input --recipe "$tmp/mine.json" --v 1x4 -o "$work/x.kvb"
 refuse "tuning" 2 'no centroids to tune' "$kvbook" tune "$work/kivi.kvb" $input -o "$work/x.kvb"

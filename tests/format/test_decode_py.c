@@ -99,7 +99,7 @@ static void expect_table(const kvb_json *v, const kvb_codebook *c)
     free(table);
 }
 
-static void expect_scaling(const kvb_json *v, const kvb_scaling *s)
+static void expect_scaling(const kvb_json *v, const kvb_scaling *s, uint32_t dim)
 {
     assert_int_equal(kvb_json_type_of(v), s != NULL ? KVB_JSON_OBJECT : KVB_JSON_NULL);
     if (s == NULL)
@@ -108,6 +108,14 @@ static void expect_scaling(const kvb_json *v, const kvb_scaling *s)
     expect_u64(v, "form", s->form);
     expect_u64(v, "group", s->group);
     expect_number(kvb_json_get(v, "clip"), (double)s->clip);
+    expect_u64(v, "outliers", s->outliers);
+    float *fixed = malloc(2 * (size_t)dim * sizeof *fixed);
+    assert_non_null(fixed);
+    if (s->fixed != NULL)
+        kvb_half_to_floats(fixed, s->fixed, 2 * (size_t)dim);
+    expect_floats(kvb_json_get(v, "offsets"), s->fixed != NULL ? fixed : NULL, dim);
+    expect_floats(kvb_json_get(v, "scales"), s->fixed != NULL ? fixed + dim : NULL, dim);
+    free(fixed);
 }
 
 static void expect_codebook(const kvb_json *v, const kvb_book *book)
@@ -119,7 +127,7 @@ static void expect_codebook(const kvb_json *v, const kvb_book *book)
     assert_non_null(c);
     size_t dim = (size_t)c->groups * c->channels;
     expect_table(v, c);
-    expect_scaling(kvb_json_get(v, "scaling"), c->scaling);
+    expect_scaling(kvb_json_get(v, "scaling"), c->scaling, c->groups);
     const kvb_codebook *fine = kvb_book_fine(book, (uint32_t)layer, (uint32_t)head, kind);
     assert_int_equal(kvb_json_type_of(kvb_json_get(v, "fine")), fine != NULL ? KVB_JSON_OBJECT : KVB_JSON_NULL);
     if (fine != NULL)
@@ -211,6 +219,7 @@ static void test_golden_books(void **state)
     check_golden("packed.kvb");
     check_golden("newer-minor.kvb");
     check_golden("scaled.kvb");
+    check_golden("outliers.kvb");
 }
 
 static size_t count_lines(const char *text, size_t size)

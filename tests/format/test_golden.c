@@ -41,6 +41,8 @@ static void test_writer_is_stable(void **state)
     expect_written(&sample, "fine.kvb");
     sample_scaled(&sample);
     expect_written(&sample, "scaled.kvb");
+    sample_outliers(&sample);
+    expect_written(&sample, "outliers.kvb");
 }
 
 static void expect_sample_content(const char *name)
@@ -85,7 +87,7 @@ static void test_additive_book_opens(void **state)
 }
 
 static const char *const golden[] = {"minimal.kvb", "additive.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb", "fine.kvb",
-                                     "scaled.kvb"};
+                                     "scaled.kvb", "outliers.kvb"};
 
 static void expect_damage_seen(const uint8_t *bytes, size_t size, const char *how, size_t at)
 {

@@ -149,6 +149,10 @@ def scaled():
     return Book("scaled.kvb")
 
 
+def outliers():
+    return Book("outliers.kvb")
+
+
 def fine():
     return Book("fine.kvb")
 
@@ -439,11 +443,31 @@ def additive_cases():
 def scaled_cases():
     for name, message, offset, form, value in (
             ("bits-0", "1 levels", 0, "I", 0), ("bits-9", "512 levels", 0, "I", 9), ("bits-40", "0 levels", 0, "I", 40),
-            ("axis-2", "scale axis 2", 4, "I", 2), ("form-3", "scale form 3", 8, "I", 3), ("group-3", "every 3 tokens", 12, "I", 3),
+            ("axis-2", "scale axis 2", 4, "I", 2), ("form-4", "scale form 4", 8, "I", 4), ("group-3", "every 3 tokens", 12, "I", 3),
             ("group-2048", "every 2048 tokens", 12, "I", 2048), ("clip-0", "clip 0", 16, "f", 0.0),
             ("clip-nan", "clip nan", 16, "f", float("nan")), ("clip-17", "clip 17", 16, "f", 17.0), ("levels-3", "3 levels in", 20, "I", 3),
-            ("reserved", "reserved bytes are not zero", 24, "Q", 1)):
+            ("reserved", "reserved bytes are not zero", 28, "I", 1), ("outliers-shared", "1 outliers of a token, expected fewer than 1", 24, "I", 1),
+            ("form-3", "fixed scales on axis 0 for 8 numbers", 8, "I", 3)):
         content_case("scaled-" + name, message, "SCAL", offset, form, value, base=scaled)
+    content_case("scaled-outliers-rms", "1 outliers of a token, expected fewer than 1", "SCAL", 24, "I", 1, base=scaled, nth=1)
+    for name, message, offset, form, value, nth in (
+            ("axis", "fixed scales on axis 1", 4, "I", 1, 0), ("group", "axis 0 for 2 numbers", 12, "I", 2, 0),
+            ("all", "4 outliers of a token, expected fewer than 4", 24, "I", 4, 0), ("max", "4294967295 outliers", 24, "I", 0xFFFFFFFF, 0),
+            ("of-a-group", "4 outliers of a token, expected fewer than 4", 24, "I", 4, 1),
+            ("offset-nan", "the offset of channel 1 is nan", 38, "H", 0x7E00, 0), ("scale-0", "the scale of channel 0 is 0", 44, "H", 0, 0),
+            ("scale-negative", "the scale of channel 2 is -1", 48, "H", 0xBC00, 0), ("scale-infinite", "the scale of channel 3 is inf", 50, "H", 0x7C00, 0),
+            ("not-fixed", "and then 0 bytes of fixed", 8, "I", 1, 0)):
+        if name == "not-fixed":
+            b = outliers()
+            s = b.find("SCAL")
+            s.raw(s.data[:4] + struct.pack("<III", 1, 0, 4) + s.data[16:])
+            case("outliers-not-fixed", message, b.build())
+            continue
+        content_case("outliers-" + name, message, "SCAL", offset, form, value, base=outliers, nth=nth)
+    b = outliers()
+    s = b.find("SCAL")
+    s.raw(s.data[:-2]).set(shape0=50)
+    case("outliers-short", "2 levels in 50 bytes", b.build())
     content_case("scaled-group-of-channels", "every 3 channels", "SCAL", 12, "I", 3, base=scaled, nth=1)
     content_case("scaled-levels-equal", "level 1 is -0.75", "SCAL", 34, "H", 0xBA00, base=scaled, nth=1)
     content_case("scaled-level-nan", "level 0 is nan", "SCAL", 32, "H", 0x7E00, base=scaled, nth=1)

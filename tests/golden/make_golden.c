@@ -121,6 +121,9 @@ int main(int argc, char **argv)
     sample_scaled(&book);
     if (status == KVB_OK)
         status = write_book(&book.spec, argv[1], "scaled.kvb", &err);
+    sample_outliers(&book);
+    if (status == KVB_OK)
+        status = write_book(&book.spec, argv[1], "outliers.kvb", &err);
     if (status == KVB_OK)
         status = write_all_caches(argv[1], &err);
     if (status != KVB_OK)

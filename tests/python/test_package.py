@@ -189,7 +189,8 @@ GEOMETRY = {"heads": 2, "kv_heads": 2, "head_dim": 16, "kind": "full", "rope_sty
 
 def layer(rng, rows=600):
     return {"keys": rng.standard_normal((2, rows, 16)), "values": rng.standard_normal((2, rows, 16)),
-            "weight_k": rng.random((2, rows)), "weight_v": rng.random((2, rows))}
+            "weight_k": rng.random((2, rows)), "weight_v": rng.random((2, rows)),
+            "gradient_k": rng.standard_normal((2, rows, 16)), "gradient_v": rng.standard_normal((2, rows, 16))}
 
 
 def test_capture_written_here_trains_a_book_that_opens_here(tmp_path):
@@ -201,6 +202,7 @@ def test_capture_written_here_trains_a_book_that_opens_here(tmp_path):
     back = kvbook.Capture(path)
     assert back.geometry == [GEOMETRY] * 2 and back.meta == {"tool": "test"}
     assert (back.tensors["layers.1.keys"] == layers[1]["keys"].astype(np.float16)).all()
+    assert back.tensors["layers.1.gradient_v"].dtype == np.float16
     assert back.tensors["layers.0.weight_k"].dtype == np.float32 and back.tensors["row_position"][101] == 1
     out = tmp_path / "mine.kvb"
     subprocess.check_call([COMMAND, "train", path, "--recipe", "cq", "--bits", "1", "-o", out, "-q"])

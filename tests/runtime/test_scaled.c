@@ -1,5 +1,6 @@
 /* Numbers coded one by one with scales found while coding: against the formula, in the cache, at once and token by token. */
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,8 +19,15 @@ static rt_shape shape_of(kvb_scaling keys, kvb_scaling values, uint32_t levels)
                       .frame = KVB_FRAME_POST, .rope_style = KVB_ROPE_HALF, .rope_dims = D, .seed = 3, .scaling = {keys, values}};
 }
 
-static const kvb_scaling along_tokens = {KVB_AXIS_CHANNEL, KVB_SCALE_RANGE, 8, 1.0f};
-static const kvb_scaling along_channels = {KVB_AXIS_TOKEN, KVB_SCALE_RANGE, 4, 1.0f};
+static const kvb_scaling along_tokens = {.axis = KVB_AXIS_CHANNEL, .form = KVB_SCALE_RANGE, .group = 8, .clip = 1.0f};
+static const kvb_scaling along_channels = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RANGE, .group = 4, .clip = 1.0f};
+/* Offsets -1, 0, 1, 0, ... and scales 0.5, 1, 2, 1, ... */
+static const uint16_t fixed_halves[2 * D] = {
+    0xbc00, 0, 0x3c00, 0, 0xbc00, 0, 0x3c00, 0, 0xbc00, 0, 0x3c00, 0, 0xbc00, 0, 0x3c00, 0,
+    0x3800, 0x3c00, 0x4000, 0x3c00, 0x3800, 0x3c00, 0x4000, 0x3c00, 0x3800, 0x3c00, 0x4000, 0x3c00, 0x3800, 0x3c00, 0x4000, 0x3c00};
+static const kvb_scaling of_channels = {.axis = KVB_AXIS_CHANNEL, .form = KVB_SCALE_FIXED, .group = 1, .clip = 1.0f, .outliers = 2,
+                                        .fixed = fixed_halves};
+static const kvb_scaling with_outliers = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RANGE, .group = 8, .clip = 1.0f, .outliers = 3};
 
 /* The formula for a group of numbers: nearest of even levels between offset - scale and offset + scale. */
 static void plain_group(const float *y, uint32_t count, uint32_t stride, kvb_scale_form form, float clip, uint32_t levels, float *out)
@@ -86,10 +94,103 @@ static void test_formula(void **state)
     static const uint32_t levels[] = {2, 4, 16, 256};
     for (int form = KVB_SCALE_RANGE; form <= KVB_SCALE_RMS; form++)
         for (size_t i = 0; i < 4; i++) {
-            check_formula((kvb_scaling){KVB_AXIS_CHANNEL, (kvb_scale_form)form, 16, 1.0f}, levels[i]);
-            check_formula((kvb_scaling){KVB_AXIS_TOKEN, (kvb_scale_form)form, 4, 0.8f}, levels[i]);
-            check_formula((kvb_scaling){KVB_AXIS_TOKEN, (kvb_scale_form)form, D, 1.5f}, levels[i]);
+            check_formula((kvb_scaling){.axis = KVB_AXIS_CHANNEL, .form = (kvb_scale_form)form, .group = 16, .clip = 1.0f}, levels[i]);
+            check_formula((kvb_scaling){.axis = KVB_AXIS_TOKEN, .form = (kvb_scale_form)form, .group = 4, .clip = 0.8f}, levels[i]);
+            check_formula((kvb_scaling){.axis = KVB_AXIS_TOKEN, .form = (kvb_scale_form)form, .group = D, .clip = 1.5f}, levels[i]);
         }
+}
+
+/* The numbers that stand out, by the words of the header: taken one after the other. */
+static void plain_outliers(const float *y, uint32_t dim, const kvb_scaling *s, bool *out)
+{
+    memset(out, 0, dim * sizeof *out);
+    for (uint32_t n = 0; n < s->outliers; n++) {
+        double most = -1.0;
+        uint32_t best = 0;
+        for (uint32_t c = 0; c < dim; c++) {
+            double sum = 0.0, count = 0.0, distance;
+            const uint32_t first = c / s->group * s->group;
+            for (uint32_t i = first; i < first + s->group; i++) {
+                sum += out[i] ? 0.0 : (double)y[i];
+                count += out[i] ? 0.0 : 1.0;
+            }
+            distance = fabs((double)y[c] - sum / count);
+            if (s->form == KVB_SCALE_FIXED)
+                distance = fabs((double)y[c] - (double)kvb_half_to_float(s->fixed[c])) / (double)kvb_half_to_float(s->fixed[dim + c]);
+            if (!out[c] && distance > most) {
+                most = distance;
+                best = c;
+            }
+        }
+        out[best] = true;
+    }
+}
+
+/* Outliers come back as half floats, to the bit; the others are coded by the range of what is left. */
+static void check_outliers(const kvb_scaling *s, uint32_t dim, const uint16_t *level, uint32_t levels)
+{
+    enum { MOST = 320, N = 9 };
+    static float x[N * MOST], found[N * MOST];
+    bool out[MOST];
+    const kvb_codebook c = {.channels = 1, .centroids = levels, .groups = dim, .code_bits = levels == 4 ? 2 : 4, .table = level, .stages = 1,
+                            .stage_centroids = levels, .scaling = s};
+    const float least = level != NULL ? kvb_half_to_float(level[0]) : -1.0f;
+    kvb_codec *codec;
+    rt_normal(x, N * dim, 9 + dim);
+    assert_int_equal(kvb_codec_create(&c, dim, true, &codec, NULL), KVB_OK);
+    assert_int_equal(codec->packed_bytes, (dim * c.code_bits + 7) / 8 + (s->form == KVB_SCALE_FIXED ? 0 : dim / s->group * 4) +
+                                              s->outliers * (dim > 256 ? 4 : 3));
+    uint8_t *packed = malloc(kvb_codec_bytes(codec, N));
+    kvb_codec_encode_packed(codec, x, dim, N, packed);
+    kvb_codec_decode_packed(codec, packed, 0, N, found);
+    for (uint32_t t = 0; t < N; t++) {
+        const float *y = x + t * dim;
+        plain_outliers(y, dim, s, out);
+        for (uint32_t i = 0; i < dim; i++) {
+            float low = INFINITY, high = -INFINITY;
+            for (uint32_t k = i / s->group * s->group; k < (i / s->group + 1) * s->group; k++) {
+                low = out[k] ? low : fminf(low, y[k]);
+                high = out[k] ? high : fmaxf(high, y[k]);
+            }
+            const float is = found[t * dim + i];
+            if (out[i]) {
+                assert_true(is == kvb_half_to_float(kvb_half_from_float(y[i])));
+            } else if (s->form == KVB_SCALE_FIXED) {
+                const float offset = kvb_half_to_float(s->fixed[i]), scale = kvb_half_to_float(s->fixed[dim + i]);
+                assert_true(is >= offset + least * scale && is <= offset - least * scale);
+                if (fabsf(y[i] - offset) < scale) /* inside: half a step, and the edges of these levels are at +-1 */
+                    assert_true(fabsf(is - y[i]) <= scale * 0.5f);
+            } else {
+                assert_true(fabsf(is - y[i]) <= 0.5f * (high - low) / (float)(levels - 1) + 4e-3f);
+            }
+        }
+    }
+    /* Places beyond the head, which no encoder writes, are passed over. */
+    memset(packed, 0xff, kvb_codec_bytes(codec, N));
+    kvb_codec_decode_packed(codec, packed, 0, N, found);
+    free(packed);
+    kvb_codec_destroy(codec);
+}
+
+static void test_outliers(void **state)
+{
+    (void)state;
+    enum { WIDE = 320 };
+    static uint16_t wide[2 * WIDE];
+    static const uint16_t level[4] = {0xbc00, 0xb400, 0x3400, 0x3c00};
+    check_outliers(&of_channels, D, NULL, 16);
+    check_outliers(&of_channels, D, level, 4);
+    check_outliers(&with_outliers, D, NULL, 16);
+    kvb_scaling s = with_outliers;
+    s.group = WIDE;
+    check_outliers(&s, WIDE, NULL, 16);
+    s.form = KVB_SCALE_FIXED;
+    s.axis = KVB_AXIS_CHANNEL;
+    s.group = 1;
+    s.fixed = wide;
+    for (uint32_t i = 0; i < WIDE; i++)
+        wide[WIDE + i] = 0x3c00;
+    check_outliers(&s, WIDE, NULL, 16);
 }
 
 /* Token by token through a cache, and at once. */
@@ -141,6 +242,13 @@ static void test_cache_equals_prefill(void **state)
             turned.frame = KVB_FRAME_PRE;
             check_cache(turned, policy, tokens);
         }
+    /* Outliers, and scales of calibration: heads of queries share them. */
+    for (uint32_t tokens = 1; tokens < TOKENS; tokens += 37) {
+        const kvb_policy sink = {.sinks = 1, .window = tokens % 2 * 12};
+        check_cache(shape_of(of_channels, with_outliers, 4), sink, tokens);
+    }
+    const kvb_policy some = {.window = 9, .sinks = 2, .anchor_fraction = 0.1, .score = KVB_SCORE_EXACT_K};
+    check_cache(shape_of(of_channels, with_outliers, 4), some, TOKENS);
     /* Scales of a token alone do not bind it to others: anchors may stay. */
     const kvb_policy anchors = {.window = 9, .sinks = 2, .anchor_fraction = 0.1, .score = KVB_SCORE_EXACT_K};
     check_cache(shape_of(along_channels, along_channels, 4), anchors, TOKENS);
@@ -174,6 +282,20 @@ static void test_blocks_leave_together(void **state)
     kvb_book_close(book);
 }
 
+/* Fixed offsets and scales are held once for each head, as half floats. */
+static void test_fixed_bytes(void **state)
+{
+    (void)state;
+    const kvb_policy policy = {.window = 10};
+    const rt_shape shape = shape_of(of_channels, with_outliers, 4);
+    kvb_book *book = rt_book_make(&shape, &policy);
+    assert_non_null(book);
+    assert_int_equal(kvb_cache_predict_bytes(book, &policy, 100).codebooks, 2 * 2 * D * sizeof(uint16_t));
+    /* Keys of 2 bits with 2 outliers, values with a pair of half floats for each 8 and 3 outliers. */
+    assert_int_equal(kvb_cache_predict_bytes(book, &policy, 100).codes, 2 * 90 * ((D / 4 + 2 * 3) + (D / 4 + D / 8 * 4 + 3 * 3)));
+    kvb_book_close(book);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -197,8 +319,8 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formula), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_formula), cmocka_unit_test(test_outliers), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
+        cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,13 +30,25 @@ void sample_minimal(sample_book *b)
 
 void sample_scaled(sample_book *b)
 {
-    static const kvb_scaling keys = {KVB_AXIS_CHANNEL, KVB_SCALE_RANGE, 8, 1.0f}, values = {KVB_AXIS_TOKEN, KVB_SCALE_RMS, 4, 1.25f};
+    static const kvb_scaling keys = {.axis = KVB_AXIS_CHANNEL, .form = KVB_SCALE_RANGE, .group = 8, .clip = 1.0f};
+    static const kvb_scaling values = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RMS, .group = 4, .clip = 1.25f};
     sample_minimal(b);
     b->table[1][0] = -0.75f;
     b->table[1][1] = 0.875f;
     b->part[0] = (kvb_book_part){.centroids = 4, .scaling = &keys};
     b->part[1] = (kvb_book_part){.centroids = 2, .scaling = &values, .table = b->table[1]};
     b->spec.policy.anchor_fraction = 0;
+}
+
+void sample_outliers(sample_book *b)
+{
+    static const uint16_t fixed[8] = {0x0000, 0xbc00, 0x3800, 0x4000, 0x3c00, 0x3400, 0x4200, 0x0400};
+    static const kvb_scaling keys = {.axis = KVB_AXIS_CHANNEL, .form = KVB_SCALE_FIXED, .group = 1, .clip = 1.0f, .outliers = 1, .fixed = fixed};
+    static const kvb_scaling values = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RANGE, .group = 4, .clip = 1.0f, .outliers = 3};
+    sample_scaled(b);
+    b->part[0] = (kvb_book_part){.centroids = 2, .scaling = &keys, .table = b->table[1]};
+    b->part[1] = (kvb_book_part){.centroids = 4, .scaling = &values};
+    b->spec.policy.anchor_fraction = 0.25;
 }
 
 void sample_additive(sample_book *b)

@@ -28,6 +28,8 @@ void sample_fine(sample_book *b);
 /* One layer of one head, D = 4: keys of 2 bits with a range for 8 tokens of a channel, values of 1 bit in units of a token's root
  * mean square, with levels. */
 void sample_scaled(sample_book *b);
+/* The same with fixed scales of the channels and an outlier for keys, three outliers of each token for values. */
+void sample_outliers(sample_book *b);
 /* One layer of one head, D = 8: keys of 2 stages of 4 in groups of 4, values of 3 stages of 2 in groups of 2. */
 void sample_additive(sample_book *b);
 
