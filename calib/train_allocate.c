@@ -184,6 +184,7 @@ static kvb_status measure(const kvb_trainer *t, double *loss, double *size, kvb_
             continue;
         if (o->progress != NULL && o->progress(o->progress_user, "allocate", l, t->capture->layers) != 0)
             return kvb_fail(err, KVB_E_CANCELLED, "allocation of bits", "stopped at layer %u", l);
+        status = kvb_capture_load(t->capture, l, err);
         for (int kind = 0; status == KVB_OK && kind < 2; kind++)
             status = try_shapes(t, l, (kvb_kind)kind, loss + item * t->recipe->ladder_count, err);
         for (uint32_t i = 0; i < 2 * g->kv_heads; i++)

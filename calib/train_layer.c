@@ -327,7 +327,9 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
     kvb_layer_result *r = &t->result[layer];
     size_t books = kvb_train_count(t, layer, false), fine = kvb_train_count(t, layer, true);
     size_t most = books > fine ? books : fine;
-    kvb_status status = kvb_train_scale(t, layer, err);
+    kvb_status status = kvb_capture_load(t->capture, layer, err);
+    if (status == KVB_OK)
+        status = kvb_train_scale(t, layer, err);
     if (status == KVB_OK)
         status = make_points(&job, err);
     if (status != KVB_OK)

@@ -302,15 +302,15 @@ static kvb_status plan_all(const kvb_input *input, const kvb_recipe *const *reci
     return status;
 }
 
-kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
-                           const kvb_capture_args *capture, uint64_t seed, const kvb_checkpoint *checkpoint, kvb_progress *p,
-                           kvb_capture_store **store, kvb_error *err)
+/* What a capture for all of these recipes keeps; says so where it is not all. */
+static kvb_status prepare_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                                  const kvb_capture_args *capture, uint64_t seed, kvb_progress *p, kvb_capture_options *options,
+                                  kvb_error *err)
 {
     kvb_calibration_plan plan = {0};
     char need[32], budget[32];
     const uint64_t memory = capture->max_memory.value;
     bool ladder = false;
-    *store = NULL;
     for (size_t i = 0; i < recipes; i++)
         ladder = ladder || recipe[i]->ladder_count > 0;
     kvb_status status = plan_all(input, recipe, recipes, memory, &plan, err);
@@ -322,11 +322,69 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
                 (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
-    const kvb_capture_options options = calibration_options(input, ladder, capture, seed, &plan, p);
-    status = capture_for(input, &options, checkpoint, store, err);
+    *options = calibration_options(input, ladder, capture, seed, &plan, p);
+    return KVB_OK;
+}
+
+kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                           const kvb_capture_args *capture, uint64_t seed, const kvb_checkpoint *checkpoint, kvb_progress *p,
+                           kvb_capture_store **store, kvb_error *err)
+{
+    kvb_capture_options options;
+    *store = NULL;
+    kvb_status status = prepare_capture(input, recipe, recipes, capture, seed, p, &options, err);
+    if (status == KVB_OK)
+        status = capture_for(input, &options, checkpoint, store, err);
     if (status == KVB_OK)
         kvb_warn_of_capture(kvb_capture_view(*store), p);
     return status;
+}
+
+kvb_status kvb_shard_parse(const char *text, kvb_shard *shard, kvb_error *err)
+{
+    const char *slash = text != NULL ? strchr(text, '/') : NULL;
+    char first[24] = "";
+    uint64_t i, n;
+    *shard = (kvb_shard){0, 1};
+    if (text == NULL)
+        return KVB_OK;
+    if (slash != NULL && (size_t)(slash - text) < sizeof first)
+        memcpy(first, text, (size_t)(slash - text));
+    if (slash == NULL || !kvb_parse_count(first, &i) || !kvb_parse_count(slash + 1, &n) || i < 1 || i > n)
+        return kvb_fail(err, KVB_E_USAGE, "--shard", "found \"%.40s\", expected I/N with I from 1 to N, such as 1/8", text);
+    *shard = (kvb_shard){i - 1, n};
+    return KVB_OK;
+}
+
+/* A file's counts are in its META alone; opening it reads little more. */
+kvb_status kvb_capture_shard(const kvb_input *input, kvb_capture_options *options, const kvb_shard *shard, const char *path,
+                             kvb_progress *p, kvb_error *err)
+{
+    kvb_capture_store *store = NULL;
+    kvb_status status = shard->count > 1 ? kvb_capture_part(options, shard->index, shard->count, err) : KVB_OK;
+    if (status == KVB_OK)
+        status = kvb_capture_run_to_file(input->model, &input->text, options, path, err);
+    if (status == KVB_OK)
+        status = kvb_capture_open(path, &store, err);
+    if (status != KVB_OK)
+        return status;
+    kvb_warn_of_capture(kvb_capture_view(store), p);
+    if (shard->count > 1)
+        kvb_say(p, "wrote %s: chunks %llu to %llu, part %llu of %llu", path, (unsigned long long)options->skip,
+                (unsigned long long)(options->skip + options->chunks - 1), (unsigned long long)shard->index + 1,
+                (unsigned long long)shard->count);
+    else
+        kvb_say(p, "wrote %s", path);
+    kvb_capture_close(store);
+    return KVB_OK;
+}
+
+kvb_status kvb_calibration_shard(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture, uint64_t seed,
+                                 const kvb_shard *shard, const char *path, kvb_progress *p, kvb_error *err)
+{
+    kvb_capture_options options;
+    kvb_status status = prepare_capture(input, &recipe, 1, capture, seed, p, &options, err);
+    return status == KVB_OK ? kvb_capture_shard(input, &options, shard, path, p, err) : status;
 }
 
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,

@@ -44,6 +44,21 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
                            const kvb_capture_args *capture, uint64_t seed, const kvb_checkpoint *checkpoint, kvb_progress *p,
                            kvb_capture_store **store, kvb_error *err);
 
+/* A part of the chunks, from 0. */
+typedef struct kvb_shard {
+    uint64_t index, count;
+} kvb_shard;
+#define KVB_SHARD_HELP                                                                                                    \
+    "capture the I-th of N equal parts of the chunks alone; `kvbook train` of all parts gives what one capture would"
+/* "I/N", I from 1; NULL: all in one. */
+kvb_status kvb_shard_parse(const char *text, kvb_shard *shard, kvb_error *err);
+/* Captures a part to a file; `options` are those of the whole, and of the part afterwards. */
+kvb_status kvb_capture_shard(const kvb_input *input, kvb_capture_options *options, const kvb_shard *shard, const char *path,
+                             kvb_progress *p, kvb_error *err);
+/* The same with what kvb_run_calibration() would capture for the recipe. */
+kvb_status kvb_calibration_shard(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture, uint64_t seed,
+                                 const kvb_shard *shard, const char *path, kvb_progress *p, kvb_error *err);
+
 /* The image of the book; free with free(). */
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
                                uint64_t seed, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,

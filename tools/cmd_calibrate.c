@@ -1,6 +1,7 @@
 #include <stdlib.h>
 
 #include "calib/shape.h"
+#include "format/base/fail.h"
 #include "format/base/outfile.h"
 #include "tools/calibration.h"
 #include "tools/commands.h"
@@ -15,11 +16,13 @@ typedef struct calibrate_args {
     kvb_capture_args capture;
     kvb_tune_args tune;
     kvb_checkpoint_args checkpoint;
-    const char *output;
+    const char *output, *shard;
     bool dry_run;
 } calibrate_args;
 
 static const kvb_flag flags[] = {
+    {"--shard", KVB_FLAG_STRING, "I/N", KVB_SHARD_HELP "; the output is then a capture (.kvc)",
+     .offset = offsetof(calibrate_args, shard)},
     {"--output", KVB_FLAG_STRING, "FILE", "the book to write (.kvb)", .offset = offsetof(calibrate_args, output),
      .letter = "-o", .required = true},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print rows, bits, sizes, memory and an estimate of the time, and stop",
@@ -108,13 +111,26 @@ static kvb_status calibrate(const calibrate_args *a, const kvb_input *in, const 
     return status;
 }
 
+/* A part of the text makes no book, so what comes after the capture has no place here. */
+static kvb_status check_shard(const calibrate_args *a, kvb_shard *shard, kvb_error *err)
+{
+    kvb_status status = kvb_shard_parse(a->shard, shard, err);
+    if (status == KVB_OK && a->shard != NULL && (a->tune.epochs.value > 0 || a->checkpoint.folder != NULL || a->checkpoint.resume))
+        return kvb_fail(err, KVB_E_USAGE, "--shard", "given together with --tune, --checkpoint or --resume: a part is captured only; "
+                        "give them to the commands that go on from the parts (train, tune)");
+    return status;
+}
+
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
 {
     const calibrate_args *a = args;
     const char *inputs[] = {a->model.model, a->model.tokenizer};
     kvb_input in = {0};
     kvb_recipe recipe;
-    kvb_status status = kvb_recipe_from_args(&a->recipe, &recipe, err);
+    kvb_shard shard;
+    kvb_status status = check_shard(a, &shard, err);
+    if (status == KVB_OK)
+        status = kvb_recipe_from_args(&a->recipe, &recipe, err);
     if (status != KVB_OK)
         return status;
     recipe.policy = kvb_policy_from_args(&a->policy, recipe.policy);
@@ -125,8 +141,12 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         status = kvb_check_output(a->output, a->text.text.items, a->text.text.count, err);
     if (status == KVB_OK)
         status = kvb_input_open(&in, &a->model, &a->text, p, err);
-    if (status == KVB_OK)
-        status = a->dry_run ? print_plan(a, &in, &recipe, err) : calibrate(a, &in, &recipe, p, err);
+    if (status == KVB_OK && a->dry_run)
+        status = print_plan(a, &in, &recipe, err);
+    else if (status == KVB_OK && a->shard != NULL)
+        status = kvb_calibration_shard(&in, &recipe, &a->capture, a->recipe.seed.value, &shard, a->output, p, err);
+    else if (status == KVB_OK)
+        status = calibrate(a, &in, &recipe, p, err);
     kvb_input_close(&in);
     kvb_recipe_free(&recipe);
     return status;
