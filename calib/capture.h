@@ -34,14 +34,15 @@ typedef struct kvb_capture {
     const uint32_t *row_position;   /* [n] its position inside the chunk, ascending in it. NULL where row_chunk is */
     const char *meta_json;          /* what META of a book says of model, tokenizer and text */
     /* NULL where all layers are in memory or mapped; else layer[l] is filled by kvb_capture_load() and until its next call. */
-    kvb_status (*load)(void *user, uint32_t layer, kvb_error *err);
+    kvb_status (*load)(void *user, const uint32_t *layer, uint32_t count, kvb_error *err);
     void *load_user;
 } kvb_capture;
 
-/* Makes layer[l] ready to be read, and possibly no other. Not thread-safe. */
-static inline kvb_status kvb_capture_load(const kvb_capture *c, uint32_t layer, kvb_error *err)
+/* Makes a layer ready to be read, and possibly no other: of the list the one at this process's rank in its team (calib/team.h), if it
+ * is so long; the only one for a process alone. A team's processes call it together, with the same list. Not thread-safe. */
+static inline kvb_status kvb_capture_load(const kvb_capture *c, const uint32_t *layer, uint32_t count, kvb_error *err)
 {
-    return c->load != NULL ? c->load(c->load_user, layer, err) : KVB_OK;
+    return c->load != NULL ? c->load(c->load_user, layer, count, err) : KVB_OK;
 }
 
 typedef struct kvb_capture_options {

@@ -314,9 +314,11 @@ static void take_sensitivity(const kvb_joined *j, kvb_capture_layer *to)
             to->sensitivity[kind] = layer_of(j, i)->sensitivity[kind];
 }
 
-static kvb_status load(void *user, uint32_t layer, kvb_error *err)
+static kvb_status load(void *user, const uint32_t *list, uint32_t count, kvb_error *err)
 {
     kvb_joined *j = user;
+    const uint32_t layer = list[0];
+    (void)count;
     kvb_capture_layer *to = &j->store->layer[layer];
     const kvb_layer *g = &j->store->geometry[layer];
     if (layer == j->layer || kvb_kvc_is_empty(g))

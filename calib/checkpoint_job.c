@@ -141,7 +141,7 @@ void kvb_checkpoint_job_put_capture(kvb_json_writer *w, const kvb_capture *captu
     /* Layers that are loaded one at a time are summed one at a time. */
 #pragma omp parallel for schedule(dynamic, 1) if (capture->load == NULL)
     for (uint32_t l = 0; l < capture->layers; l++)
-        if (kvb_capture_load(capture, l, NULL) == KVB_OK)
+        if (kvb_capture_load(capture, &l, 1, NULL) == KVB_OK)
             sum[l] = sum_layer(capture, l);
         else
             w->failed = true;

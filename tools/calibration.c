@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "calib/shape.h"
+#include "calib/team_capture.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
@@ -207,21 +209,24 @@ void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p)
     kvb_json_free(doc);
 }
 
+const char *kvb_checkpoint_folder_of(const kvb_checkpoint_args *a, const char *output, char usual[KVB_FOLDER_TEXT])
+{
+    if (a->folder != NULL || !a->resume)
+        return a->folder;
+    snprintf(usual, KVB_FOLDER_TEXT, "%s.ckpt", output); /* no path is that long: opening the output has shown it */
+    return usual;
+}
+
 kvb_status kvb_begin_checkpoint(const kvb_checkpoint_args *a, const char *output, const kvb_json_writer *job, kvb_progress *p,
                                 kvb_checkpoint **checkpoint, kvb_error *err)
 {
-    char usual[4096];
-    const char *folder = a->folder, *text = kvb_json_writer_text(job);
+    char usual[KVB_FOLDER_TEXT];
+    const char *folder = kvb_checkpoint_folder_of(a, output, usual), *text = kvb_json_writer_text(job);
     *checkpoint = NULL;
-    if (folder == NULL && !a->resume)
+    if (folder == NULL)
         return KVB_OK;
     if (text == NULL)
         return kvb_fail_memory(err, "checkpoint");
-    if (folder == NULL) {
-        if ((size_t)snprintf(usual, sizeof usual, "%s.ckpt", output) >= sizeof usual)
-            return kvb_fail(err, KVB_E_USAGE, "--output", "a name too long to make a checkpoint's of: give --checkpoint");
-        folder = usual;
-    }
     kvb_status status = kvb_checkpoint_open(folder, text, a->resume, checkpoint, err);
     if (status == KVB_OK && kvb_checkpoint_resumes(*checkpoint))
         kvb_say(p, "going on from %s", folder);
@@ -230,8 +235,7 @@ kvb_status kvb_begin_checkpoint(const kvb_checkpoint_args *a, const char *output
 
 kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb_progress *p)
 {
-    const bool useful = kvb_checkpoint_has_records(checkpoint) || kvb_checkpoint_has_capture(checkpoint);
-    if (status == KVB_OK || !useful) {
+    if (status == KVB_OK || !kvb_checkpoint_has_results(checkpoint)) {
         kvb_checkpoint_remove(checkpoint);
         return status;
     }
@@ -240,20 +244,28 @@ kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb
     return status;
 }
 
-kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device, kvb_checkpoint *checkpoint,
-                            kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+static kvb_status train_together(const kvb_team *team, const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed,
+                                 kvb_device device, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
+                                 kvb_train_report *report, kvb_error *err)
 {
     kvb_train_options options;
     kvb_train_options_init(&options);
+    options.team = team;
     options.checkpoint = checkpoint;
     options.seed = seed;
     options.device = device;
     options.progress = kvb_progress_report;
     options.progress_user = p;
     kvb_status status = kvb_train_book(capture, recipe, &options, image, size, report, err);
-    if (status == KVB_OK)
+    if (status == KVB_OK && kvb_team_rank(team) == 0)
         say_result(p, report);
     return status;
+}
+
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device, kvb_checkpoint *checkpoint,
+                            kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+{
+    return train_together(NULL, capture, recipe, seed, device, checkpoint, p, image, size, report, err);
 }
 
 static kvb_capture_options calibration_options(const kvb_input *input, bool ladder, const kvb_capture_args *capture, uint64_t seed,
@@ -399,4 +411,52 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
                                   report, err);
     kvb_capture_close(store);
     return status;
+}
+
+/* This process's part; in a file where there is a checkpoint, which a resumed job of as many processes finds. */
+static kvb_status capture_part(const kvb_input *input, const kvb_capture_options *options, const char *folder, bool resumes,
+                               kvb_capture_store **store, kvb_error *err)
+{
+    struct stat st;
+    if (folder == NULL)
+        return kvb_capture_run(input->model, &input->text, options, store, err);
+    char *path = kvb_checkpoint_part(folder, options->skip, options->chunks);
+    if (path == NULL)
+        return kvb_fail_memory(err, folder);
+    kvb_status status = KVB_OK;
+    if (!resumes || stat(path, &st) != 0)
+        status = kvb_capture_run_to_file(input->model, &input->text, options, path, err);
+    if (status == KVB_OK)
+        status = kvb_capture_open(path, store, err);
+    free(path);
+    return status;
+}
+
+kvb_status kvb_run_team_calibration(const kvb_team *team, const kvb_input *input, const kvb_recipe *recipe,
+                                    const kvb_capture_args *capture, uint64_t seed, const char *folder, kvb_checkpoint *checkpoint,
+                                    kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+{
+    kvb_capture_store *store = NULL;
+    kvb_team_capture *whole = NULL;
+    kvb_capture_options options;
+    bool resumes = kvb_checkpoint_resumes(checkpoint);
+    *image = NULL;
+    kvb_status status = prepare_capture(input, &recipe, 1, capture, seed, p, &options, err);
+    if (status == KVB_OK)
+        status = kvb_capture_part(&options, team->rank, team->size, err);
+    status = kvb_team_agree(team, status, err);
+    if (status == KVB_OK)
+        status = kvb_team_share(team, &resumes, sizeof resumes, err);
+    if (status == KVB_OK)
+        status = kvb_team_agree(team, capture_part(input, &options, folder, resumes, &store, err), err);
+    if (status == KVB_OK)
+        status = kvb_team_capture_create(team, kvb_capture_view(store), &whole, err);
+    if (status == KVB_OK) {
+        kvb_warn_of_capture(kvb_team_capture_view(whole), p);
+        status = train_together(team, kvb_team_capture_view(whole), recipe, seed, (kvb_device)capture->device.value, checkpoint, p, image,
+                                size, report, err);
+    }
+    kvb_team_capture_free(whole);
+    kvb_capture_close(store);
+    return kvb_team_agree(team, status, err);
 }

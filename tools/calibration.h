@@ -31,6 +31,9 @@ kvb_capture_options kvb_capture_options_for(const kvb_input *input, const kvb_ca
 /* Warns of what the capture's META says was left out of it or cut short. */
 void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p);
 
+/* Its folder: the one given, or the output's name and ".ckpt"; NULL where the flags ask for none. */
+enum { KVB_FOLDER_TEXT = 4200 };
+const char *kvb_checkpoint_folder_of(const kvb_checkpoint_args *a, const char *output, char usual[KVB_FOLDER_TEXT]);
 /* A checkpoint as the flags ask for one; *checkpoint is NULL where they do not. `job`: what results depend on. */
 kvb_status kvb_begin_checkpoint(const kvb_checkpoint_args *a, const char *output, const kvb_json_writer *job, kvb_progress *p,
                                 kvb_checkpoint **checkpoint, kvb_error *err);
@@ -63,6 +66,11 @@ kvb_status kvb_calibration_shard(const kvb_input *input, const kvb_recipe *recip
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
                                uint64_t seed, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
                                kvb_train_report *report, kvb_error *err);
+/* The same by several processes: each captures a part of the text, in `folder` if it is not NULL, and trains some of the layers. The
+ * checkpoint and the image are the first one's; the same bytes for any number of processes. */
+kvb_status kvb_run_team_calibration(const kvb_team *team, const kvb_input *input, const kvb_recipe *recipe,
+                                    const kvb_capture_args *capture, uint64_t seed, const char *folder, kvb_checkpoint *checkpoint,
+                                    kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
 /* Trains from a capture; says what came of it. */
 kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device,
                             kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
