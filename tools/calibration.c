@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "calib/memory.h"
 #include "calib/shape.h"
 #include "calib/team_capture.h"
 #include "format/base/checked.h"
@@ -41,12 +42,14 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
                           kvb_calibration_plan *plan)
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
-    uint64_t row_bytes = kvb_capture_row_bytes(info->layer, info->layers);
-    uint64_t tokens = input->chunks * input->ctx, fit = row_bytes > 0 ? max_memory / row_bytes : tokens;
+    const uint64_t row_bytes = kvb_memory_row(info->layer, info->layers), tokens = input->chunks * input->ctx;
+    const uint64_t fixed = kvb_memory_fixed(input->model, &input->text, input->ctx, recipe->ladder_count > 0);
+    const uint64_t fit = max_memory > fixed ? (max_memory - fixed) / row_bytes : 0;
     /* Every chunk gives the same number of rows. */
     uint64_t rows = fit < tokens ? fit / input->chunks * input->chunks : tokens;
     *plan = (kvb_calibration_plan){
-        .tokens = tokens, .rows = rows, .row_bytes = row_bytes, .capture_bytes = rows * row_bytes,
+        .tokens = tokens, .rows = rows, .row_bytes = row_bytes, .fixed_bytes = fixed, .max_memory = max_memory,
+        .capture_bytes = rows * kvb_capture_row_bytes(info->layer, info->layers),
         .codebooks = codebooks_of(info), .book_bytes = book_bytes_of(info, recipe),
         .bits = kvb_recipe_nominal_bits(recipe),
     };
@@ -75,6 +78,12 @@ kvb_status kvb_check_plan(const kvb_input *input, const kvb_recipe *recipe, cons
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
     kvb_recipe fitted = *recipe;
+    char need[32], budget[32];
+    if (plan->rows == 0)
+        return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
+                        "%s is too little for model, text, one chunk's pass and a row of each of %llu chunks, about %s; give more, or a "
+                        "shorter --ctx", kvb_size_text(plan->max_memory, budget), (unsigned long long)input->chunks,
+                        kvb_size_text(plan->fixed_bytes + input->chunks * plan->row_bytes, need));
     kvb_status status = kvb_recipe_fit(&fitted, info->layer, info->layers, err);
     for (int kind = 0; status == KVB_OK && kind < 2; kind++) {
         const kvb_recipe_kind *k = &fitted.kind[kind];
@@ -300,15 +309,9 @@ static kvb_status capture_for(const kvb_input *input, const kvb_capture_options 
 static kvb_status plan_all(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes, uint64_t memory,
                            kvb_calibration_plan *plan, kvb_error *err)
 {
-    char need[32], budget[32];
     kvb_status status = KVB_OK;
     for (size_t i = 0; i < recipes && status == KVB_OK; i++) {
         kvb_plan_calibration(input, recipe[i], memory, plan);
-        if (plan->rows == 0)
-            return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
-                            "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
-                            kvb_size_text(memory, budget), (unsigned long long)input->chunks,
-                            kvb_size_text(input->chunks * plan->row_bytes, need));
         status = kvb_check_plan(input, recipe[i], plan, err);
     }
     return status;
@@ -332,7 +335,7 @@ static kvb_status prepare_capture(const kvb_input *input, const kvb_recipe *cons
         return status;
     if (plan.rows < plan.tokens)
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
-                (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
+                (unsigned long long)plan.tokens, kvb_size_text(plan.fixed_bytes + plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
     *options = calibration_options(input, ladder, capture, seed, &plan, p);
     return KVB_OK;

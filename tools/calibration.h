@@ -10,7 +10,9 @@
 /* What a calibration would take. */
 typedef struct kvb_calibration_plan {
     uint64_t tokens, rows;   /* of the text; kept of each head */
-    uint64_t row_bytes, capture_bytes;
+    uint64_t max_memory;
+    uint64_t row_bytes, fixed_bytes; /* the peak is fixed_bytes + rows * row_bytes */
+    uint64_t capture_bytes;          /* of what is kept */
     uint64_t codebooks, book_bytes; /* book_bytes without META and padding */
     double bits;
 } kvb_calibration_plan;
@@ -77,7 +79,7 @@ kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe
                             kvb_train_report *report, kvb_error *err);
 
 /* Default of --max-memory and of --seed. */
-#define KVB_USUAL_MEMORY ((uint64_t)4 << 30)
+#define KVB_USUAL_MEMORY ((uint64_t)8 << 30)
 #define KVB_USUAL_SEED 1u
 #define KVB_USUAL_SENSITIVITY 8u /* chunks */
 

@@ -68,7 +68,8 @@ static kvb_status print_plan(const calibrate_args *a, const kvb_input *in, const
     printf("bits            %g (keys %s, values %s)\n", plan.bits, shape[KVB_KEY], shape[KVB_VALUE]);
     printf("codebooks       %llu\n", (unsigned long long)plan.codebooks);
     printf("book            about %s\n", kvb_size_text(plan.book_bytes, text));
-    printf("capture memory  %s\n", kvb_size_text(plan.capture_bytes, text));
+    printf("capture         %s\n", kvb_size_text(plan.capture_bytes, text));
+    printf("memory          %s at most\n", kvb_size_text(plan.fixed_bytes + plan.rows * plan.row_bytes, text));
     printf("time            about %s\n", kvb_time_text(seconds, text));
     return KVB_OK;
 }

@@ -22,15 +22,16 @@ fi
 root=$([ "$(id -u)" != 0 ] || echo --allow-run-as-root)
 ranks() { n=$1; shift; mpirun $root --oversubscribe --bind-to none -n "$n" "$@"; } # ranks N COMMAND...
 
+less=$(less_memory 1.5 $input --recipe best --bits 1 --allocate)
 "$kvbook" calibrate $job -q -o "$work/alone.kvb"
-"$kvbook" calibrate $input --recipe best --bits 1 --allocate --max-memory 1M --tune 1 --threads 1 -q -o "$work/allocated.kvb"
+"$kvbook" calibrate $input --recipe best --bits 1 --allocate --max-memory "$less" --tune 1 --threads 1 -q -o "$work/allocated.kvb"
 "$kvbook" calibrate $input --recipe kivi --bits 2 --threads 1 -q -o "$work/kivi.kvb"
 for n in 1 2 4; do
     expect "$n processes" 0 'wrote' ranks $n "$kvbook" calibrate $job -o "$work/$n.kvb"
     same "$n processes: the bytes of one" "$work/alone.kvb" "$work/$n.kvb"
     [ "$(grep -c 'relative error' "$err")" = 1 ] && ok "$n processes speak with one voice" || fail "$n processes speak with one voice" "$(cat "$err")"
 done
-expect "sampled, allocated and tuned by 3" 0 'wrote' ranks 3 "$kvbook" calibrate $input --recipe best --bits 1 --allocate --max-memory 1M --tune 1 \
+expect "sampled, allocated and tuned by 3" 0 'wrote' ranks 3 "$kvbook" calibrate $input --recipe best --bits 1 --allocate --max-memory "$less" --tune 1 \
     --threads 1 -o "$work/3.kvb"
 same "sampled, allocated and tuned by 3: the bytes of one" "$work/allocated.kvb" "$work/3.kvb"
 expect "nothing to train, by 2" 0 'wrote' ranks 2 "$kvbook" calibrate $input --recipe kivi --bits 2 --threads 1 -o "$work/k.kvb"

@@ -47,7 +47,8 @@ for n in 2 5; do
     expect "$n shards" 0 wrote "$kvbook" train "$work"/s?-$n.kvc --recipe best --bits 2 -o "$work/shards.kvb"
     same "$n shards: the same bytes" "$work/one.kvb" "$work/shards.kvb"
 done
-job="$input --chunks 24 --recipe best --bits 2 --max-memory 1M"
+job="$input --chunks 24 --recipe best --bits 2"
+job="$job --max-memory $(less_memory 1.5 $job)"
 "$kvbook" calibrate $job -q -o "$work/calibrated.kvb"
 for i in 1 2 3; do expect "calibrate --shard $i/3" 0 "part $i of 3" "$kvbook" calibrate $job --shard $i/3 -o "$work/c$i.kvc"; done
 "$kvbook" train "$work"/c?.kvc --recipe best --bits 2 -q -o "$work/c.kvb"
