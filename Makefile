@@ -170,6 +170,12 @@ $(BUILD)/tests/model_probe: $(BUILD)/obj/tests/tools/model_probe.o $(BUILD)/libk
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+# Preloaded into the command, makes its system calls fail one at a time.
+$(BUILD)/obj/tests/tools/fault.o: CFLAGS += -fvisibility=default
+$(BUILD)/tests/fault.so: $(BUILD)/obj/tests/tools/fault.o
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(filter-out -fopenmp -fsanitize=%,$(CFLAGS)) -shared -o $@ $^ -ldl
+
 # A fuzz target replays its corpus in the tests; `make fuzz` links the same object with libFuzzer.
 $(FUZZERS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/replay.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)
@@ -186,7 +192,7 @@ $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(FAISS_LIBS) $(LIBS_RUNTIME)
 
-tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf $(BUILD)/tests/model_probe
+tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf $(BUILD)/tests/model_probe $(BUILD)/tests/fault.so
 
 check:
 	$(Q)tools/deps.sh --optional

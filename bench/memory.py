@@ -6,7 +6,7 @@
 On the tests' tiny model, whose captures outgrow everything else soon. Prints a table and writes a plot."""
 import argparse, os, platform, random, subprocess, tempfile, time
 
-CHUNKS = [200, 400, 800, 1600, 3200]
+CHUNKS = [1000, 2000, 4000, 8000, 16000]
 WIDTH, HEIGHT, LEFT, TOP, ROOM = 360, 260, 60, 40, 460
 
 
@@ -41,18 +41,18 @@ def panel(x0, title, unit, lines):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", default="build")
-    parser.add_argument("--limit", default="48M")
+    parser.add_argument("--limit", default="64M")
     parser.add_argument("--svg", default="bench/results/memory.svg")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model, text = folder + "/tiny.gguf", folder + "/text.txt"
         subprocess.run([args.build + "/tests/make_tiny_gguf", model, "1"], check=True)
-        random.seed(1)
-        with open(text, "w") as file:
-            for _ in range(130 * CHUNKS[-1] // 8):
-                file.write(" ".join(chr(97 + random.randrange(26)) * 3 for _ in range(8)) + "\n")
         for chunks in CHUNKS:
+            random.seed(1)
+            with open(text, "w") as file: # 3 tokens a word and more
+                for _ in range(45 * chunks // 8):
+                    file.write(" ".join(chr(97 + random.randrange(26)) * 3 for _ in range(8)) + "\n")
             base = [args.build + "/kvbook", "calibrate", "--model", model, "--text", text, "--ctx", "128", "--chunks", str(chunks),
                     "--recipe", "best-fast", "--bits", "2", "--no-allocate", "--threads", "1", "-q", "-o", folder + "/book.kvb"]
             rows.append((chunks,) + measure(base + ["--max-memory", args.limit]) + measure(base))

@@ -32,7 +32,7 @@ struct kvb_checkpoint {
     char *folder, *capture;
     uint8_t job_hash[32];
     int fd; /* of the folder: holds the lock */
-    bool resumes;
+    bool resumes, made; /* made: the folder was not there before */
 };
 
 /* ---- names inside the folder */
@@ -111,7 +111,8 @@ static bool see_result(const kvb_checkpoint *c, const char *name, void *user)
 static kvb_status enter_folder(kvb_checkpoint *c, kvb_error *err)
 {
     char foreign[64];
-    if (mkdir(c->folder, 0777) != 0 && errno != EEXIST)
+    c->made = mkdir(c->folder, 0777) == 0;
+    if (!c->made && errno != EEXIST)
         return kvb_fail(err, KVB_E_IO, c->folder, "cannot make the folder of the checkpoint: %s", strerror(errno));
     c->fd = open(c->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (c->fd < 0)
@@ -181,6 +182,8 @@ kvb_status kvb_checkpoint_open(const char *folder, const char *job, bool resume,
     kvb_status status = enter(c, job, resume, err);
     if (status == KVB_OK)
         *checkpoint = c;
+    else if (c->made)
+        kvb_checkpoint_remove(c);
     else
         kvb_checkpoint_close(c);
     return status;
