@@ -23,6 +23,12 @@ FAISS_LIBS = -lfaiss -lopenblas -lstdc++
 LIBS += $(FAISS_LIBS)
 endif
 
+# Calibration by several processes (mpirun): make MPI=1, with Open MPI from Debian (make deps MPI=1).
+ifeq ($(MPI),1)
+CPPFLAGS += -DKVB_MPI $(shell pkg-config --cflags ompi-c 2>/dev/null | sed 's/-I/-isystem /g')
+LIBS += $(or $(shell pkg-config --libs ompi-c 2>/dev/null),-lmpi)
+endif
+
 # Calibration on a GPU, in the command: make CUDA=1 BUILD=build/cuda. No GPU is needed to build.
 ifeq ($(CUDA),1)
 CPPFLAGS += -DKVB_CUDA
@@ -76,13 +82,13 @@ help:
 	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates on a GPU (--device cuda); make check-cuda-calib tests it'
 	@echo 'make check-cuda  the tests that need a GPU; make bench-cuda times decoding beside PyTorch'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
-	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 PREFIX DESTDIR NVCC CUDA_ARCH; V=1 shows the commands.'
+	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 MPI=1 PREFIX DESTDIR NVCC CUDA_ARCH; V=1 shows the commands.'
 
 print-config:
-	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA $(if $(CUDA_CALIB_OBJ),on,$(if $(NVCC),with make cuda,off (no nvcc))), FAISS $(if $(FAISS_OBJ),on,off), MPI off -> $(BUILD)/'
+	@echo 'kvbook: CC=$(CC), OpenMP on, OpenBLAS on, CUDA $(if $(CUDA_CALIB_OBJ),on,$(if $(NVCC),with make cuda,off (no nvcc))), FAISS $(if $(FAISS_OBJ),on,off), MPI $(if $(filter 1,$(MPI)),on,off) -> $(BUILD)/'
 
 deps:
-	$(Q)tools/deps.sh
+	$(Q)MPI=$(MPI) tools/deps.sh
 
 # Vector builds only where the compiler targets x86-64; elsewhere these files give their callers NULL.
 ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
@@ -170,6 +176,12 @@ $(BUILD)/tests/model_probe: $(BUILD)/obj/tests/tools/model_probe.o $(BUILD)/libk
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+# Preloaded into the command, makes its system calls fail one at a time.
+$(BUILD)/obj/tests/tools/fault.o: CFLAGS += -fvisibility=default
+$(BUILD)/tests/fault.so: $(BUILD)/obj/tests/tools/fault.o
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(filter-out -fopenmp -fsanitize=%,$(CFLAGS)) -shared -o $@ $^ -ldl
+
 # A fuzz target replays its corpus in the tests; `make fuzz` links the same object with libFuzzer.
 $(FUZZERS): $(BUILD)/tests/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/obj/tests/fuzz/replay.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)
@@ -186,7 +198,7 @@ $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(FAISS_LIBS) $(LIBS_RUNTIME)
 
-tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf $(BUILD)/tests/model_probe
+tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf $(BUILD)/tests/model_probe $(BUILD)/tests/fault.so
 
 check:
 	$(Q)tools/deps.sh --optional

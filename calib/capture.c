@@ -220,20 +220,10 @@ static kvb_status write_moments(capture_run *r, kvb_error *err)
 {
     kvb_status status = KVB_OK;
     for (uint32_t l = 0; status == KVB_OK && l < r->layers; l++) {
-        const kvb_layer *g = &r->layer[l];
-        size_t count = (size_t)g->kv_heads * g->head_dim * g->head_dim;
-        if (kvb_kvc_is_empty(g))
-            continue;
-        float *moment = kvb_alloc_array(2 * count, sizeof *moment);
-        if (moment == NULL)
-            return kvb_fail_memory(err, "query moments");
-        kvb_observer_moments(r->observer, l, moment, moment + count);
-        status = kvb_sink_write(r->sink, kvb_kvc_offset(&r->layout, l, KVB_KVC_MOMENT_RELATIVE), moment,
-                                count * sizeof *moment, err);
-        if (status == KVB_OK)
-            status = kvb_sink_write(r->sink, kvb_kvc_offset(&r->layout, l, KVB_KVC_MOMENT_POST), moment + count,
-                                    count * sizeof *moment, err);
-        free(moment);
+        const uint64_t *queries;
+        const kvb_exact *sums = kvb_observer_sums(r->observer, l, &queries);
+        if (!kvb_kvc_is_empty(&r->layer[l]))
+            status = kvb_sink_write_moments(r->sink, l, sums, queries, err);
     }
     return status;
 }
@@ -241,10 +231,10 @@ static kvb_status write_moments(capture_run *r, kvb_error *err)
 static kvb_status write_sensitivities(capture_run *r, kvb_error *err)
 {
     kvb_sensitivity *s = NULL;
-    const uint64_t wanted = r->options->sensitivity_chunks;
+    const uint64_t wanted = r->options->sensitivity_chunks, there = r->options->whole_chunks != 0 ? r->options->whole_chunks : r->chunks;
     if (wanted == 0)
         return KVB_OK;
-    kvb_status status = kvb_sensitivity_measure(r->model, r->text, r->options, wanted < r->chunks ? wanted : r->chunks, &s, err);
+    kvb_status status = kvb_sensitivity_measure(r->model, r->text, r->options, wanted < there ? wanted : there, &s, err);
     for (uint32_t l = 0; status == KVB_OK && l < r->layers; l++)
         for (int kind = 0; status == KVB_OK && kind < 2 && !kvb_kvc_is_empty(&r->layer[l]); kind++) {
             const size_t count = (size_t)r->layer[l].kv_heads * r->layer[l].head_dim * r->layer[l].head_dim;
@@ -381,6 +371,23 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
         status = finish(&r, store, err);
     tear_down(&r);
     return status;
+}
+
+kvb_status kvb_capture_part(kvb_capture_options *o, uint64_t i, uint64_t n, kvb_error *err)
+{
+    const uint64_t whole = o->chunks, first = kvb_capture_part_begin(whole, i, n);
+    if (o->max_rows != 0 && o->max_rows < whole)
+        return kvb_fail(err, KVB_E_USAGE, "capture", "%" PRIu64 " rows of %" PRIu64 " chunks; keep at least one row of each",
+                        o->max_rows, whole);
+    if (whole < n)
+        return kvb_fail(err, KVB_E_USAGE, "capture", "%" PRIu64 " chunks for %" PRIu64 " parts: expected at least one each; choose "
+                        "fewer parts, or give more text", whole, n);
+    o->chunks = kvb_capture_part_begin(whole, i + 1, n) - first;
+    o->max_rows = o->max_rows / whole * o->chunks; /* the same number of every chunk, whoever runs it */
+    o->skip += first;
+    o->whole_chunks = i == 0 ? whole : 0;
+    o->sensitivity_chunks = i == 0 ? o->sensitivity_chunks : 0;
+    return KVB_OK;
 }
 
 kvb_status kvb_capture_run(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,

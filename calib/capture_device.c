@@ -30,7 +30,8 @@ typedef struct device_run {
     kvb_cuda_seen seen;
     uint16_t *half;      /* [chunks * keep][D] */
     float *row_weight;   /* [chunks * keep] */
-    float *moment;       /* [2][G][D][D] */
+    kvb_exact *sums;     /* [2][G][D(D+1)/2] */
+    uint64_t *queries;   /* [G] */
 } device_run;
 
 static void run_free(device_run *r)
@@ -51,7 +52,8 @@ static void run_free(device_run *r)
     free(r->seen.bad_queries);
     free(r->half);
     free(r->row_weight);
-    free(r->moment);
+    free(r->sums);
+    free(r->queries);
 }
 
 static bool allocate(device_run *r)
@@ -69,9 +71,11 @@ static bool allocate(device_run *r)
     r->seen.bad_queries = kvb_alloc_array(r->g->heads, sizeof *r->seen.bad_queries);
     r->half = kvb_alloc_array(kept, dim * sizeof *r->half);
     r->row_weight = kvb_alloc_array(kept, sizeof *r->row_weight);
-    r->moment = kvb_alloc_array(2 * heads * dim, dim * sizeof *r->moment);
+    r->sums = kvb_alloc_array(2 * heads * kvb_triangle(dim), sizeof *r->sums);
+    r->queries = kvb_alloc_array(heads, sizeof *r->queries);
     return r->position && r->drawn && r->seen.keys && r->seen.values && r->seen.bad_keys && r->seen.bad_values &&
-           r->seen.weight_k && r->seen.weight_v && r->seen.moment && r->seen.bad_queries && r->half && r->row_weight && r->moment;
+           r->seen.weight_k && r->seen.weight_v && r->seen.moment && r->seen.bad_queries && r->half && r->row_weight && r->sums &&
+           r->queries;
 }
 
 /* Rows that are kept, where they came from, and the positions that queries are turned back by. */
@@ -245,29 +249,21 @@ static kvb_status write_head(device_run *r, uint32_t layer, uint32_t head, kvb_e
     return status;
 }
 
-/* Means, symmetric, as kvb_observer_moments() gives them. */
+/* Sums of a whole run: parts of it add up to the same but for the rounding of each. */
 static kvb_status write_moments(device_run *r, uint32_t layer, kvb_error *err)
 {
     const size_t dim = r->g->head_dim, square = dim * dim, heads = r->g->kv_heads, group = r->g->heads / heads;
+    memset(r->sums, 0, 2 * heads * kvb_triangle(dim) * sizeof *r->sums);
+    for (size_t i = 0; i < 2 * heads; i++)
+        kvb_query_sums_add(r->sums + i * kvb_triangle(dim), r->seen.moment + i * square, r->g->head_dim);
     for (size_t head = 0; head < heads; head++) {
-        uint64_t queries = group * r->rows;
+        r->queries[head] = group * r->rows;
         for (size_t h = head * group; h < (head + 1) * group; h++) {
-            queries -= r->seen.bad_queries[h];
+            r->queries[head] -= r->seen.bad_queries[h];
             r->job->counts->bad_queries += r->seen.bad_queries[h];
         }
-        const double scale = queries != 0 ? 0.5 / (double)queries : 0.0;
-        for (size_t which = 0; which < 2; which++) {
-            const double *m = r->seen.moment + (which * heads + head) * square;
-            for (size_t i = 0; i < square; i++)
-                r->moment[(which * heads + head) * square + i] = (float)((m[i] + m[i % dim * dim + i / dim]) * scale);
-        }
     }
-    kvb_status status = kvb_sink_write(r->job->sink, kvb_kvc_offset(r->job->layout, layer, KVB_KVC_MOMENT_RELATIVE), r->moment,
-                                       heads * square * sizeof *r->moment, err);
-    if (status == KVB_OK)
-        status = kvb_sink_write(r->job->sink, kvb_kvc_offset(r->job->layout, layer, KVB_KVC_MOMENT_POST),
-                                r->moment + heads * square, heads * square * sizeof *r->moment, err);
-    return status;
+    return kvb_sink_write_moments(r->job->sink, layer, r->sums, r->queries, err);
 }
 
 static kvb_status run_layers(device_run *r, kvb_error *err)

@@ -67,9 +67,15 @@ static kvb_status check_tensor(const kvc_reader *r, const kvb_st_tensor *t, kvb_
         return refuse(r, t->name, what);
     }
     if (t->offset % kvb_st_dtype_bytes(dtype) != 0)
-        return refuse(r, t->name, "is not aligned to its type in the file; write the 4-byte tensors before the 2-byte "
-                                  "ones, after a header padded to a multiple of 8");
+        return refuse(r, t->name, "is not aligned to its type in the file; write wide types before "
+                                  "narrow ones, after a header padded to a multiple of 8");
     return KVB_OK;
+}
+
+static kvb_st_dtype dtype_of(kvb_kvc_part part)
+{
+    const uint32_t element = kvb_kvc_element(part);
+    return element == 2 ? KVB_ST_F16 : element == 4 ? KVB_ST_F32 : KVB_ST_I64;
 }
 
 /* A part of a layer, or NULL where it is missing and `required` is false. */
@@ -82,7 +88,7 @@ static kvb_status read_part(const kvc_reader *r, uint32_t layer, kvb_kvc_part pa
     if (t == NULL)
         return required ? refuse(r, name, "missing; a capture has keys and values of every layer") : KVB_OK;
     uint32_t dims = kvb_kvc_shape(&r->store->geometry[layer], r->store->view.rows, part, shape);
-    kvb_status status = check_tensor(r, t, kvb_kvc_element(part) == 2 ? KVB_ST_F16 : KVB_ST_F32, shape, dims);
+    kvb_status status = check_tensor(r, t, dtype_of(part), shape, dims);
     if (status == KVB_OK)
         *data = t->bytes;
     return status;
@@ -110,6 +116,7 @@ static kvb_status read_layer(const kvc_reader *r, uint32_t layer)
 {
     kvb_capture_layer *to = &r->store->layer[layer];
     const void *data[KVB_KVC_PARTS];
+    char name[KVB_KVC_NAME_SIZE];
     if (kvb_kvc_is_empty(&r->store->geometry[layer]))
         return KVB_OK;
     for (kvb_kvc_part part = 0; part < KVB_KVC_PARTS; part++) {
@@ -118,6 +125,8 @@ static kvb_status read_layer(const kvc_reader *r, uint32_t layer)
         if (status != KVB_OK)
             return status;
     }
+    if ((data[KVB_KVC_QUERY_SUMS] == NULL) != (data[KVB_KVC_QUERY_COUNT] == NULL))
+        return refuse(r, kvb_kvc_name(layer, KVB_KVC_QUERY_SUMS, name), "expected with query_count; both or neither");
     *to = (kvb_capture_layer){
         .keys = data[KVB_KVC_KEYS],
         .values = data[KVB_KVC_VALUES],
@@ -125,6 +134,8 @@ static kvb_status read_layer(const kvc_reader *r, uint32_t layer)
         .weight_v = data[KVB_KVC_WEIGHT_V],
         .moment_relative = data[KVB_KVC_MOMENT_RELATIVE],
         .moment_post = data[KVB_KVC_MOMENT_POST],
+        .query_sums = data[KVB_KVC_QUERY_SUMS],
+        .query_count = data[KVB_KVC_QUERY_COUNT],
         .sensitivity = {data[KVB_KVC_SENSITIVITY_K], data[KVB_KVC_SENSITIVITY_V]},
         .gradient = {data[KVB_KVC_GRADIENT_K], data[KVB_KVC_GRADIENT_V]},
     };

@@ -12,6 +12,8 @@
 enum { HEADER_ALIGNMENT = 64, LENGTH_BYTES = 8 };
 
 const char *const kvb_kvc_part_names[KVB_KVC_PARTS] = {
+    [KVB_KVC_QUERY_SUMS] = "query_sums",
+    [KVB_KVC_QUERY_COUNT] = "query_count",
     [KVB_KVC_WEIGHT_K] = "weight_k",
     [KVB_KVC_WEIGHT_V] = "weight_v",
     [KVB_KVC_MOMENT_RELATIVE] = "moment_relative",
@@ -32,23 +34,42 @@ const char *kvb_kvc_name(uint32_t layer, kvb_kvc_part part, char name[KVB_KVC_NA
 
 uint32_t kvb_kvc_shape(const kvb_layer *layer, uint64_t rows, kvb_kvc_part part, uint64_t shape[3])
 {
+    if (part == KVB_KVC_QUERY_SUMS) {
+        shape[0] = 2 * (uint64_t)layer->kv_heads;
+        shape[1] = kvb_triangle(layer->head_dim);
+        shape[2] = 2;
+        return 3;
+    }
     bool moment = part >= KVB_KVC_MOMENT_RELATIVE && part <= KVB_KVC_SENSITIVITY_V;
     shape[0] = layer->kv_heads;
     shape[1] = moment ? layer->head_dim : rows;
     shape[2] = layer->head_dim;
-    return part == KVB_KVC_WEIGHT_K || part == KVB_KVC_WEIGHT_V ? 2 : 3;
+    return part == KVB_KVC_QUERY_COUNT ? 1 : part == KVB_KVC_WEIGHT_K || part == KVB_KVC_WEIGHT_V ? 2 : 3;
 }
 
 bool kvb_kvc_has(const kvb_kvc_layout *layout, kvb_kvc_part part)
 {
     if (part == KVB_KVC_SENSITIVITY_K || part == KVB_KVC_SENSITIVITY_V)
         return (layout->extras & KVB_KVC_SENSITIVITIES) != 0;
-    return part < KVB_KVC_GRADIENT_K || (layout->extras & KVB_KVC_GRADIENTS) != 0;
+    if (part == KVB_KVC_GRADIENT_K || part == KVB_KVC_GRADIENT_V)
+        return (layout->extras & KVB_KVC_GRADIENTS) != 0;
+    return true;
 }
 
 uint32_t kvb_kvc_element(kvb_kvc_part part)
 {
-    return part >= KVB_KVC_KEYS ? 2 : 4;
+    switch (part) {
+    case KVB_KVC_KEYS:
+    case KVB_KVC_VALUES:
+    case KVB_KVC_GRADIENT_K:
+    case KVB_KVC_GRADIENT_V:
+        return 2;
+    case KVB_KVC_QUERY_SUMS:
+    case KVB_KVC_QUERY_COUNT:
+        return 8;
+    default:
+        return 4;
+    }
 }
 
 /* Gives the next tensor its place; false where the sizes wrap. */
@@ -71,7 +92,7 @@ static bool place_all(kvb_kvc_layout *l)
     l->row_chunk = 0;
     l->row_position = row_bytes;
     l->data_size = 2 * row_bytes;
-    for (uint32_t element = 4; element >= 2; element -= 2)
+    for (uint32_t element = 8; element >= 2; element /= 2)
         for (uint32_t i = 0; i < l->layers; i++)
             for (kvb_kvc_part part = 0; part < KVB_KVC_PARTS; part++)
                 if (!kvb_kvc_is_empty(&l->layer[i]) && kvb_kvc_has(l, part) && kvb_kvc_element(part) == element &&
@@ -138,7 +159,7 @@ static void put_layer(kvb_json_writer *w, const kvb_kvc_layout *l, uint32_t laye
         if (!kvb_kvc_has(l, part))
             continue;
         uint32_t dims = kvb_kvc_shape(&l->layer[layer], l->rows, part, shape), element = kvb_kvc_element(part);
-        put_tensor(w, kvb_kvc_name(layer, part, name), element == 2 ? "F16" : "F32", shape, dims, element,
+        put_tensor(w, kvb_kvc_name(layer, part, name), element == 2 ? "F16" : element == 4 ? "F32" : "I64", shape, dims, element,
                    kvb_kvc_offset(l, layer, part));
     }
 }

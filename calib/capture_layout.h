@@ -5,10 +5,10 @@
 
 #include "calib/capture.h"
 
-/* Four-byte types first, so that every tensor is aligned to its type. */
+/* In a file wide types come first, so that every tensor is aligned to its type. */
 typedef enum kvb_kvc_part {
     KVB_KVC_WEIGHT_K, KVB_KVC_WEIGHT_V, KVB_KVC_MOMENT_RELATIVE, KVB_KVC_MOMENT_POST, KVB_KVC_SENSITIVITY_K,
-    KVB_KVC_SENSITIVITY_V, KVB_KVC_KEYS, KVB_KVC_VALUES, KVB_KVC_GRADIENT_K, KVB_KVC_GRADIENT_V,
+    KVB_KVC_SENSITIVITY_V, KVB_KVC_KEYS, KVB_KVC_VALUES, KVB_KVC_GRADIENT_K, KVB_KVC_GRADIENT_V, KVB_KVC_QUERY_SUMS, KVB_KVC_QUERY_COUNT,
     KVB_KVC_PARTS,
 } kvb_kvc_part;
 
@@ -41,9 +41,9 @@ static inline uint64_t kvb_kvc_offset(const kvb_kvc_layout *l, uint32_t layer, k
 const char *kvb_kvc_name(uint32_t layer, kvb_kvc_part part, char name[KVB_KVC_NAME_SIZE]);
 /* The last part of such names, by kvb_kvc_part. */
 extern const char *const kvb_kvc_part_names[KVB_KVC_PARTS];
-/* Shape of a part, its dims returned: [G, n], [G, n, D] or [G, D, D]. */
+/* Shape of a part, its dims returned: [G], [G, n], [G, n, D], [G, D, D] or [2G, D(D+1)/2, 2]. */
 uint32_t kvb_kvc_shape(const kvb_layer *layer, uint64_t rows, kvb_kvc_part part, uint64_t shape[3]);
-/* Bytes of one element: 4 or 2. */
+/* Bytes of one element: 8, 4 or 2. */
 uint32_t kvb_kvc_element(kvb_kvc_part part);
 /* Whether the layout has such tensors at all. */
 bool kvb_kvc_has(const kvb_kvc_layout *layout, kvb_kvc_part part);

@@ -68,6 +68,34 @@ kvb_status kvb_sink_write(kvb_capture_sink *sink, uint64_t offset, const void *b
     return KVB_OK;
 }
 
+static kvb_status write_part(kvb_capture_sink *sink, uint32_t layer, kvb_kvc_part part, const void *bytes, kvb_error *err)
+{
+    uint64_t shape[3], size = kvb_kvc_element(part);
+    const uint32_t dims = kvb_kvc_shape(&sink->layout->layer[layer], sink->layout->rows, part, shape);
+    for (uint32_t i = 0; i < dims; i++)
+        size *= shape[i];
+    return kvb_sink_write(sink, kvb_kvc_offset(sink->layout, layer, part), bytes, (size_t)size, err);
+}
+
+kvb_status kvb_sink_write_moments(kvb_capture_sink *sink, uint32_t layer, const kvb_exact *sums, const uint64_t *queries,
+                                  kvb_error *err)
+{
+    const kvb_layer *g = &sink->layout->layer[layer];
+    const size_t square = (size_t)g->head_dim * g->head_dim;
+    float *mean = kvb_alloc_array(g->kv_heads * square, sizeof *mean);
+    if (mean == NULL)
+        return kvb_fail_memory(err, "query moments");
+    kvb_status status = write_part(sink, layer, KVB_KVC_QUERY_SUMS, sums, err);
+    if (status == KVB_OK)
+        status = write_part(sink, layer, KVB_KVC_QUERY_COUNT, queries, err);
+    for (uint32_t which = 0; status == KVB_OK && which < 2; which++) {
+        kvb_query_means(g, sums, queries, which, mean);
+        status = write_part(sink, layer, KVB_KVC_MOMENT_RELATIVE + which, mean, err);
+    }
+    free(mean);
+    return status;
+}
+
 static kvb_status finish_file(kvb_capture_sink *sink, const char *meta_json, kvb_error *err)
 {
     uint8_t *header = NULL;
@@ -103,6 +131,8 @@ static void view_memory(const kvb_capture_sink *sink, kvb_capture_store *store)
                 .weight_v = tensor(sink, i, KVB_KVC_WEIGHT_V),
                 .moment_relative = tensor(sink, i, KVB_KVC_MOMENT_RELATIVE),
                 .moment_post = tensor(sink, i, KVB_KVC_MOMENT_POST),
+                .query_sums = tensor(sink, i, KVB_KVC_QUERY_SUMS),
+                .query_count = tensor(sink, i, KVB_KVC_QUERY_COUNT),
                 .sensitivity = {tensor(sink, i, KVB_KVC_SENSITIVITY_K), tensor(sink, i, KVB_KVC_SENSITIVITY_V)},
                 .gradient = {tensor(sink, i, KVB_KVC_GRADIENT_K), tensor(sink, i, KVB_KVC_GRADIENT_V)},
             };
@@ -166,6 +196,7 @@ void kvb_capture_close(kvb_capture_store *store)
         return;
     kvb_kvc_geometry_free(store->geometry, store->view.layers);
     kvb_safetensors_close(store->file);
+    kvb_joined_free(store->joined);
     free(store->layer);
     free(store->meta);
     free(store->data);

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,17 +21,18 @@
 #include "format/base/sha256.h"
 
 #define JOB_FILE "job.json"
-#define CAPTURE_FILE "capture.kvc"
+#define CAPTURE_BEGIN "capture"
+#define CAPTURE_END ".kvc"
 #define RECORD_END ".kvck"
 
 enum { MOST_JOB_BYTES = 1 << 20, HEADER_BYTES = 64, HASH_AT = 8, SIZE_AT = 40, CRC_AT = 48 };
-static const char magic[8] = {'K', 'V', 'B', 'C', 'K', 'P', 'T', '1'};
+static const char magic[8] = {'K', 'V', 'B', 'C', 'K', 'P', 'T', '2'};
 
 struct kvb_checkpoint {
     char *folder, *capture;
     uint8_t job_hash[32];
     int fd; /* of the folder: holds the lock */
-    bool resumes;
+    bool resumes, made; /* made: the folder was not there before */
 };
 
 /* ---- names inside the folder */
@@ -41,16 +43,21 @@ static bool ends_with(const char *name, const char *end)
     return a >= b && strcmp(name + a - b, end) == 0;
 }
 
+static bool begins_with(const char *name, const char *begin)
+{
+    return strncmp(name, begin, strlen(begin)) == 0;
+}
+
 /* What a killed writer leaves behind. */
 static bool is_leftover(const char *name)
 {
     return strstr(name, RECORD_END ".tmp-") != NULL || strncmp(name, JOB_FILE ".tmp-", strlen(JOB_FILE ".tmp-")) == 0 ||
-           strncmp(name, CAPTURE_FILE ".tmp-", strlen(CAPTURE_FILE ".tmp-")) == 0;
+           (begins_with(name, CAPTURE_BEGIN) && strstr(name, CAPTURE_END ".tmp-") != NULL);
 }
 
 static bool is_result(const char *name)
 {
-    return ends_with(name, RECORD_END) || strcmp(name, CAPTURE_FILE) == 0;
+    return ends_with(name, RECORD_END) || (begins_with(name, CAPTURE_BEGIN) && ends_with(name, CAPTURE_END));
 }
 
 /* Calls `see` for each entry until it says true; returns whether it did. */
@@ -93,10 +100,10 @@ static bool see_foreign(const kvb_checkpoint *c, const char *name, void *user)
     return true;
 }
 
-static bool see_record(const kvb_checkpoint *c, const char *name, void *user)
+static bool see_result(const kvb_checkpoint *c, const char *name, void *user)
 {
     (void)c, (void)user;
-    return ends_with(name, RECORD_END);
+    return is_result(name);
 }
 
 /* ---- entering and leaving */
@@ -104,7 +111,8 @@ static bool see_record(const kvb_checkpoint *c, const char *name, void *user)
 static kvb_status enter_folder(kvb_checkpoint *c, kvb_error *err)
 {
     char foreign[64];
-    if (mkdir(c->folder, 0777) != 0 && errno != EEXIST)
+    c->made = mkdir(c->folder, 0777) == 0;
+    if (!c->made && errno != EEXIST)
         return kvb_fail(err, KVB_E_IO, c->folder, "cannot make the folder of the checkpoint: %s", strerror(errno));
     c->fd = open(c->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (c->fd < 0)
@@ -165,7 +173,7 @@ kvb_status kvb_checkpoint_open(const char *folder, const char *job, bool resume,
         return kvb_fail_memory(err, folder);
     c->fd = -1;
     c->folder = strdup(folder);
-    c->capture = c->folder != NULL ? kvb_join_path(c->folder, CAPTURE_FILE, "") : NULL;
+    c->capture = c->folder != NULL ? kvb_join_path(c->folder, CAPTURE_BEGIN, CAPTURE_END) : NULL;
     if (c->capture == NULL) {
         kvb_checkpoint_close(c);
         return kvb_fail_memory(err, folder);
@@ -174,6 +182,8 @@ kvb_status kvb_checkpoint_open(const char *folder, const char *job, bool resume,
     kvb_status status = enter(c, job, resume, err);
     if (status == KVB_OK)
         *checkpoint = c;
+    else if (c->made)
+        kvb_checkpoint_remove(c);
     else
         kvb_checkpoint_close(c);
     return status;
@@ -184,9 +194,9 @@ bool kvb_checkpoint_resumes(const kvb_checkpoint *c)
     return c != NULL && c->resumes;
 }
 
-bool kvb_checkpoint_has_records(const kvb_checkpoint *c)
+bool kvb_checkpoint_has_results(const kvb_checkpoint *c)
 {
-    return c != NULL && any_entry(c, see_record, NULL);
+    return c != NULL && any_entry(c, see_result, NULL);
 }
 
 const char *kvb_checkpoint_folder(const kvb_checkpoint *c)
@@ -333,7 +343,7 @@ bool kvb_saved_take(kvb_saved *saved, void *to, size_t size)
 kvb_status kvb_saved_end(kvb_saved *saved, const kvb_checkpoint *c, const char *name, kvb_error *err)
 {
     const bool good = !saved->cursor.failed && saved->cursor.at == saved->cursor.size;
-    char *path = good ? NULL : kvb_join_path(c->folder, name, RECORD_END);
+    char *path = good || c == NULL ? NULL : kvb_join_path(c->folder, name, RECORD_END);
     kvb_saved_free(saved);
     if (good)
         return KVB_OK;
@@ -353,6 +363,13 @@ void kvb_saved_free(kvb_saved *saved)
 const char *kvb_checkpoint_capture(const kvb_checkpoint *c)
 {
     return c->capture;
+}
+
+char *kvb_checkpoint_part(const char *folder, uint64_t first, uint64_t chunks)
+{
+    char name[64];
+    snprintf(name, sizeof name, CAPTURE_BEGIN "-%" PRIu64 "-%" PRIu64, first, chunks);
+    return kvb_join_path(folder, name, CAPTURE_END);
 }
 
 bool kvb_checkpoint_has_capture(const kvb_checkpoint *c)

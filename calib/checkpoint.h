@@ -22,7 +22,7 @@ kvb_status kvb_checkpoint_open(const char *folder, const char *job, bool resume,
 /* Whether an earlier checkpoint was found. */
 bool kvb_checkpoint_resumes(const kvb_checkpoint *c);
 /* Whether there is anything in it that a later run could use. */
-bool kvb_checkpoint_has_records(const kvb_checkpoint *c);
+bool kvb_checkpoint_has_results(const kvb_checkpoint *c);
 const char *kvb_checkpoint_folder(const kvb_checkpoint *c);
 /* Leaves the folder to a later run. NULL is allowed, here and below. */
 void kvb_checkpoint_close(kvb_checkpoint *c);
@@ -56,7 +56,9 @@ void kvb_saved_free(kvb_saved *saved);
 
 /* Where the capture of the job is, or is to be written in one piece (kvb_capture_run_to_file()). The checkpoint's. */
 const char *kvb_checkpoint_capture(const kvb_checkpoint *c);
-/* Whether it is there. */
+/* Where a process of a team puts its part of it. NULL: out of memory; free with free(). */
+char *kvb_checkpoint_part(const char *folder, uint64_t first, uint64_t chunks);
+/* Whether the whole is there. */
 bool kvb_checkpoint_has_capture(const kvb_checkpoint *c);
 
 #endif

@@ -141,9 +141,13 @@ void kvb_checkpoint_job_put_capture(kvb_json_writer *w, const kvb_capture *captu
         w->failed = true;
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1)
+    /* Layers that are loaded one at a time are summed one at a time. */
+#pragma omp parallel for schedule(dynamic, 1) if (capture->load == NULL)
     for (uint32_t l = 0; l < capture->layers; l++)
-        sum[l] = sum_layer(capture, l);
+        if (kvb_capture_load(capture, &l, 1, NULL) == KVB_OK)
+            sum[l] = sum_layer(capture, l);
+        else
+            w->failed = true;
     kvb_sha256_of(sum, capture->layers * sizeof *sum, digest);
     kvb_json_put_sha256(w, "capture", digest);
     free(sum);

@@ -16,7 +16,7 @@ enum { RELATIVE = 0, POST = 1 };
 
 /* Sums over all queries seen so far. */
 typedef struct layer_sums {
-    double *moment;     /* [2][G][D][D] */
+    kvb_exact *moment;  /* [2][G][D(D+1)/2] */
     uint64_t *queries;  /* [G] */
     uint32_t rope;      /* the table it shares */
 } layer_sums;
@@ -80,7 +80,7 @@ static kvb_status create_sums(kvb_observer *o, kvb_error *err)
         kvb_status status = create_rope(o, l, err);
         if (status != KVB_OK)
             return status;
-        o->sums[l].moment = kvb_alloc_zeroed(2 * (size_t)g->kv_heads * g->head_dim * g->head_dim, sizeof(double));
+        o->sums[l].moment = kvb_alloc_zeroed(2 * (size_t)g->kv_heads * kvb_triangle(g->head_dim), sizeof(kvb_exact));
         o->sums[l].queries = kvb_alloc_zeroed(g->kv_heads, sizeof(uint64_t));
         if (o->sums[l].moment == NULL || o->sums[l].queries == NULL)
             return kvb_fail_memory(err, "capture sums");
@@ -302,7 +302,7 @@ static uint64_t add_moments(const call_view *v)
 {
     const kvb_layer *g = v->call->geometry;
     layer_sums *sums = &v->o->sums[v->call->layer];
-    size_t square = (size_t)g->head_dim * g->head_dim;
+    const size_t square = (size_t)g->head_dim * g->head_dim, triangle = kvb_triangle(g->head_dim);
     uint64_t bad = 0;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(v->o->threads)
     for (uint32_t task = 0; task < 2 * g->heads; task++)
@@ -310,12 +310,9 @@ static uint64_t add_moments(const call_view *v)
     for (uint32_t h = 0; h < g->heads; h++) {
         sums->queries[h / v->group] += v->o->head_queries[h];
         bad += v->call->tokens - v->o->head_queries[h];
-        for (size_t which = 0; which < 2; which++) {
-            double *to = sums->moment + (which * g->kv_heads + h / v->group) * square;
-            const double *from = v->o->head_moment + (which * g->heads + h) * square;
-            for (size_t i = 0; i < square; i++)
-                to[i] += from[i];
-        }
+        for (size_t which = 0; which < 2; which++)
+            kvb_query_sums_add(sums->moment + (which * g->kv_heads + h / v->group) * triangle,
+                               v->o->head_moment + (which * g->heads + h) * square, g->head_dim);
     }
     return bad;
 }
@@ -338,18 +335,8 @@ kvb_status kvb_observer_see(kvb_observer *o, const kvb_attention_call *call, con
     return KVB_OK;
 }
 
-void kvb_observer_moments(const kvb_observer *o, uint32_t layer, float *relative, float *post)
+const kvb_exact *kvb_observer_sums(const kvb_observer *o, uint32_t layer, const uint64_t **queries)
 {
-    const kvb_layer *g = &o->layer[layer];
-    const layer_sums *sums = &o->sums[layer];
-    size_t dim = g->head_dim;
-    for (size_t head = 0; head < g->kv_heads; head++)
-        for (size_t which = 0; which < 2; which++) {
-            const double *m = sums->moment + (which * g->kv_heads + head) * dim * dim;
-            float *to = (which == RELATIVE ? relative : post) + head * dim * dim;
-            double scale = sums->queries[head] != 0 ? 0.5 / (double)sums->queries[head] : 0.0;
-            for (size_t i = 0; i < dim; i++)
-                for (size_t j = 0; j < dim; j++)
-                    to[i * dim + j] = (float)((m[i * dim + j] + m[j * dim + i]) * scale);
-        }
+    *queries = o->sums[layer].queries;
+    return o->sums[layer].moment;
 }

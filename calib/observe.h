@@ -9,6 +9,7 @@
 #ifndef KVB_CALIB_OBSERVE_H
 #define KVB_CALIB_OBSERVE_H
 
+#include "calib/query_sums.h"
 #include "model/model.h"
 
 typedef struct kvb_observer kvb_observer;
@@ -36,7 +37,8 @@ uint32_t kvb_observer_draw(const kvb_observer *observer, uint32_t position, uint
 kvb_status kvb_observer_see(kvb_observer *observer, const kvb_attention_call *call, const float *out, const float *lse,
                             kvb_observed *observed, kvb_error *err);
 
-/* Means so far of a layer: relative and post [G][D][D], symmetric; zeros before any query. */
-void kvb_observer_moments(const kvb_observer *observer, uint32_t layer, float *relative, float *post);
+/* Sums so far of a layer, the observer's: [2][G][D(D+1)/2], relative before post, over queries [G]. Exact over the calls, so that
+ * chunks may come in any order and from several observers. */
+const kvb_exact *kvb_observer_sums(const kvb_observer *observer, uint32_t layer, const uint64_t **queries);
 
 #endif

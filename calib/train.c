@@ -108,22 +108,27 @@ static kvb_status create(kvb_trainer *t, kvb_error *err)
     return KVB_OK;
 }
 
+void kvb_train_free_layer(kvb_layer_result *r)
+{
+    free(r->table);
+    for (int kind = 0; kind < 2; kind++) {
+        free(r->mean[kind]);
+        free(r->forward[kind]);
+        free(r->inverse[kind]);
+        free(r->levels[kind]);
+        free(r->fixed[kind]);
+        free(r->scaling[kind]);
+    }
+    free(r->quality);
+    free(r->fine_table);
+    free(r->fine);
+    *r = (kvb_layer_result){0};
+}
+
 static void destroy(kvb_trainer *t)
 {
-    for (uint32_t l = 0; t->result != NULL && l < t->capture->layers; l++) {
-        free(t->result[l].table);
-        for (int kind = 0; kind < 2; kind++) {
-            free(t->result[l].mean[kind]);
-            free(t->result[l].forward[kind]);
-            free(t->result[l].inverse[kind]);
-            free(t->result[l].levels[kind]);
-            free(t->result[l].fixed[kind]);
-            free(t->result[l].scaling[kind]);
-        }
-        free(t->result[l].quality);
-        free(t->result[l].fine_table);
-        free(t->result[l].fine);
-    }
+    for (uint32_t l = 0; t->result != NULL && l < t->capture->layers; l++)
+        kvb_train_free_layer(&t->result[l]);
     free(t->result);
     free(t->part);
     free(t->chosen);
@@ -139,39 +144,118 @@ static kvb_status report_progress(const kvb_trainer *t, kvb_error *err)
                     t->total);
 }
 
-static kvb_status train_layers(kvb_trainer *t, kvb_error *err)
+/* A layer that another process trained, on its way to the first. */
+static kvb_status deliver(kvb_trainer *t, uint32_t from, uint32_t layer, kvb_error *err)
 {
-    kvb_status status = report_progress(t, err);
+    const kvb_team *team = t->options->team;
+    kvb_record record = {0};
+    kvb_status status = KVB_OK;
+    if (kvb_team_rank(team) == from) {
+        kvb_train_pack_layer(t, layer, &record);
+        kvb_train_free_layer(&t->result[layer]);
+    }
+    status = kvb_team_send(team, from, &record, err);
+    if (status == KVB_OK && kvb_team_rank(team) == 0) {
+        kvb_saved saved = {.file = (char *)record.bytes, .cursor = kvb_cursor_over((char *)record.bytes, record.size)};
+        return kvb_train_unpack_layer(t, layer, &saved, "a layer of another process", err);
+    }
+    kvb_record_free(&record);
+    return status;
+}
+
+/* One layer for each process of the team, fewer at the end. */
+static kvb_status train_round(kvb_trainer *t, const uint32_t *layer, uint32_t count, kvb_error *err)
+{
+    const kvb_team *team = t->options->team;
+    const uint32_t rank = kvb_team_rank(team);
+    kvb_status status = kvb_capture_load(t->capture, layer, count, err);
+    if (status == KVB_OK && rank < count)
+        status = kvb_train_layer(t, layer[rank], err);
+    status = kvb_team_agree(team, status, err);
+    for (uint32_t i = 0; status == KVB_OK && i < count; i++) {
+        if (i > 0)
+            status = deliver(t, i, layer[i], err);
+        if (status == KVB_OK && rank == 0)
+            status = kvb_train_save_layer(t, layer[i], err);
+        t->done += count_all(t, layer[i]);
+    }
+    if (status == KVB_OK)
+        status = report_progress(t, err);
+    return kvb_team_agree(team, status, err);
+}
+
+/* The layers that no checkpoint has, the same list in all processes. */
+static kvb_status find_layers(kvb_trainer *t, uint32_t *layer, uint32_t *count, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    *count = 0;
     for (uint32_t l = 0; status == KVB_OK && l < t->capture->layers; l++) {
+        bool there = false;
         if (!kvb_train_has(t, l))
             continue;
-        bool there = false;
         status = kvb_train_load_layer(t, l, &there, err);
-        if (status == KVB_OK && !there)
-            status = kvb_train_layer(t, l, err);
-        if (status == KVB_OK && !there)
-            status = kvb_train_save_layer(t, l, err);
-        if (status != KVB_OK)
-            return status;
-        t->done += count_all(t, l);
-        status = report_progress(t, err);
+        if (!there)
+            layer[(*count)++] = l;
+        else
+            t->done += count_all(t, l);
     }
+    status = kvb_team_agree(t->options->team, status, err);
+    if (status == KVB_OK)
+        status = kvb_team_share(t->options->team, count, sizeof *count, err);
+    return status == KVB_OK ? kvb_team_share(t->options->team, layer, *count * sizeof *layer, err) : status;
+}
+
+static kvb_status train_layers(kvb_trainer *t, kvb_error *err)
+{
+    const uint32_t team = kvb_team_size(t->options->team);
+    uint32_t count = 0, *layer = kvb_alloc_array(t->capture->layers, sizeof *layer);
+    kvb_status status = kvb_team_agree(t->options->team, layer != NULL ? KVB_OK : kvb_fail_memory(err, "training"), err);
+    if (status == KVB_OK)
+        status = find_layers(t, layer, &count, err);
+    if (status == KVB_OK)
+        status = kvb_team_agree(t->options->team, report_progress(t, err), err);
+    for (uint32_t i = 0; status == KVB_OK && i < count; i += team)
+        status = train_round(t, layer + i, count - i < team ? count - i : team, err);
+    free(layer);
     return status;
+}
+
+static double over(double sum, uint64_t count)
+{
+    return sum / (double)count;
+}
+
+/* Layer by layer, whichever process trained it, and whenever. */
+static kvb_layer_sums sum_layers(const kvb_trainer *t)
+{
+    kvb_layer_sums all = {0};
+    for (uint32_t l = 0; l < t->capture->layers; l++) {
+        const kvb_layer_sums *one = &t->result[l].sums;
+        for (int kind = 0; kind < 2; kind++) {
+            all.error[kind] += one->error[kind];
+            all.heldout[kind] += one->heldout[kind];
+            all.fine[kind] += one->fine[kind];
+            all.count[kind] += one->count[kind];
+            all.fine_count[kind] += one->fine_count[kind];
+        }
+    }
+    return all;
 }
 
 static kvb_train_report summarise(const kvb_trainer *t)
 {
+    const kvb_layer_sums all = sum_layers(t);
     double rows = (double)t->capture->rows;
     if (t->holdout_every != 0)
         rows -= rows / t->holdout_every;
     return (kvb_train_report){
-        .key_error = t->error_sum[KVB_KEY] / (double)t->error_count[KVB_KEY],
-        .value_error = t->error_sum[KVB_VALUE] / (double)t->error_count[KVB_VALUE],
-        .key_heldout_error = t->heldout_sum[KVB_KEY] / (double)t->error_count[KVB_KEY],
-        .value_heldout_error = t->heldout_sum[KVB_VALUE] / (double)t->error_count[KVB_VALUE],
+        .key_error = over(all.error[KVB_KEY], all.count[KVB_KEY]),
+        .value_error = over(all.error[KVB_VALUE], all.count[KVB_VALUE]),
+        .key_heldout_error = over(all.heldout[KVB_KEY], all.count[KVB_KEY]),
+        .value_heldout_error = over(all.heldout[KVB_VALUE], all.count[KVB_VALUE]),
         .points_per_centroid = rows / most_centroids(t),
-        .key_fine_error = t->fine_sum[KVB_KEY] / (double)t->fine_count[KVB_KEY],
-        .value_fine_error = t->fine_sum[KVB_VALUE] / (double)t->fine_count[KVB_VALUE],
+        .key_fine_error = over(all.fine[KVB_KEY], all.fine_count[KVB_KEY]),
+        .value_fine_error = over(all.fine[KVB_VALUE], all.fine_count[KVB_VALUE]),
     };
 }
 
@@ -189,6 +273,27 @@ static kvb_status build(const kvb_trainer *t, const kvb_train_report *report, ui
     status = kvb_book_build(&spec, image, size, err);
     free(meta);
     return status;
+}
+
+/* By the recipe's ladder, if it has one; the first process knows what a checkpoint has of it. */
+static kvb_status choose_shapes(kvb_trainer *t, kvb_error *err)
+{
+    const kvb_team *team = t->options->team;
+    bool chosen = false;
+    kvb_status status = kvb_team_agree(team, kvb_train_load_choice(t, &chosen, err), err);
+    if (status == KVB_OK)
+        status = kvb_team_share(team, &chosen, sizeof chosen, err);
+    if (status != KVB_OK)
+        return status;
+    if (!chosen) {
+        status = kvb_train_allocate(t, err);
+        return kvb_team_agree(team, status == KVB_OK ? kvb_train_save_choice(t, err) : status, err);
+    }
+    const size_t bytes = (size_t)t->capture->layers * t->part_heads * 2 * sizeof *t->chosen;
+    if (t->chosen == NULL)
+        t->chosen = kvb_alloc_array(bytes, 1);
+    status = kvb_team_agree(team, t->chosen != NULL ? KVB_OK : kvb_fail_memory(err, "training"), err);
+    return status == KVB_OK ? kvb_team_share(team, t->chosen, bytes, err) : status;
 }
 
 static double now(void)
@@ -211,18 +316,14 @@ kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, 
         status = check_all(&t, err);
     if (status == KVB_OK)
         status = create(&t, err);
-    bool chosen = false;
+    status = kvb_team_agree(options->team, status, err);
     if (status == KVB_OK)
-        status = kvb_train_load_choice(&t, &chosen, err);
-    if (status == KVB_OK && !chosen)
-        status = kvb_train_allocate(&t, err);
-    if (status == KVB_OK && !chosen)
-        status = kvb_train_save_choice(&t, err);
+        status = choose_shapes(&t, err);
     for (uint32_t l = 0; status == KVB_OK && l < capture->layers; l++)
         t.total += count_all(&t, l);
     if (status == KVB_OK)
         status = train_layers(&t, err);
-    if (status == KVB_OK) {
+    if (status == KVB_OK && kvb_team_rank(options->team) == 0) {
         kvb_train_report summary = summarise(&t);
         status = build(&t, &summary, image, size, err);
         summary.seconds = now() - start;

@@ -4,12 +4,15 @@
 
 #include "calib/capture.h"
 #include "calib/recipe.h"
+#include "calib/team.h"
 
 typedef struct kvb_train_options {
     uint64_t seed;
     uint32_t holdout_every; /* one block of 256 tokens in so many is held out of training; 0: none. Default 16 */
     uint32_t threads;
     struct kvb_checkpoint *checkpoint; /* NULL: none. Layers that it has are not trained again; each is saved when it is done */
+    const kvb_team *team; /* processes that train together, each with the same options but for the checkpoint, which is the first one's,
+                           * and a capture that loads for all (kvb_team_capture()); NULL: none. The image is the first one's alone */
     kvb_device device; /* where k-means runs, unless the recipe names a backend of its own */
     kvb_progress_fn progress; /* total in codebooks */
     void *progress_user;

@@ -180,23 +180,46 @@ static kvb_status try_shapes(const kvb_trainer *t, uint32_t layer, kvb_kind kind
     return status;
 }
 
-/* Items of the problem: head by head of the trained layers, keys before values. */
-static kvb_status measure(const kvb_trainer *t, double *loss, double *size, kvb_error *err)
+/* Items of the problem: head by head of the trained layers, keys before values. The first of a layer: */
+static size_t item_of(const kvb_trainer *t, uint32_t layer)
 {
-    kvb_status status = KVB_OK;
+    size_t item = 0;
+    for (uint32_t l = 0; l < layer; l++)
+        item += kvb_train_has(t, l) ? 2 * (size_t)t->capture->geometry[l].kv_heads : 0;
+    return item;
+}
+
+/* One layer for each process of the team. */
+static kvb_status measure_round(const kvb_trainer *t, const uint32_t *layer, uint32_t count, double *loss, kvb_error *err)
+{
     const kvb_train_options *o = t->options;
+    const uint32_t rank = kvb_team_rank(o->team);
+    kvb_status status = kvb_capture_load(t->capture, layer, count, err);
+    if (status == KVB_OK && o->progress != NULL && o->progress(o->progress_user, "allocate", layer[0], t->capture->layers) != 0)
+        status = kvb_fail(err, KVB_E_CANCELLED, "allocation of bits", "stopped at layer %u", layer[0]);
+    for (int kind = 0; status == KVB_OK && rank < count && kind < 2; kind++)
+        status = try_shapes(t, layer[rank], (kvb_kind)kind, loss + item_of(t, layer[rank]) * t->recipe->ladder_count, err);
+    return kvb_team_agree(o->team, status, err);
+}
+
+static kvb_status measure(const kvb_trainer *t, size_t items, double *loss, double *size, kvb_error *err)
+{
+    const uint32_t team = kvb_team_size(t->options->team);
+    uint32_t count = 0, *layer = kvb_alloc_array(t->capture->layers, sizeof *layer);
+    kvb_status status = kvb_team_agree(t->options->team, layer != NULL ? KVB_OK : kvb_fail_memory(err, "allocation of bits"), err);
     size_t item = 0;
     for (uint32_t l = 0; status == KVB_OK && l < t->capture->layers; l++) {
-        const kvb_layer *g = &t->capture->geometry[l];
-        if (!kvb_train_has(t, l))
-            continue;
-        if (o->progress != NULL && o->progress(o->progress_user, "allocate", l, t->capture->layers) != 0)
-            return kvb_fail(err, KVB_E_CANCELLED, "allocation of bits", "stopped at layer %u", l);
-        for (int kind = 0; status == KVB_OK && kind < 2; kind++)
-            status = try_shapes(t, l, (kvb_kind)kind, loss + item * t->recipe->ladder_count, err);
-        for (uint32_t i = 0; i < 2 * g->kv_heads; i++)
-            size[item++] = g->head_dim;
+        if (kvb_train_has(t, l))
+            layer[count++] = l;
+        for (uint32_t i = 0; kvb_train_has(t, l) && i < 2 * t->capture->geometry[l].kv_heads; i++)
+            size[item++] = t->capture->geometry[l].head_dim;
     }
+    for (uint32_t i = 0; status == KVB_OK && i < count; i += team)
+        status = measure_round(t, layer + i, count - i < team ? count - i : team, loss, err);
+    /* Each number is one process's; the others have 0 there. */
+    if (status == KVB_OK)
+        status = kvb_team_sum(t->options->team, loss, items * t->recipe->ladder_count, err);
+    free(layer);
     return status;
 }
 
@@ -226,12 +249,14 @@ kvb_status kvb_train_allocate(kvb_trainer *t, kvb_error *err)
         return KVB_OK;
     for (uint32_t l = 0; l < t->capture->layers; l++)
         items += kvb_train_has(t, l) ? 2 * (size_t)t->capture->geometry[l].kv_heads : 0;
-    double *loss = kvb_alloc_array(items * t->recipe->ladder_count, sizeof *loss);
+    double *loss = kvb_alloc_zeroed(items * t->recipe->ladder_count, sizeof *loss);
     double *size = kvb_alloc_array(items, sizeof *size);
     uint32_t *chosen = kvb_alloc_zeroed((size_t)t->capture->layers * t->part_heads * 2, sizeof *chosen);
-    kvb_status status = loss != NULL && size != NULL && chosen != NULL ? measure(t, loss, size, err)
-                                                                       : kvb_fail_memory(err, "allocation of bits");
+    kvb_status status = loss != NULL && size != NULL && chosen != NULL ? KVB_OK : kvb_fail_memory(err, "allocation of bits");
     t->chosen = chosen;
+    status = kvb_team_agree(t->options->team, status, err);
+    if (status == KVB_OK)
+        status = measure(t, items, loss, size, err);
     if (status == KVB_OK)
         status = choose(t, items, loss, size, err);
     free(loss);

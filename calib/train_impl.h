@@ -53,6 +53,12 @@ void kvb_train_fisher_group(const kvb_train_points *points, uint32_t head, uint3
 kvb_status kvb_train_points_refuse(const kvb_train_points *points, uint32_t head, kvb_status status, kvb_error *err,
                                    const char *format, ...) __attribute__((format(printf, 5, 6)));
 
+/* Errors of a layer's codebooks, added up by kind: a plain list of numbers without padding. */
+typedef struct kvb_layer_sums {
+    double error[2], heldout[2], fine[2];
+    uint64_t count[2], fine_count[2];
+} kvb_layer_sums;
+
 /* What one layer's training leaves for the book. */
 typedef struct kvb_layer_result {
     float *table;         /* all codebooks, one after the other */
@@ -63,6 +69,7 @@ typedef struct kvb_layer_result {
     kvb_scaling *scaling[2]; /* [G] by kind, where the recipe has scales */
     uint16_t *fixed[2];      /* [G][2][D] by kind, which these point into; NULL where none are of calibration */
     float *levels[2];        /* [K] by kind, or NULL: even ones */
+    kvb_layer_sums sums;
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
@@ -78,10 +85,6 @@ typedef struct kvb_trainer {
     uint32_t *chosen;         /* [layers][part_heads][2] of the recipe's ladder, or NULL: the recipe's shapes */
     uint32_t part_heads;
     uint64_t done, total; /* codebooks */
-    double error_sum[2], heldout_sum[2];
-    uint64_t error_count[2];
-    double fine_sum[2]; /* training errors of fine codebooks */
-    uint64_t fine_count[2];
 } kvb_trainer;
 
 static inline size_t kvb_train_item(const kvb_trainer *t, uint32_t layer, uint32_t head, int kind)
@@ -132,8 +135,14 @@ size_t kvb_train_table_floats(const kvb_trainer *t, uint32_t layer, bool fine);
 /* Fills a layer's parts from its result: the coarse codebooks, or the fine ones, which hang on to them. */
 void kvb_train_describe(const kvb_trainer *t, uint32_t layer, bool fine);
 
-/* train_resume.c: what a checkpoint keeps. Both do nothing without one. Loading says whether the layer was there: then its result
- * and parts are as training would have left them, the sums of all layers so far too. */
+/* train_resume.c: a trained layer as bytes, and back: then its result and parts are as training would have left them. `name` stands for
+ * the bytes in errors. */
+void kvb_train_pack_layer(const kvb_trainer *t, uint32_t layer, kvb_record *record);
+kvb_status kvb_train_unpack_layer(kvb_trainer *t, uint32_t layer, kvb_saved *saved, const char *name, kvb_error *err);
+/* Frees what a layer's result holds. */
+void kvb_train_free_layer(kvb_layer_result *r);
+
+/* What a checkpoint keeps. All do nothing without one. Loading says whether it was there. */
 kvb_status kvb_train_save_layer(const kvb_trainer *t, uint32_t layer, kvb_error *err);
 kvb_status kvb_train_load_layer(kvb_trainer *t, uint32_t layer, bool *there, kvb_error *err);
 kvb_status kvb_train_save_choice(const kvb_trainer *t, kvb_error *err);

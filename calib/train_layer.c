@@ -253,6 +253,7 @@ static kvb_status refuse_group(const layer_job *job, uint32_t head, int kind, ui
 static kvb_status judge_head(layer_job *job, size_t first, uint32_t head, int kind, kvb_error *err)
 {
     kvb_trainer *t = job->t;
+    kvb_layer_sums *sums = &t->result[job->layer].sums;
     const kvb_shape shape = kvb_train_shape(t, job->layer, head, kind, job->fine);
     const uint32_t groups = kvb_train_groups(t, job->layer, head, kind, job->fine);
     const double least = least_variance(job, job->result + first, groups, kind);
@@ -262,8 +263,8 @@ static kvb_status judge_head(layer_job *job, size_t first, uint32_t head, int ki
             return refuse_group(job, head, kind, group, err);
         double error = r->train_error / r->variance, heldout = r->heldout_error / r->heldout_variance;
         if (job->fine) {
-            t->fine_sum[kind] += error;
-            t->fine_count[kind]++;
+            sums->fine[kind] += error;
+            sums->fine_count[kind]++;
             continue;
         }
         t->result[job->layer].quality[first + group] = (kvb_quality){
@@ -272,9 +273,9 @@ static kvb_status judge_head(layer_job *job, size_t first, uint32_t head, int ki
             .usage = (float)r->used / (float)table_rows(&shape),
             .entropy = (float)r->entropy,
         };
-        t->error_sum[kind] += error;
-        t->heldout_sum[kind] += heldout;
-        t->error_count[kind]++;
+        sums->error[kind] += error;
+        sums->heldout[kind] += heldout;
+        sums->count[kind]++;
     }
     return KVB_OK;
 }

@@ -1,5 +1,4 @@
-/* What training leaves in a checkpoint: the choice of shapes, and each layer when it is done. Layers are trained in order, so the
- * sums over all layers so far are saved with each, and a resumed job adds the same numbers in the same order. */
+/* What training leaves in a checkpoint: the choice of shapes, and each layer when it is done. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,7 +13,7 @@ typedef struct field {
     bool optional;
 } field;
 
-enum { MOST_FIELDS = 16 };
+enum { MOST_FIELDS = 20 };
 
 static size_t list_fields(const kvb_trainer *t, uint32_t layer, field *f)
 {
@@ -28,6 +27,8 @@ static size_t list_fields(const kvb_trainer *t, uint32_t layer, field *f)
         f[n++] = (field){(void **)&r->mean[kind], row * sizeof(float), true};
         f[n++] = (field){(void **)&r->forward[kind], square * sizeof(float), true};
         f[n++] = (field){(void **)&r->inverse[kind], square * sizeof(float), true};
+        f[n++] = (field){(void **)&r->fixed[kind], 2 * row * sizeof(uint16_t), true};
+        f[n++] = (field){(void **)&r->levels[kind], kvb_train_shape(t, layer, 0, kind, false).centroids * sizeof(float), true};
     }
     if (kvb_recipe_has_fine(t->recipe))
         f[n++] = (field){(void **)&r->fine_table, kvb_train_table_floats(t, layer, true) * sizeof(float), false};
@@ -40,45 +41,26 @@ static const char *name_of(uint32_t layer, char name[32])
     return name;
 }
 
-/* The sums over layers: a plain list of numbers without padding. */
-typedef struct sums {
-    double value[6];
-    uint64_t count[4];
-} sums;
-
-static sums take_sums(const kvb_trainer *t)
+void kvb_train_pack_layer(const kvb_trainer *t, uint32_t layer, kvb_record *record)
 {
-    return (sums){{t->error_sum[0], t->error_sum[1], t->heldout_sum[0], t->heldout_sum[1], t->fine_sum[0], t->fine_sum[1]},
-                  {t->error_count[0], t->error_count[1], t->fine_count[0], t->fine_count[1]}};
-}
-
-static void give_sums(kvb_trainer *t, const sums *s)
-{
-    for (int kind = 0; kind < 2; kind++) {
-        t->error_sum[kind] = s->value[kind];
-        t->heldout_sum[kind] = s->value[2 + kind];
-        t->fine_sum[kind] = s->value[4 + kind];
-        t->error_count[kind] = s->count[kind];
-        t->fine_count[kind] = s->count[2 + kind];
+    field f[MOST_FIELDS];
+    kvb_record_put(record, &t->result[layer].sums, sizeof t->result[layer].sums);
+    const size_t n = list_fields(t, layer, f);
+    for (size_t i = 0; i < n; i++) {
+        const uint8_t there = *f[i].at != NULL;
+        kvb_record_put(record, &there, 1);
+        if (there)
+            kvb_record_put(record, *f[i].at, f[i].size);
     }
 }
 
 kvb_status kvb_train_save_layer(const kvb_trainer *t, uint32_t layer, kvb_error *err)
 {
-    field f[MOST_FIELDS];
     kvb_record record = {0};
     char name[32];
     if (t->options->checkpoint == NULL)
         return KVB_OK;
-    const sums so_far = take_sums(t);
-    kvb_record_put(&record, &so_far, sizeof so_far);
-    const size_t n = list_fields(t, layer, f);
-    for (size_t i = 0; i < n; i++) {
-        const uint8_t there = *f[i].at != NULL;
-        kvb_record_put(&record, &there, 1);
-        if (there)
-            kvb_record_put(&record, *f[i].at, f[i].size);
-    }
+    kvb_train_pack_layer(t, layer, &record);
     kvb_status status = kvb_checkpoint_save(t->options->checkpoint, name_of(layer, name), &record, err);
     kvb_record_free(&record);
     return status;
@@ -100,17 +82,12 @@ static bool take_field(kvb_saved *saved, const field *f, bool *memory)
 static kvb_status take_fields(kvb_trainer *t, uint32_t layer, kvb_saved *saved, bool *good, kvb_error *err)
 {
     field f[MOST_FIELDS];
-    sums so_far;
     bool memory = true;
-    *good = kvb_saved_take(saved, &so_far, sizeof so_far);
+    *good = kvb_saved_take(saved, &t->result[layer].sums, sizeof t->result[layer].sums);
     const size_t n = list_fields(t, layer, f);
     for (size_t i = 0; *good && i < n; i++)
         *good = take_field(saved, &f[i], &memory);
-    if (!memory)
-        return kvb_fail_memory(err, "a saved layer");
-    if (*good)
-        give_sums(t, &so_far);
-    return KVB_OK;
+    return memory ? KVB_OK : kvb_fail_memory(err, "a saved layer");
 }
 
 static kvb_status finish_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
@@ -129,25 +106,29 @@ static kvb_status finish_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
     return KVB_OK;
 }
 
-kvb_status kvb_train_load_layer(kvb_trainer *t, uint32_t layer, bool *there, kvb_error *err)
+kvb_status kvb_train_unpack_layer(kvb_trainer *t, uint32_t layer, kvb_saved *saved, const char *name, kvb_error *err)
 {
-    const kvb_checkpoint *c = t->options->checkpoint;
-    kvb_saved saved;
-    char name[32];
     bool good = false;
-    *there = false;
-    kvb_status status = kvb_checkpoint_load(c, name_of(layer, name), &saved, err);
-    if (status != KVB_OK || saved.file == NULL)
-        return status;
-    status = take_fields(t, layer, &saved, &good, err);
+    kvb_status status = take_fields(t, layer, saved, &good, err);
     if (status != KVB_OK) {
-        kvb_saved_free(&saved);
+        kvb_saved_free(saved);
         return status;
     }
-    saved.cursor.failed |= !good;
-    status = kvb_saved_end(&saved, c, name, err);
-    *there = status == KVB_OK;
+    saved->cursor.failed |= !good;
+    status = kvb_saved_end(saved, t->options->checkpoint, name, err);
     return status == KVB_OK ? finish_layer(t, layer, err) : status;
+}
+
+kvb_status kvb_train_load_layer(kvb_trainer *t, uint32_t layer, bool *there, kvb_error *err)
+{
+    kvb_saved saved;
+    char name[32];
+    *there = false;
+    kvb_status status = kvb_checkpoint_load(t->options->checkpoint, name_of(layer, name), &saved, err);
+    if (status != KVB_OK || saved.file == NULL)
+        return status;
+    *there = true;
+    return kvb_train_unpack_layer(t, layer, &saved, name, err);
 }
 
 static size_t choice_bytes(const kvb_trainer *t)

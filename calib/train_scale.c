@@ -66,15 +66,21 @@ static kvb_status scale_kind(kvb_trainer *t, uint32_t layer, int kind, kvb_error
     kvb_status status = fit(t, layer, kind, &scaling, err);
     if (status != KVB_OK)
         return status;
+    /* A layer out of a checkpoint, or from another process, brings what calibration found. */
+    const bool known = (fixed || levels) && (r->fixed[kind] != NULL) == fixed && (r->levels[kind] != NULL) == levels;
     r->scaling[kind] = kvb_alloc_array(heads, sizeof *r->scaling[kind]);
-    r->fixed[kind] = fixed ? kvb_alloc_array((size_t)heads * 2 * dim, sizeof(uint16_t)) : NULL;
-    r->levels[kind] = levels ? kvb_alloc_array(count, sizeof(float)) : NULL;
+    if (!known) {
+        r->fixed[kind] = fixed ? kvb_alloc_array((size_t)heads * 2 * dim, sizeof(uint16_t)) : NULL;
+        r->levels[kind] = levels ? kvb_alloc_array(count, sizeof(float)) : NULL;
+    }
     if (r->scaling[kind] == NULL || (fixed && r->fixed[kind] == NULL) || (levels && r->levels[kind] == NULL))
         return kvb_fail_memory(err, "levels");
     for (uint32_t head = 0; head < heads; head++) {
         r->scaling[kind][head] = scaling;
         r->scaling[kind][head].fixed = fixed ? r->fixed[kind] + (size_t)head * 2 * dim : NULL;
     }
+    if (known)
+        return KVB_OK;
     if (s->levels == KVB_LEVELS_NORMAL)
         normal_levels(r->levels[kind], count);
     if (!fixed && s->levels != KVB_LEVELS_TRAINED)

@@ -14,7 +14,7 @@ add() { # add BUILD
 KVB_TEST_MODEL=${KVB_TEST_MODEL:-$(tools/fetch_model.sh || true)}
 export KVB_TEST_MODEL
 status=0
-rm -f build/test-counts build/asan/test-counts build/faiss/test-counts
+rm -f build/test-counts build/asan/test-counts build/faiss/test-counts build/mpi/test-counts
 BUILD=build tests/run.sh || status=1
 add build
 echo "== the same unit tests, corpora and model files under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -29,6 +29,14 @@ if [ -e /usr/include/faiss/Clustering.h ]; then
     add build/faiss
 else
     echo "SKIP k-means by FAISS: libfaiss-dev is not installed and could not be; its tests did not run"
+fi
+if command -v mpicc >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1; then
+    echo "== calibration by several processes"
+    make -j"$jobs" WERROR=-Werror MPI=1 BUILD=build/mpi build/mpi/kvbook build/mpi/tests/make_tiny_gguf >/dev/null
+    BUILD=build/mpi SCRIPTS=tests/cli/test_mpi.sh tests/run.sh || status=1
+    add build/mpi
+else
+    echo "SKIP calibration by several processes: no Open MPI (make deps MPI=1 installs it)"
 fi
 if command -v nvcc >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvcc ]; then
     echo "== the GPU runtime and calibration compile; their tests need a device (make check-cuda check-cuda-calib)"

@@ -4,8 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "calib/memory.h"
 #include "calib/shape.h"
+#include "calib/team_capture.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
@@ -39,12 +42,15 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
                           kvb_calibration_plan *plan)
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
-    uint64_t row_bytes = kvb_capture_row_bytes(info->layer, info->layers, kvb_recipe_wants_gradients(recipe));
-    uint64_t tokens = input->chunks * input->ctx, fit = row_bytes > 0 ? max_memory / row_bytes : tokens;
+    const bool gradients = kvb_recipe_wants_gradients(recipe);
+    const uint64_t row_bytes = kvb_memory_row(info->layer, info->layers, gradients), tokens = input->chunks * input->ctx;
+    const uint64_t fixed = kvb_memory_fixed(input->model, &input->text, input->ctx, gradients || recipe->ladder_count > 0);
+    const uint64_t fit = max_memory > fixed ? (max_memory - fixed) / row_bytes : 0;
     /* Every chunk gives the same number of rows. */
     uint64_t rows = fit < tokens ? fit / input->chunks * input->chunks : tokens;
     *plan = (kvb_calibration_plan){
-        .tokens = tokens, .rows = rows, .row_bytes = row_bytes, .capture_bytes = rows * row_bytes,
+        .tokens = tokens, .rows = rows, .row_bytes = row_bytes, .fixed_bytes = fixed, .max_memory = max_memory,
+        .capture_bytes = rows * kvb_capture_row_bytes(info->layer, info->layers, gradients),
         .codebooks = codebooks_of(info), .book_bytes = book_bytes_of(info, recipe),
         .bits = kvb_recipe_nominal_bits(recipe),
     };
@@ -73,6 +79,12 @@ kvb_status kvb_check_plan(const kvb_input *input, const kvb_recipe *recipe, cons
 {
     const kvb_model_info *info = kvb_model_get_info(input->model);
     kvb_recipe fitted = *recipe;
+    char need[32], budget[32];
+    if (plan->rows == 0)
+        return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
+                        "%s is too little for model, text, one chunk's pass and a row of each of %llu chunks, about %s; give more, or a "
+                        "shorter --ctx", kvb_size_text(plan->max_memory, budget), (unsigned long long)input->chunks,
+                        kvb_size_text(plan->fixed_bytes + input->chunks * plan->row_bytes, need));
     kvb_status status = kvb_recipe_fit(&fitted, info->layer, info->layers, err);
     for (int kind = 0; status == KVB_OK && kind < 2; kind++) {
         const kvb_recipe_kind *k = &fitted.kind[kind];
@@ -208,21 +220,24 @@ void kvb_warn_of_capture(const kvb_capture *capture, kvb_progress *p)
     kvb_json_free(doc);
 }
 
+const char *kvb_checkpoint_folder_of(const kvb_checkpoint_args *a, const char *output, char usual[KVB_FOLDER_TEXT])
+{
+    if (a->folder != NULL || !a->resume)
+        return a->folder;
+    snprintf(usual, KVB_FOLDER_TEXT, "%s.ckpt", output); /* no path is that long: opening the output has shown it */
+    return usual;
+}
+
 kvb_status kvb_begin_checkpoint(const kvb_checkpoint_args *a, const char *output, const kvb_json_writer *job, kvb_progress *p,
                                 kvb_checkpoint **checkpoint, kvb_error *err)
 {
-    char usual[4096];
-    const char *folder = a->folder, *text = kvb_json_writer_text(job);
+    char usual[KVB_FOLDER_TEXT];
+    const char *folder = kvb_checkpoint_folder_of(a, output, usual), *text = kvb_json_writer_text(job);
     *checkpoint = NULL;
-    if (folder == NULL && !a->resume)
+    if (folder == NULL)
         return KVB_OK;
     if (text == NULL)
         return kvb_fail_memory(err, "checkpoint");
-    if (folder == NULL) {
-        if ((size_t)snprintf(usual, sizeof usual, "%s.ckpt", output) >= sizeof usual)
-            return kvb_fail(err, KVB_E_USAGE, "--output", "a name too long to make a checkpoint's of: give --checkpoint");
-        folder = usual;
-    }
     kvb_status status = kvb_checkpoint_open(folder, text, a->resume, checkpoint, err);
     if (status == KVB_OK && kvb_checkpoint_resumes(*checkpoint))
         kvb_say(p, "going on from %s", folder);
@@ -231,8 +246,7 @@ kvb_status kvb_begin_checkpoint(const kvb_checkpoint_args *a, const char *output
 
 kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb_progress *p)
 {
-    const bool useful = kvb_checkpoint_has_records(checkpoint) || kvb_checkpoint_has_capture(checkpoint);
-    if (status == KVB_OK || !useful) {
+    if (status == KVB_OK || !kvb_checkpoint_has_results(checkpoint)) {
         kvb_checkpoint_remove(checkpoint);
         return status;
     }
@@ -241,20 +255,28 @@ kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb
     return status;
 }
 
-kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device, kvb_checkpoint *checkpoint,
-                            kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+static kvb_status train_together(const kvb_team *team, const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed,
+                                 kvb_device device, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
+                                 kvb_train_report *report, kvb_error *err)
 {
     kvb_train_options options;
     kvb_train_options_init(&options);
+    options.team = team;
     options.checkpoint = checkpoint;
     options.seed = seed;
     options.device = device;
     options.progress = kvb_progress_report;
     options.progress_user = p;
     kvb_status status = kvb_train_book(capture, recipe, &options, image, size, report, err);
-    if (status == KVB_OK)
+    if (status == KVB_OK && kvb_team_rank(team) == 0)
         say_result(p, report);
     return status;
+}
+
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device, kvb_checkpoint *checkpoint,
+                            kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+{
+    return train_together(NULL, capture, recipe, seed, device, checkpoint, p, image, size, report, err);
 }
 
 /* What recipes want of a capture beyond keys, values and token weights. */
@@ -295,7 +317,6 @@ static kvb_status capture_for(const kvb_input *input, const kvb_capture_options 
 static kvb_status plan_all(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes, uint64_t memory,
                            kvb_calibration_plan *plan, kvb_error *err)
 {
-    char need[32], budget[32];
     kvb_status status = KVB_OK;
     size_t dearest = 0;
     for (size_t i = 0; i < recipes; i++)
@@ -303,24 +324,19 @@ static kvb_status plan_all(const kvb_input *input, const kvb_recipe *const *reci
             dearest = i; /* its rows take the most memory */
     kvb_plan_calibration(input, recipe[dearest], memory, plan);
     for (size_t i = 0; i < recipes && status == KVB_OK; i++) {
-        if (plan->rows == 0)
-            return kvb_fail(err, KVB_E_MEMORY, "--max-memory",
-                            "%s holds not one row of each of %llu chunks (%s); give more, or fewer --chunks",
-                            kvb_size_text(memory, budget), (unsigned long long)input->chunks,
-                            kvb_size_text(input->chunks * plan->row_bytes, need));
         status = kvb_check_plan(input, recipe[i], plan, err);
     }
     return status;
 }
 
-kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
-                           const kvb_capture_args *capture, uint64_t seed, const kvb_checkpoint *checkpoint, kvb_progress *p,
-                           kvb_capture_store **store, kvb_error *err)
+/* What a capture for all of these recipes keeps; says so where it is not all. */
+static kvb_status prepare_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                                  const kvb_capture_args *capture, uint64_t seed, kvb_progress *p, kvb_capture_options *options,
+                                  kvb_error *err)
 {
     kvb_calibration_plan plan = {0};
     char need[32], budget[32];
     const uint64_t memory = capture->max_memory.value;
-    *store = NULL;
     kvb_status status = plan_all(input, recipe, recipes, memory, &plan, err);
     if (status == KVB_OK)
         status = kvb_device_check((kvb_device)capture->device.value, err);
@@ -328,13 +344,71 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
         return status;
     if (plan.rows < plan.tokens)
         kvb_say(p, "sampling %llu of %llu tokens: all would take %s, --max-memory is %s", (unsigned long long)plan.rows,
-                (unsigned long long)plan.tokens, kvb_size_text(plan.tokens * plan.row_bytes, need),
+                (unsigned long long)plan.tokens, kvb_size_text(plan.fixed_bytes + plan.tokens * plan.row_bytes, need),
                 kvb_size_text(memory, budget));
-    const kvb_capture_options options = calibration_options(input, recipe, recipes, capture, seed, &plan, p);
-    status = capture_for(input, &options, checkpoint, store, err);
+    *options = calibration_options(input, recipe, recipes, capture, seed, &plan, p);
+    return KVB_OK;
+}
+
+kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *recipe, size_t recipes,
+                           const kvb_capture_args *capture, uint64_t seed, const kvb_checkpoint *checkpoint, kvb_progress *p,
+                           kvb_capture_store **store, kvb_error *err)
+{
+    kvb_capture_options options;
+    *store = NULL;
+    kvb_status status = prepare_capture(input, recipe, recipes, capture, seed, p, &options, err);
+    if (status == KVB_OK)
+        status = capture_for(input, &options, checkpoint, store, err);
     if (status == KVB_OK)
         kvb_warn_of_capture(kvb_capture_view(*store), p);
     return status;
+}
+
+kvb_status kvb_shard_parse(const char *text, kvb_shard *shard, kvb_error *err)
+{
+    const char *slash = text != NULL ? strchr(text, '/') : NULL;
+    char first[24] = "";
+    uint64_t i, n;
+    *shard = (kvb_shard){0, 1};
+    if (text == NULL)
+        return KVB_OK;
+    if (slash != NULL && (size_t)(slash - text) < sizeof first)
+        memcpy(first, text, (size_t)(slash - text));
+    if (slash == NULL || !kvb_parse_count(first, &i) || !kvb_parse_count(slash + 1, &n) || i < 1 || i > n)
+        return kvb_fail(err, KVB_E_USAGE, "--shard", "found \"%.40s\", expected I/N with I from 1 to N, such as 1/8", text);
+    *shard = (kvb_shard){i - 1, n};
+    return KVB_OK;
+}
+
+/* A file's counts are in its META alone; opening it reads little more. */
+kvb_status kvb_capture_shard(const kvb_input *input, kvb_capture_options *options, const kvb_shard *shard, const char *path,
+                             kvb_progress *p, kvb_error *err)
+{
+    kvb_capture_store *store = NULL;
+    kvb_status status = shard->count > 1 ? kvb_capture_part(options, shard->index, shard->count, err) : KVB_OK;
+    if (status == KVB_OK)
+        status = kvb_capture_run_to_file(input->model, &input->text, options, path, err);
+    if (status == KVB_OK)
+        status = kvb_capture_open(path, &store, err);
+    if (status != KVB_OK)
+        return status;
+    kvb_warn_of_capture(kvb_capture_view(store), p);
+    if (shard->count > 1)
+        kvb_say(p, "wrote %s: chunks %llu to %llu, part %llu of %llu", path, (unsigned long long)options->skip,
+                (unsigned long long)(options->skip + options->chunks - 1), (unsigned long long)shard->index + 1,
+                (unsigned long long)shard->count);
+    else
+        kvb_say(p, "wrote %s", path);
+    kvb_capture_close(store);
+    return KVB_OK;
+}
+
+kvb_status kvb_calibration_shard(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture, uint64_t seed,
+                                 const kvb_shard *shard, const char *path, kvb_progress *p, kvb_error *err)
+{
+    kvb_capture_options options;
+    kvb_status status = prepare_capture(input, &recipe, 1, capture, seed, p, &options, err);
+    return status == KVB_OK ? kvb_capture_shard(input, &options, shard, path, p, err) : status;
 }
 
 kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe, const kvb_capture_args *capture,
@@ -349,4 +423,52 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
                                   report, err);
     kvb_capture_close(store);
     return status;
+}
+
+/* This process's part; in a file where there is a checkpoint, which a resumed job of as many processes finds. */
+static kvb_status capture_part(const kvb_input *input, const kvb_capture_options *options, const char *folder, bool resumes,
+                               kvb_capture_store **store, kvb_error *err)
+{
+    struct stat st;
+    if (folder == NULL)
+        return kvb_capture_run(input->model, &input->text, options, store, err);
+    char *path = kvb_checkpoint_part(folder, options->skip, options->chunks);
+    if (path == NULL)
+        return kvb_fail_memory(err, folder);
+    kvb_status status = KVB_OK;
+    if (!resumes || stat(path, &st) != 0)
+        status = kvb_capture_run_to_file(input->model, &input->text, options, path, err);
+    if (status == KVB_OK)
+        status = kvb_capture_open(path, store, err);
+    free(path);
+    return status;
+}
+
+kvb_status kvb_run_team_calibration(const kvb_team *team, const kvb_input *input, const kvb_recipe *recipe,
+                                    const kvb_capture_args *capture, uint64_t seed, const char *folder, kvb_checkpoint *checkpoint,
+                                    kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+{
+    kvb_capture_store *store = NULL;
+    kvb_team_capture *whole = NULL;
+    kvb_capture_options options;
+    bool resumes = kvb_checkpoint_resumes(checkpoint);
+    *image = NULL;
+    kvb_status status = prepare_capture(input, &recipe, 1, capture, seed, p, &options, err);
+    if (status == KVB_OK)
+        status = kvb_capture_part(&options, team->rank, team->size, err);
+    status = kvb_team_agree(team, status, err);
+    if (status == KVB_OK)
+        status = kvb_team_share(team, &resumes, sizeof resumes, err);
+    if (status == KVB_OK)
+        status = kvb_team_agree(team, capture_part(input, &options, folder, resumes, &store, err), err);
+    if (status == KVB_OK)
+        status = kvb_team_capture_create(team, kvb_capture_view(store), &whole, err);
+    if (status == KVB_OK) {
+        kvb_warn_of_capture(kvb_team_capture_view(whole), p);
+        status = train_together(team, kvb_team_capture_view(whole), recipe, seed, (kvb_device)capture->device.value, checkpoint, p, image,
+                                size, report, err);
+    }
+    kvb_team_capture_free(whole);
+    kvb_capture_close(store);
+    return kvb_team_agree(team, status, err);
 }

@@ -6,7 +6,7 @@ typedef struct capture_args {
     kvb_common_args common;
     kvb_model_args model;
     kvb_text_args text;
-    const char *output;
+    const char *output, *shard;
     kvb_arg_u64 max_rows, seed, sensitivity, on_nan, device;
     bool fisher, dry_run;
 } capture_args;
@@ -22,6 +22,7 @@ static const kvb_flag flags[] = {
      "that deal out bits by it (default 8; 0: none)", .offset = offsetof(capture_args, sensitivity)},
     {"--fisher", KVB_FLAG_BOOL, NULL, "keep each token's gradients of the text's loss too, for recipes with \"weights\": \"fisher\": "
      "twice the size, and a backward pass", .offset = offsetof(capture_args, fisher)},
+    {"--shard", KVB_FLAG_STRING, "I/N", KVB_SHARD_HELP, .offset = offsetof(capture_args, shard)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(capture_args, on_nan), .choices = kvb_on_nan_choices},
     {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs (default cpu)",
      .offset = offsetof(capture_args, device), .choices = kvb_device_names},
@@ -52,23 +53,15 @@ static void print_plan(const kvb_input *in, const capture_args *a)
            (unsigned long long)rows, kvb_size_text(rows * kvb_capture_row_bytes(info->layer, info->layers, a->fisher), size));
 }
 
-/* A file's counts are in its META alone; opening it reads little more. */
 static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progress *p, kvb_error *err)
 {
-    kvb_capture_store *store = NULL;
+    kvb_shard shard;
     kvb_capture_options options = kvb_capture_options_for(in, &(kvb_capture_args){.on_nan = a->on_nan, .device = a->device},
                                                           a->seed.value, a->max_rows.value, p);
     options.sensitivity_chunks = a->sensitivity.value;
     options.gradients = a->fisher;
-    kvb_status status = kvb_capture_run_to_file(in->model, &in->text, &options, a->output, err);
-    if (status == KVB_OK)
-        status = kvb_capture_open(a->output, &store, err);
-    if (status != KVB_OK)
-        return status;
-    kvb_warn_of_capture(kvb_capture_view(store), p);
-    kvb_say(p, "wrote %s", a->output);
-    kvb_capture_close(store);
-    return KVB_OK;
+    kvb_status status = kvb_shard_parse(a->shard, &shard, err);
+    return status == KVB_OK ? kvb_capture_shard(in, &options, &shard, a->output, p, err) : status;
 }
 
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
@@ -76,7 +69,10 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     const capture_args *a = args;
     const char *inputs[] = {a->model.model, a->model.tokenizer};
     kvb_input in = {0};
-    kvb_status status = kvb_check_output(a->output, inputs, 2, err);
+    kvb_shard shard;
+    kvb_status status = kvb_shard_parse(a->shard, &shard, err);
+    if (status == KVB_OK)
+        status = kvb_check_output(a->output, inputs, 2, err);
     if (status == KVB_OK)
         status = kvb_check_output(a->output, a->text.text.items, a->text.text.count, err);
     if (status == KVB_OK)

@@ -1,5 +1,6 @@
 #include <stdlib.h>
 
+#include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/outfile.h"
 #include "tools/calibration.h"
@@ -26,8 +27,8 @@ static const kvb_flag flags[] = {
 
 static const kvb_command_spec spec = {
     .name = "train",
-    .operands = "CAPTURE.kvc",
-    .summary = "Train a book from a capture",
+    .operands = "CAPTURE.kvc...",
+    .summary = "Train a book from a capture, or from captures of the parts of a text",
     .args_size = sizeof(train_args),
     .operands_offset = offsetof(train_args, captures),
     .group = {KVB_GROUP(recipe, "Recipe", train_args, recipe),
@@ -81,15 +82,51 @@ static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb
     return status;
 }
 
+/* The captures of the command line as one. */
+typedef struct opened {
+    kvb_capture_store **part; /* [parts] */
+    const kvb_capture **view; /* [parts] */
+    size_t parts;
+    kvb_capture_store *joined; /* of several */
+} opened;
+
+static kvb_status open_captures(const kvb_strings *names, opened *o, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    o->part = kvb_alloc_zeroed(names->count, sizeof *o->part);
+    o->view = kvb_alloc_zeroed(names->count, sizeof *o->view);
+    if (o->part == NULL || o->view == NULL)
+        return kvb_fail_memory(err, "captures");
+    for (; status == KVB_OK && o->parts < names->count; o->parts++) {
+        status = kvb_capture_open(names->items[o->parts], &o->part[o->parts], err);
+        if (status != KVB_OK)
+            return status;
+        o->view[o->parts] = kvb_capture_view(o->part[o->parts]);
+    }
+    return names->count > 1 ? kvb_capture_join(o->view, names->items, o->parts, &o->joined, err) : KVB_OK;
+}
+
+static const kvb_capture *view_of(const opened *o)
+{
+    return o->joined != NULL ? kvb_capture_view(o->joined) : o->view[0];
+}
+
+static void close_captures(opened *o)
+{
+    kvb_capture_close(o->joined);
+    for (size_t i = 0; i < o->parts; i++)
+        kvb_capture_close(o->part[i]);
+    free(o->part);
+    free(o->view);
+}
+
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
 {
     const train_args *a = args;
-    kvb_capture_store *store = NULL;
+    opened captures = {0};
     kvb_recipe recipe;
-    if (a->captures.count != 1)
-        return kvb_fail(err, KVB_E_USAGE, "train",
-                        "found %zu captures, expected one; one run of `kvbook capture` takes "
-                        "any number of --text files", a->captures.count);
+    if (a->captures.count == 0)
+        return kvb_fail(err, KVB_E_USAGE, "train", "found no captures, expected at least one; `kvbook capture` makes them");
     kvb_status status = kvb_device_check((kvb_device)a->device.value, err);
     if (status == KVB_OK)
         status = kvb_recipe_from_args(&a->recipe, &recipe, err);
@@ -100,13 +137,13 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (status == KVB_OK)
         status = kvb_check_output(a->output, a->captures.items, a->captures.count, err);
     if (status == KVB_OK)
-        status = kvb_capture_open(a->captures.items[0], &store, err);
+        status = open_captures(&a->captures, &captures, err);
     if (status == KVB_OK && a->dry_run)
-        printf("%llu rows, %u layers, recipe %s at %g bits\n", (unsigned long long)kvb_capture_view(store)->rows,
-               kvb_capture_view(store)->layers, recipe.name, kvb_recipe_nominal_bits(&recipe));
+        printf("%llu rows, %u layers, recipe %s at %g bits\n", (unsigned long long)view_of(&captures)->rows,
+               view_of(&captures)->layers, recipe.name, kvb_recipe_nominal_bits(&recipe));
     else if (status == KVB_OK)
-        status = train(a, &recipe, kvb_capture_view(store), p, err);
-    kvb_capture_close(store);
+        status = train(a, &recipe, view_of(&captures), p, err);
+    close_captures(&captures);
     kvb_recipe_free(&recipe);
     return status;
 }

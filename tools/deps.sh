@@ -2,6 +2,7 @@
 # Installs what the build and the tests need, on Debian and its relatives. Quick when nothing is missing.
 set -eu
 want="gcc g++ make libopenblas-dev libpcre2-dev zlib1g-dev libcmocka-dev python3 python3-pip ca-certificates"
+[ "${MPI:-}" != 1 ] || want="$want libopenmpi-dev openmpi-bin"
 missing=""
 for package in $want; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"

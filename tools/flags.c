@@ -92,7 +92,7 @@ const char *const kvb_protocol_names[] = {"causal", "chunk", NULL};
 
 const kvb_flag kvb_capture_flags[3] = {
     {"--max-memory", KVB_FLAG_SIZE, "SIZE",
-     "memory for captured keys and values (default 4G); tokens are sampled evenly where all would not fit",
+     "memory of the whole calibration (default 8G); tokens are sampled evenly where all would not fit",
      .offset = offsetof(kvb_capture_args, max_memory)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(kvb_capture_args, on_nan),
      .choices = kvb_on_nan_choices},

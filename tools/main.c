@@ -3,6 +3,7 @@
 
 #include "calib/capture_meta.h"
 #include "calib/suggest.h"
+#include "calib/team.h"
 #include "format/base/fail.h"
 #include "tools/commands.h"
 #include "tools/input.h"
@@ -83,6 +84,11 @@ static kvb_status run_command(const kvb_command *command, int argc, char **argv,
         kvb_args_print_help(spec);
         goto out;
     }
+    if (command != &kvb_calibrate_command && kvb_team_launched().size > 1) {
+        status = kvb_fail(err, KVB_E_USAGE, spec->name, "started as one of %u processes; of all commands calibrate alone shares its work",
+                          kvb_team_launched().size);
+        goto out;
+    }
     const kvb_common_args *common = args;
     kvb_progress progress;
     kvb_progress_init(&progress, common->quiet, common->verbose, common->no_progress);
@@ -124,7 +130,7 @@ int main(int argc, char **argv)
     kvb_error err = {0};
     kvb_status status = run(argc, argv, &err);
     status = close_stdout(status, &err);
-    if (status != KVB_OK)
+    if (status != KVB_OK && kvb_team_launched().rank == 0) /* all processes of a team end with the same error */
         kvb_print_error(&err);
     return (int)status;
 }

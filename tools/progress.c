@@ -134,6 +134,8 @@ int kvb_progress_report(void *progress, const char *step, uint64_t done, uint64_
 
 static void talk(kvb_progress *p, const char *lead, const char *format, va_list args)
 {
+    if (p->mute)
+        return;
     erase_line(p);
     p->drawn = 0;
     fputs(lead, stderr);

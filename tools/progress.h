@@ -12,6 +12,7 @@
 #include "kvbook/status.h"
 
 typedef struct kvb_progress {
+    bool mute;     /* not a word: another process speaks for this one */
     bool quiet;    /* errors only */
     bool verbose;
     bool live;     /* redraw a line: stderr is a terminal and nobody said --no-progress */

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._library import Error, Status
 
-_DTYPES = {"F16": np.float16, "F32": np.float32, "U32": np.uint32, "I32": np.int32}
+_DTYPES = {"F16": np.float16, "F32": np.float32, "U32": np.uint32, "I32": np.int32, "I64": np.int64}
 _LAYER_TENSORS = ("keys", "values", "weight_k", "weight_v", "moment_relative", "moment_post", "sensitivity_k",
                   "sensitivity_v", "gradient_k", "gradient_v")
 _HALF_TENSORS = ("keys", "values", "gradient_k", "gradient_v")

@@ -171,6 +171,15 @@ static void dense_moments(const synth_call *s, const kvb_observer *o, uint32_t k
     kvb_rope_table_free(&rope);
 }
 
+/* [2][G][D][D]: relative, then post. */
+static void take_moments(const kvb_observer *o, const kvb_layer *layer, float *to)
+{
+    const uint64_t *queries;
+    const kvb_exact *sums = kvb_observer_sums(o, 0, &queries);
+    for (uint32_t which = 0; which < 2; which++)
+        kvb_query_means(layer, sums, queries, which, to + (size_t)which * layer->kv_heads * layer->head_dim * layer->head_dim);
+}
+
 static void check_moments(const shape *p, uint64_t key)
 {
     synth_call s;
@@ -183,7 +192,7 @@ static void check_moments(const shape *p, uint64_t key)
     assert_int_equal(kvb_observer_create(&s.layer, 1, p->tokens, key, &o, NULL), KVB_OK);
     kvb_observer_begin_chunk(o, 5);
     assert_int_equal(kvb_observer_see(o, &s.call, s.out, s.lse, &seen, NULL), KVB_OK);
-    kvb_observer_moments(o, 0, got, got + p->kv_heads * square);
+    take_moments(o, &s.layer, got);
     for (uint32_t kv = 0; kv < p->kv_heads; kv++) {
         memset(want, 0, 2 * square * sizeof *want);
         dense_moments(&s, o, kv, want, want + square);
@@ -245,7 +254,7 @@ static void test_threads(void **state)
         assert_int_equal(kvb_observer_see(o, &s.call, s.out, s.lse, &seen, NULL), KVB_OK);
         memcpy(weights[run], seen.weight_k, 3 * 300 * sizeof(float));
         memcpy(weights[run] + 3 * 300, seen.weight_v, 3 * 300 * sizeof(float));
-        kvb_observer_moments(o, 0, moments[run], moments[run] + 3 * 16 * 16);
+        take_moments(o, &s.layer, moments[run]);
         assert_memory_equal(weights[run], weights[0], sizeof weights[0]);
         assert_memory_equal(moments[run], moments[0], sizeof moments[0]);
         kvb_observer_destroy(o);
@@ -267,7 +276,7 @@ static void test_bad_query(void **state)
     assert_int_equal(kvb_observer_create(&s.layer, 1, 20, 1, &o, NULL), KVB_OK);
     assert_int_equal(kvb_observer_see(o, &s.call, s.out, s.lse, &seen, NULL), KVB_OK);
     assert_int_equal(seen.bad_queries, 2);
-    kvb_observer_moments(o, 0, moments, moments + 64);
+    take_moments(o, &s.layer, moments);
     for (int i = 0; i < 128; i++)
         assert_true(isfinite(moments[i]));
     kvb_observer_destroy(o);

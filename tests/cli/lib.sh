@@ -84,6 +84,13 @@ words() { # words FILE LINES SEED
         n = int(rand() * 40); s = s sprintf("%c%c%c ", 97 + n % 26, 97 + (n * 7) % 26, 97 + (n * 11) % 26) } print s } }' >"$1"
 }
 
+# less_memory MIB ARGS...: a --max-memory of so many MiB less than `calibrate ARGS` would take.
+less_memory() {
+    less=$1; shift
+    "$kvbook" calibrate "$@" --dry-run -o "$work/dry.kvb" 2>/dev/null </dev/null |
+        awk -v less="$less" '/^memory/ { k = $2 * ($3 == "GiB" ? 1048576 : 1024); printf "%dK", k - less * 1024 }'
+}
+
 tiny_model() { # tiny_model FILE SEED
     "$build/tests/make_tiny_gguf" "$1" "$2"
 }

@@ -76,7 +76,7 @@ expect "text that is not UTF-8 is read all the same" 0 '^exact' "$kvbook" eval $
 # Training
 refuse "d does not divide D" 2 . "$kvbook" train "$tmp/good.kvc" --recipe antkv --k 5x16 --v 4x16 -o "$work/b.kvb"
 refuse "fewer rows than centroids" 2 . "$kvbook" train "$tmp/good.kvc" --recipe antkv --k 4x4096 --v 4x16 -o "$work/b.kvb"
-refuse "two captures" 2 'expected one' "$kvbook" train "$tmp/good.kvc" "$tmp/good.kvc" $recipe -o "$work/b.kvb"
+refuse "a capture twice" 6 'both hold chunk 0' "$kvbook" train "$tmp/good.kvc" "$tmp/good.kvc" $recipe -o "$work/b.kvb"
 refuse "a book in place of a capture" 3 . "$kvbook" train "$tmp/good.kvb" $recipe -o "$work/b.kvb"
 
 # Books that are whole but worthless: each check that verify makes of quality fails once and is named.

@@ -136,9 +136,10 @@ refuse "fewer rows than centroids" 2 '512 tokens for 1024 centroids' \
     "$kvbook" calibrate $model $text --recipe antkv --k 4x16 --v 4x1024 -o "$work/b.kvb"
 no_capture "fewer rows than centroids"
 refuse "fewer sampled rows than centroids" 2 'for 256 centroids' \
-    "$kvbook" calibrate $model $text --recipe antkv --k 4x256 --v 4x16 --max-memory 40K -o "$work/b.kvb"
+    "$kvbook" calibrate $model $text --recipe antkv --k 4x256 --v 4x16 -o "$work/b.kvb" \
+    --max-memory "$(less_memory 0.4 $model $text --recipe antkv --k 4x256 --v 4x16)"
 no_capture "fewer sampled rows than centroids"
-refuse "eval --recipe heeds --max-memory" 2 'for 256 centroids' \
+refuse "eval --recipe heeds --max-memory" 5 'is too little for model, text' \
     "$kvbook" eval $model $text --recipe antkv --k 4x256 --v 4x16 --calib-text "$tmp/text.txt" --max-memory 40K
 refuse "neither does --dry-run accept them" 2 'do not divide' \
     "$kvbook" calibrate $model $text --recipe antkv --k 3x16 --v 4x16 --dry-run -o "$work/b.kvb"

@@ -68,7 +68,7 @@ expect "recipe of a file" 0 wrote sh -c "'$kvbook' recipes show antkv >'$tmp/min
 same "the built-in recipe's text is the recipe" "$work/one.kvb" "$work/mine.kvb"
 # An odd number of rows a chunk fits, far from all: each chunk must give some.
 expect "a small --max-memory is kept to, and said" 0 'sampling [0-9]+ of 4096 tokens' \
-    "$kvbook" calibrate $train $recipe --max-memory 600K -o "$work/sampled.kvb"
+    "$kvbook" calibrate $train $recipe --max-memory "$(less_memory 2.5 $train $recipe)" -o "$work/sampled.kvb"
 "$kvbook" info --json "$work/sampled.kvb" >"$tmp/sampled.info" 2>"$err"
 json "rows of a sampled book" "$tmp/sampled.info" '0 < d["meta"]["training"]["rows"] < 4096
     and d["meta"]["training"]["rows"] % 32 == 0'

@@ -33,7 +33,7 @@ expect "train --dry-run" 0 '1024 rows, 2 layers' "$kvbook" train "$work/c.kvc" $
 expect "calibrate --dry-run" 0 'time +about' "$kvbook" calibrate $input $recipe --dry-run -o "$work/dry.kvb"
 if ls "$work"/dry* >/dev/null 2>&1; then fail "a dry run writes nothing" "it did"; else ok "a dry run writes nothing"; fi
 expect "sampling under --max-memory is said" 0 'sampling [0-9]+ of 1024 tokens' \
-    "$kvbook" calibrate $input $recipe --max-memory 256K -o "$work/small.kvb"
+    "$kvbook" calibrate $input $recipe --max-memory "$(less_memory 0.5 $input $recipe)" -o "$work/small.kvb"
 refuse "--max-memory for not one row" 5 '--max-memory' "$kvbook" calibrate $input $recipe --max-memory 100 -o "$work/no.kvb"
 
 expect "info" 0 '^codebooks +8: keys 4x16, values 4x16' "$kvbook" info "$work/a.kvb"

@@ -157,6 +157,11 @@ static kvb_status write_layer(const synth_capture *s, const kvb_kvc_layout *layo
             for (uint32_t g = 0; g < s->kv_heads; g++)
                 fill_rows(half + (size_t)g * s->rows * s->dim, s, key + 10 * g);
             status = kvb_sink_write(sink, offset, half, rows * s->dim * sizeof *half, NULL);
+        } else if (kvb_kvc_element(part) == 8) { /* no query was seen */
+            const size_t words = part == KVB_KVC_QUERY_COUNT ? 1 : 4 * kvb_triangle(s->dim);
+            uint64_t *zeros = kvb_alloc_zeroed(s->kv_heads * words, sizeof *zeros);
+            status = kvb_sink_write(sink, offset, zeros, s->kv_heads * words * sizeof *zeros, NULL);
+            free(zeros);
         } else {
             size_t n = part == KVB_KVC_WEIGHT_K || part == KVB_KVC_WEIGHT_V ? rows : square;
             fill_floats(floats, n, key);
