@@ -64,7 +64,7 @@ help:
 	@echo 'make deps       install what the build and the tests need (Debian; quick when nothing is missing)'
 	@echo 'make demo       deps, build, fetch a small model and text, calibrate a 1-bit book, evaluate it'
 	@echo 'make check      deps, build with -Werror, all tests, sanitizers; ends with "N passed, N failed"'
-	@echo 'make check-models  every architecture against transformers, which is installed into $(BUILD)/venv (torch: 2 GB or more)'
+	@echo 'make check-models  every architecture and kvbook.hf against transformers, which is installed into $(BUILD)/venv (torch: 2 GB or more)'
 	@echo 'make check-python  the Python package, installed by pip into $(BUILD)/venv-python; make wheel builds it'
 	@echo 'make check-quick  the unit tests of the plain build only'
 	@echo 'make asan       the unit tests under AddressSanitizer and UBSan'
@@ -187,7 +187,7 @@ check:
 	$(Q)tests/check.sh
 
 # With WRITE=1 the committed golden files are made anew out of what transformers computes.
-check-models: $(BUILD)/tests/model_probe
+check-models: all $(BUILD)/tests/model_probe
 	$(Q)BUILD=$(BUILD) tests/reference/run.sh $(if $(WRITE),--write)
 
 # The Python package, installed by pip into a virtual environment and tested from there.
