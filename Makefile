@@ -54,7 +54,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
+.PHONY: force all help man deb deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvb-kmeans.so
@@ -75,6 +75,8 @@ help:
 	@echo 'make cuda       build $(BUILD)/libkvbook-cuda with the GPU runtime (CUDA Toolkit; no GPU needed)'
 	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates on a GPU (--device cuda); make check-cuda-calib tests it'
 	@echo 'make check-cuda  the tests that need a GPU; make bench-cuda times decoding beside PyTorch'
+	@echo 'make man        the manual (scdoc) and the completions of bash and zsh, into $(BUILD)/man; make install installs them'
+	@echo 'make deb        a Debian package, $(BUILD)/kvbook_VERSION_ARCH.deb'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 PREFIX DESTDIR NVCC CUDA_ARCH; V=1 shows the commands.'
 
@@ -180,6 +182,16 @@ $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(FAISS_LIBS) $(LIBS_RUNTIME)
 
+# The manual and the completions, out of the tables of flags; scdoc makes the manual, and where it is missing `make man` says so.
+$(BUILD)/pages: $(BUILD)/obj/tools/pages/pages.o $(call obj,$(filter-out tools/main.c,$(TOOL_SRC))) $(BUILD)/libkvb-all.a
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+man: $(BUILD)/man/stamp
+
+$(BUILD)/man/stamp: $(BUILD)/pages docs/man/kvbook.1.scd tools/pages/make.sh tools/pages/tidy.awk
+	$(Q)tools/pages/make.sh $(BUILD)/pages $(BUILD)/man
+
 tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf $(BUILD)/tests/model_probe
 
 check:
@@ -274,7 +286,7 @@ $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(filter-out tools/main.c,$(
 bench: all $(BENCHES)
 
 # What goes into a file must not name DESTDIR, which is gone once the tree is where it belongs.
-install: all
+install: all man
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/kvbook
 	install $(BUILD)/kvbook $(DESTDIR)$(PREFIX)/bin/kvbook
 	install -m 644 $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a $(DESTDIR)$(PREFIX)/lib/
@@ -283,6 +295,10 @@ install: all
 	install -m 644 $(BUILD)/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
 	ln -sf libkvb-kmeans.so.1 $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so
 	install -m 644 include/kvbook/*.h $(DESTDIR)$(PREFIX)/include/kvbook/
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	install -m 644 $(BUILD)/man/kvbook.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvbook
+	install -m 644 $(BUILD)/man/_kvbook $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvbook
+	for page in $(BUILD)/man/*.1; do [ ! -e "$$page" ] || install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 "$$page"; done
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e "s|@VERSION@|$$($(BUILD)/kvbook --version | sed 's/[^0-9]*\([0-9.]*\).*/\1/;q')|" \
 		tools/kvbook.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 
@@ -292,6 +308,11 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
 	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 	rm -rf $(DESTDIR)$(PREFIX)/include/kvbook
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvbook $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvbook
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/kvbook.1 $(DESTDIR)$(PREFIX)/share/man/man1/kvbook-*.1
+
+deb: all man
+	$(Q)tools/deb.sh $(BUILD)
 
 dist:
 	git archive --prefix=kvbook/ -o kvbook.tar.gz HEAD
