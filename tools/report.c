@@ -28,7 +28,7 @@ static const char style[] =
     ".p1{fill:var(--p1)}.p2{fill:var(--p2)}.p3{fill:var(--p3)}.p4{fill:var(--p4)}.p5{fill:var(--p5)}"
     ".none{fill:none;stroke:var(--none);stroke-dasharray:2}.lead{color:var(--dim)}.notes{background:var(--card);"
     "border-left:4px solid var(--v);padding:.6rem 1rem .6rem 2rem;border-radius:4px}"
-    "summary{cursor:pointer;margin:1rem 0}td{overflow-wrap:anywhere}td:first-child{white-space:nowrap}";
+    "summary{cursor:pointer;margin:1rem 0}td{overflow-wrap:anywhere}td.n{white-space:nowrap;overflow-wrap:normal}td:first-child{white-space:nowrap}";
 
 static void put_text(FILE *out, const char *text)
 {
@@ -216,10 +216,12 @@ void kvb_report_write(const kvb_report *r, FILE *out)
     put_lead(r, out);
     kvb_report_put_notes(r, out);
     put_scores(r, out);
+    kvb_report_put_curve(r, out);
     kvb_report_put_bytes(r, out);
     kvb_report_put_maps(r, out);
     put_errors(r, out);
     kvb_report_put_usage(r, out);
+    kvb_report_put_anchors(r, out);
     put_settings(r, out);
     fputs("</html>\n", out);
 }
