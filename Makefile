@@ -259,6 +259,11 @@ $(CUDA_PROGRAMS): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libkv
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(NVCC) $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) -o $@ $^ -l:libz.a -lm
 
+# The example links as a user's program would.
+$(BUILD)/docs/examples/cuda_example: docs/examples/cuda_example.cu $(BUILD)/libkvbook-cuda.a
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCCFLAGS) -o $@ $^ $(LIBS_RUNTIME)
+
 # The command with --device cuda, and the programs of its tests.
 cuda-calib:
 	$(Q)$(MAKE) CUDA=1 BUILD=$(BUILD)/cuda $(patsubst %,$(BUILD)/cuda/%,kvbook tests/make_tiny_gguf tests/cuda/gpu_kmeans_test \
@@ -267,7 +272,7 @@ cuda-calib:
 check-cuda-calib: cuda-calib
 	$(Q)BUILD=$(BUILD)/cuda tests/cuda/calib.sh
 
-cuda: $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvbook-cuda.so $(CUDA_PROGRAMS)
+cuda: $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvbook-cuda.so $(BUILD)/docs/examples/cuda_example $(CUDA_PROGRAMS)
 
 check-cuda: cuda
 	$(Q)tests/cuda/check.sh
