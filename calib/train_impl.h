@@ -113,7 +113,7 @@ size_t kvb_train_table_floats(const kvb_trainer *t, uint32_t layer, bool fine);
 void kvb_train_describe(const kvb_trainer *t, uint32_t layer, bool fine);
 
 /* Writes the object "scores" into META: where in a chunk the 1 % of rows with the highest weight_k of each head stand, in 16 bins of
- * position, and how log2(weight / mean of the head) is distributed. Nothing where the capture has no weights or positions. */
+ * position, and how floor(log2(weight / mean of the head)) is distributed. Nothing where the capture has no weights or positions. */
 kvb_status kvb_train_put_scores(kvb_json_writer *w, const kvb_capture *capture, kvb_error *err);
 
 /* train_resume.c: what a checkpoint keeps. Both do nothing without one. Loading says whether the layer was there: then its result

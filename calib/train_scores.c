@@ -10,7 +10,7 @@ enum { POSITION_BINS = 16, SCORE_BINS = 25, SCORE_FIRST = -12 };
 static const double anchor_share = 0.01;
 
 typedef struct score_picture {
-    uint64_t position[POSITION_BINS], score[SCORE_BINS]; /* anchors by place, rows by log2(score / mean) */
+    uint64_t position[POSITION_BINS], score[SCORE_BINS]; /* anchors by place, rows by floor(log2(score / mean)) */
     uint64_t anchors, rows;
 } score_picture;
 
@@ -23,7 +23,7 @@ static int descending(const void *a, const void *b)
 /* The first bin also takes what is below it, zeros among them, and the last what is above. */
 static int score_bin(double ratio)
 {
-    const double place = ratio > 0.0 ? floor(log2(ratio) + 0.5) - SCORE_FIRST : 0.0;
+    const double place = ratio > 0.0 ? floor(log2(ratio)) - SCORE_FIRST : 0.0;
     return place < 0.0 ? 0 : place > SCORE_BINS - 1 ? SCORE_BINS - 1 : (int)place;
 }
 
