@@ -89,6 +89,18 @@ def test_relative_moment_means_what_the_format_says():
     np.testing.assert_allclose(layer.tensors()["moment_relative"][0], v.T @ v / 4, atol=1e-6)
 
 
+def test_train_says_what_such_a_capture_lacks(cases):
+    case = cases("llama")
+    words = [COMMAND, "train", case.theirs, "--recipe", "best", "--bits", "1", "-q", "-o", os.path.join(case.folder, "no.kvb")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 6 and "sensitivit" in done.stderr
+    case.book("--recipe", "best", "--no-allocate", "--k", "4x16", "--v", "4x16")
+    words = [COMMAND, "eval", "--model", case.folder, "--text", case.text_file, "--ctx", str(CTX), "--book",
+             case.book("--recipe", "cq", "--k", "4x16", "--v", "4x16")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 6 and "--allow-" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral-sliding", "phi3-partial"])
 @pytest.mark.parametrize("policy", [(), ("--anchors", "0", "--window", "0", "--sinks", "0"),
                                     ("--anchors", "20%", "--window", "3", "--sinks", "2")])

@@ -256,6 +256,12 @@ def test_cut_capture_is_refused(tmp_path):
         assert error.value.status == kvbook.Status.FORMAT
 
 
+def test_hf_without_torch_says_what_to_install():
+    code = "import sys; sys.modules['torch'] = None; import kvbook.hf"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install './python[hf]'" in done.stderr
+
+
 def test_the_package_itself_needs_no_torch():
     code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; import kvbook; kvbook.Policy()"
     subprocess.check_call([sys.executable, "-c", code])
