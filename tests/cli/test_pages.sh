@@ -2,7 +2,7 @@
 # The manual and the completions: every sub-command and every flag that --help lists stands in all three, and they are well formed.
 . "$(dirname "$0")/lib.sh"
 
-make -s man BUILD="$build" >"$out" 2>"$err" || fail "make man" "failed"
+remake man >"$out" 2>"$err" || fail "make man" "failed"
 pages=$build/man
 names=$("$kvbook" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p')
 

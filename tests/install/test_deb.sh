@@ -6,7 +6,7 @@ root=$tmp/root
 for tool in dpkg-deb dpkg-shlibdeps scdoc; do
     command -v "$tool" >/dev/null 2>&1 || { skip "make deb" "no $tool here; the Debian package was NOT built"; done_testing; exit; }
 done
-if ! make -s deb BUILD="$build" >"$out" 2>"$err"; then
+if ! remake deb >"$out" 2>"$err"; then
     fail "make deb" "failed"
     done_testing
 fi
