@@ -60,7 +60,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
+.PHONY: force all help man deb deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvb-kmeans.so
@@ -70,7 +70,7 @@ help:
 	@echo 'make deps       install what the build and the tests need (Debian; quick when nothing is missing)'
 	@echo 'make demo       deps, build, fetch a small model and text, calibrate a 1-bit book, evaluate it'
 	@echo 'make check      deps, build with -Werror, all tests, sanitizers; ends with "N passed, N failed"'
-	@echo 'make check-models  every architecture against transformers, which is installed into $(BUILD)/venv (torch: 2 GB or more)'
+	@echo 'make check-models  every architecture and kvbook.hf against transformers, which is installed into $(BUILD)/venv (torch: 2 GB or more)'
 	@echo 'make check-python  the Python package, installed by pip into $(BUILD)/venv-python; make wheel builds it'
 	@echo 'make check-quick  the unit tests of the plain build only'
 	@echo 'make asan       the unit tests under AddressSanitizer and UBSan'
@@ -81,6 +81,8 @@ help:
 	@echo 'make cuda       build $(BUILD)/libkvbook-cuda with the GPU runtime (CUDA Toolkit; no GPU needed)'
 	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates on a GPU (--device cuda); make check-cuda-calib tests it'
 	@echo 'make check-cuda  the tests that need a GPU; make bench-cuda times decoding beside PyTorch'
+	@echo 'make man        the manual (scdoc) and the completions of bash and zsh, into $(BUILD)/man; make install installs them'
+	@echo 'make deb        a Debian package, $(BUILD)/kvbook_VERSION_ARCH.deb'
 	@echo 'make install uninstall dist clean    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)'
 	@echo 'Variables: CC CXX OPT BUILD SAN FAISS=1 MPI=1 PREFIX DESTDIR NVCC CUDA_ARCH; V=1 shows the commands.'
 
@@ -198,6 +200,16 @@ $(BUILD)/docs/examples/%: docs/examples/%.c $(BUILD)/libkvbook.a $(BUILD)/libkvb
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=c11 $(WARN) -Werror $(if $(SAN),-fsanitize=$(SAN)) -Iinclude -o $@ $< $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvbook.a -fopenmp $(FAISS_LIBS) $(LIBS_RUNTIME)
 
+# The manual and the completions, out of the tables of flags; scdoc makes the manual, and where it is missing `make man` says so.
+$(BUILD)/pages: $(BUILD)/obj/tools/pages/pages.o $(call obj,$(filter-out tools/main.c,$(TOOL_SRC))) $(BUILD)/libkvb-all.a
+	@[ $(V) = 1 ] || echo '  LD $@'
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+man: $(BUILD)/man/stamp
+
+$(BUILD)/man/stamp: $(BUILD)/pages docs/man/kvbook.1.scd tools/pages/make.sh tools/pages/tidy.awk
+	$(Q)tools/pages/make.sh $(BUILD)/pages $(BUILD)/man
+
 tests: $(TESTS) $(FUZZERS) $(EXAMPLES) $(BUILD)/tests/make_tiny_gguf $(BUILD)/tests/model_probe $(BUILD)/tests/fault.so
 
 check:
@@ -205,7 +217,7 @@ check:
 	$(Q)tests/check.sh
 
 # With WRITE=1 the committed golden files are made anew out of what transformers computes.
-check-models: $(BUILD)/tests/model_probe
+check-models: all $(BUILD)/tests/model_probe
 	$(Q)BUILD=$(BUILD) tests/reference/run.sh $(if $(WRITE),--write)
 
 # The Python package, installed by pip into a virtual environment and tested from there.
@@ -265,6 +277,11 @@ $(CUDA_PROGRAMS): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libkv
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(NVCC) $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) -o $@ $^ -l:libz.a -lm
 
+# The example links as a user's program would.
+$(BUILD)/docs/examples/cuda_example: docs/examples/cuda_example.cu $(BUILD)/libkvbook-cuda.a
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCCFLAGS) -o $@ $^ $(LIBS_RUNTIME)
+
 # The command with --device cuda, and the programs of its tests.
 cuda-calib:
 	$(Q)$(MAKE) CUDA=1 BUILD=$(BUILD)/cuda $(patsubst %,$(BUILD)/cuda/%,kvbook tests/make_tiny_gguf tests/cuda/gpu_kmeans_test \
@@ -273,7 +290,7 @@ cuda-calib:
 check-cuda-calib: cuda-calib
 	$(Q)BUILD=$(BUILD)/cuda tests/cuda/calib.sh
 
-cuda: $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvbook-cuda.so $(CUDA_PROGRAMS)
+cuda: $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvbook-cuda.so $(BUILD)/docs/examples/cuda_example $(CUDA_PROGRAMS)
 
 check-cuda: cuda
 	$(Q)tests/cuda/check.sh
@@ -292,7 +309,7 @@ $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(call obj,$(filter-out tools/main.c,$(
 bench: all $(BENCHES)
 
 # What goes into a file must not name DESTDIR, which is gone once the tree is where it belongs.
-install: all
+install: all man
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include/kvbook
 	install $(BUILD)/kvbook $(DESTDIR)$(PREFIX)/bin/kvbook
 	install -m 644 $(BUILD)/libkvbook.a $(BUILD)/libkvb-kmeans.a $(DESTDIR)$(PREFIX)/lib/
@@ -301,6 +318,10 @@ install: all
 	install -m 644 $(BUILD)/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
 	ln -sf libkvb-kmeans.so.1 $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so
 	install -m 644 include/kvbook/*.h $(DESTDIR)$(PREFIX)/include/kvbook/
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	install -m 644 $(BUILD)/man/kvbook.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvbook
+	install -m 644 $(BUILD)/man/_kvbook $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvbook
+	for page in $(BUILD)/man/*.1; do [ ! -e "$$page" ] || install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 "$$page"; done
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e "s|@VERSION@|$$($(BUILD)/kvbook --version | sed 's/[^0-9]*\([0-9.]*\).*/\1/;q')|" \
 		tools/kvbook.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 
@@ -310,6 +331,11 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so $(DESTDIR)$(PREFIX)/lib/libkvb-kmeans.so.1
 	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/kvbook.pc
 	rm -rf $(DESTDIR)$(PREFIX)/include/kvbook
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kvbook $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kvbook
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/kvbook.1 $(DESTDIR)$(PREFIX)/share/man/man1/kvbook-*.1
+
+deb: all man
+	$(Q)tools/deb.sh $(BUILD)
 
 dist:
 	git archive --prefix=kvbook/ -o kvbook.tar.gz HEAD

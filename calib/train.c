@@ -262,8 +262,9 @@ static kvb_train_report summarise(const kvb_trainer *t)
 static kvb_status build(const kvb_trainer *t, const kvb_train_report *report, uint8_t **image, size_t *size, kvb_error *err)
 {
     char *meta = NULL;
+    const kvb_layer_scores scores = kvb_train_sum_scores(t);
     kvb_status status =
-        kvb_train_meta_write(t->capture, t->recipe, t->options, report, t->holdout_every, &meta, err);
+        kvb_train_meta_write(t->capture, t->recipe, t->options, report, &scores, t->holdout_every, &meta, err);
     if (status != KVB_OK)
         return status;
     kvb_book_spec spec = {

@@ -59,6 +59,14 @@ typedef struct kvb_layer_sums {
     uint64_t count[2], fine_count[2];
 } kvb_layer_sums;
 
+/* A layer's token weights counted by place and by size: the rows with the highest 1 % of weight_k of each head by position, and all rows
+ * by floor(log2(weight / mean of the head)). A plain list of numbers without padding. */
+enum { KVB_POSITION_BINS = 16, KVB_SCORE_BINS = 25 };
+typedef struct kvb_layer_scores {
+    uint64_t position[KVB_POSITION_BINS], score[KVB_SCORE_BINS];
+    uint64_t anchors, rows;
+} kvb_layer_scores;
+
 /* What one layer's training leaves for the book. */
 typedef struct kvb_layer_result {
     float *table;         /* all codebooks, one after the other */
@@ -70,6 +78,7 @@ typedef struct kvb_layer_result {
     uint16_t *fixed[2];      /* [G][2][D] by kind, which these point into; NULL where none are of calibration */
     float *levels[2];        /* [K] by kind, or NULL: even ones */
     kvb_layer_sums sums;
+    kvb_layer_scores scores;
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
@@ -135,6 +144,12 @@ size_t kvb_train_table_floats(const kvb_trainer *t, uint32_t layer, bool fine);
 /* Fills a layer's parts from its result: the coarse codebooks, or the fine ones, which hang on to them. */
 void kvb_train_describe(const kvb_trainer *t, uint32_t layer, bool fine);
 
+/* train_scores.c: counts a layer's token weights, while the capture has the layer at hand; nothing where it has no weights or positions. */
+kvb_status kvb_train_count_scores(kvb_trainer *t, uint32_t layer, kvb_error *err);
+kvb_layer_scores kvb_train_sum_scores(const kvb_trainer *t);
+/* Writes the object "scores" into META, or nothing where none were counted. */
+void kvb_train_put_scores(kvb_json_writer *w, const kvb_capture *capture, const kvb_layer_scores *all);
+
 /* train_resume.c: a trained layer as bytes, and back: then its result and parts are as training would have left them. `name` stands for
  * the bytes in errors. */
 void kvb_train_pack_layer(const kvb_trainer *t, uint32_t layer, kvb_record *record);
@@ -154,7 +169,8 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);
 /* META of the book: the capture's, the recipe and how it was trained. NULL if out of memory; free with free().
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
 kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                                const kvb_train_report *report, uint32_t holdout_every, char **meta, kvb_error *err);
+                                const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every, char **meta,
+                                kvb_error *err);
 
 /* train_levels.c: fills fixed [G][2][D] and level [count], ascending; either may be NULL, where the recipe has none of calibration. */
 kvb_status kvb_train_levels(const kvb_trainer *t, uint32_t layer, kvb_kind kind, const kvb_scaling *scaling, uint16_t *fixed,

@@ -366,6 +366,8 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
     size_t most = books > fine ? books : fine;
     kvb_status status = kvb_train_scale(t, layer, err);
     if (status == KVB_OK)
+        status = kvb_train_count_scores(t, layer, err);
+    if (status == KVB_OK)
         status = make_points(&job, err);
     if (status != KVB_OK)
         goto out;

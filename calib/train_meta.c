@@ -88,8 +88,8 @@ static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
     kvb_json_end_object(w);
 }
 
-static void put_training(kvb_json_writer *w, const kvb_capture *capture, const kvb_recipe *recipe,
-                         const kvb_train_options *options, const kvb_train_report *report, uint32_t holdout_every)
+static void put_training(kvb_json_writer *w, const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
+                         const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every)
 {
     kvb_json_begin_object(w, "training");
     kvb_json_put_number(w, "bits_nominal", kvb_recipe_nominal_bits(recipe));
@@ -106,12 +106,14 @@ static void put_training(kvb_json_writer *w, const kvb_capture *capture, const k
     kvb_json_put_u64(w, "holdout_block", KVB_HOLDOUT_BLOCK);
     kvb_json_end_object(w);
     put_quality(w, report);
+    kvb_train_put_scores(w, capture, scores);
     kvb_json_put_string(w, "device", "cpu");
     kvb_json_end_object(w);
 }
 
 kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                                const kvb_train_report *report, uint32_t holdout_every, char **meta, kvb_error *err)
+                                const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every, char **meta,
+                                kvb_error *err)
 {
     kvb_json_doc *doc = NULL;
     kvb_json_writer w = {.compact = true};
@@ -126,7 +128,7 @@ kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *re
         if (!is_own(kvb_json_key_at(root, i)))
             kvb_json_put_value(&w, kvb_json_key_at(root, i), kvb_json_at(root, i));
     kvb_json_put_value(&w, "recipe", kvb_json_root(recipe->doc));
-    put_training(&w, capture, recipe, options, report, holdout_every);
+    put_training(&w, capture, recipe, options, report, scores, holdout_every);
     put_created(&w);
     kvb_json_end_object(&w);
     const char *text = kvb_json_writer_text(&w);

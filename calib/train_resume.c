@@ -45,6 +45,7 @@ void kvb_train_pack_layer(const kvb_trainer *t, uint32_t layer, kvb_record *reco
 {
     field f[MOST_FIELDS];
     kvb_record_put(record, &t->result[layer].sums, sizeof t->result[layer].sums);
+    kvb_record_put(record, &t->result[layer].scores, sizeof t->result[layer].scores);
     const size_t n = list_fields(t, layer, f);
     for (size_t i = 0; i < n; i++) {
         const uint8_t there = *f[i].at != NULL;
@@ -83,7 +84,8 @@ static kvb_status take_fields(kvb_trainer *t, uint32_t layer, kvb_saved *saved, 
 {
     field f[MOST_FIELDS];
     bool memory = true;
-    *good = kvb_saved_take(saved, &t->result[layer].sums, sizeof t->result[layer].sums);
+    *good = kvb_saved_take(saved, &t->result[layer].sums, sizeof t->result[layer].sums) &&
+            kvb_saved_take(saved, &t->result[layer].scores, sizeof t->result[layer].scores);
     const size_t n = list_fields(t, layer, f);
     for (size_t i = 0; *good && i < n; i++)
         *good = take_field(saved, &f[i], &memory);

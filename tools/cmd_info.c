@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdarg.h>
 #include <string.h>
 
 #include "format/base/fail.h"
@@ -31,8 +32,6 @@ static const kvb_command_spec spec = {
     .groups = 2,
 };
 
-static const uint32_t lengths[] = {KVB_CTX_2K, KVB_CTX_32K, KVB_CTX_128K};
-
 /* A book with its META read. */
 typedef struct book_view {
     const char *path;
@@ -43,67 +42,81 @@ typedef struct book_view {
     kvb_policy policy;
 } book_view;
 
-static void print_shape(const book_view *v, kvb_kind kind)
-{
-    const kvb_codebook *c = v->summary.first[kind];
-    if (c == NULL)
-        return;
-    char shape[KVB_SHAPE_TEXT];
-    printf("%s %s%s", kind == KVB_KEY ? "keys" : ", values", kvb_codebook_text(c, shape),
-           v->summary.uniform[kind] ? "" : " and others");
-}
+enum { COLUMNS = 80, LABEL = 12 };
 
-static void print_fine(const book_view *v)
+/* Prints "label       text", broken between words so that it fits the columns; a word longer than a line stays whole. */
+static void put_line(const char *label, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void put_line(const char *label, const char *format, ...)
 {
-    const kvb_codebook *const *c = v->summary.fine;
-    char size[32], keys[KVB_SHAPE_TEXT], values[KVB_SHAPE_TEXT];
-    if (c[KVB_KEY] == NULL)
-        return;
-    printf("fine        %u: keys %s%s, values %s%s, %s of tables\n", v->summary.codebooks, kvb_codebook_text(c[KVB_KEY], keys),
-           v->summary.fine_uniform[KVB_KEY] ? "" : " and others", kvb_codebook_text(c[KVB_VALUE], values),
-           v->summary.fine_uniform[KVB_VALUE] ? "" : " and others", kvb_size_text(v->summary.fine_bytes, size));
-}
-
-/* "keys 0.25-4 (mean 1.21), values 0.25-2 (mean 0.79)" bits where heads have shapes of their own. */
-static void print_allocation(const book_view *v)
-{
-    static const char *const names[] = {"keys", "values"};
-    if (v->summary.uniform[KVB_KEY] && v->summary.uniform[KVB_VALUE])
-        return;
-    printf("            dealt out over heads:");
-    for (int kind = 0; kind < 2; kind++) {
-        const kvb_rate_range *r = &v->summary.rate[kind];
-        printf("%s %s %.3g to %.3g bits, %.3g on average", kind == 0 ? "" : ";", names[kind], r->least, r->most, r->mean);
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    int column = printf("%-*s", LABEL, label);
+    for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " ")) {
+        int wide = 0;
+        for (const char *c = word; *c != '\0'; c++)
+            wide += ((unsigned char)*c & 0xc0) != 0x80;
+        if (column > LABEL && column + 1 + wide > COLUMNS)
+            column = printf("\n%*s", LABEL, "") - 1;
+        else if (column > LABEL)
+            column += printf(" ");
+        kvb_put_printable(stdout, word);
+        column += wide;
     }
-    printf("\n");
+    putchar('\n');
+}
+
+static const char *many(bool uniform)
+{
+    return uniform ? "" : " and others";
+}
+
+static void print_codebooks(const book_view *v)
+{
+    const kvb_codebook *const *c = v->summary.first;
+    const kvb_codebook *const *fine = v->summary.fine;
+    char size[32], text[2][KVB_SHAPE_TEXT];
+    if (c[KVB_KEY] != NULL && c[KVB_VALUE] != NULL)
+        put_line("codebooks", "%u: keys %s%s, values %s%s", v->summary.codebooks, kvb_codebook_text(c[KVB_KEY], text[0]),
+                 many(v->summary.uniform[KVB_KEY]), kvb_codebook_text(c[KVB_VALUE], text[1]), many(v->summary.uniform[KVB_VALUE]));
+    else
+        put_line("codebooks", "none");
+    if (!v->summary.uniform[KVB_KEY] || !v->summary.uniform[KVB_VALUE]) {
+        const kvb_rate_range *r = v->summary.rate;
+        put_line("", "dealt out over heads: keys %.3g to %.3g bits, %.3g on average; values %.3g to %.3g, %.3g", r[0].least, r[0].most,
+                 r[0].mean, r[1].least, r[1].most, r[1].mean);
+    }
+    if (fine[KVB_KEY] != NULL)
+        put_line("fine", "%u: keys %s%s, values %s%s, %s of tables", v->summary.codebooks, kvb_codebook_text(fine[KVB_KEY], text[0]),
+                 many(v->summary.fine_uniform[KVB_KEY]), kvb_codebook_text(fine[KVB_VALUE], text[1]),
+                 many(v->summary.fine_uniform[KVB_VALUE]), kvb_size_text(v->summary.fine_bytes, size));
 }
 
 static void print_source(const book_view *v)
 {
-    char extent[KVB_EXTENT_TEXT];
+    char extent[KVB_EXTENT_TEXT], names[800] = "";
     const kvb_json *m = v->meta;
-    kvb_print_model(m);
+    put_line("model", "%s (%s), weights %.12s, tokenizer %.12s", kvb_meta_string(m, "model.name"),
+             kvb_meta_string(m, "model.architecture"), kvb_meta_string(m, "model.weights_sha256"),
+             kvb_meta_string(m, "tokenizer.sha256"));
     const kvb_json *sources = kvb_meta_find(m, "text.sources");
-    printf("text        %s", kvb_meta_extent(kvb_meta_find(m, "text"), extent));
-    for (size_t i = 0; i < kvb_json_count(sources); i++) {
-        fputs(i == 0 ? " of " : ", ", stdout);
-        kvb_put_printable(stdout, kvb_meta_string(kvb_json_at(sources, i), "name"));
-    }
-    printf("\nrecipe      ");
-    kvb_put_printable(stdout, kvb_meta_string(m, "recipe.name"));
-    printf(" (");
-    kvb_put_printable(stdout, kvb_meta_string(m, "recipe.source"));
-    printf(")\n");
+    for (size_t i = 0, at = 0; i < kvb_json_count(sources) && at < sizeof names; i++)
+        at += (size_t)snprintf(names + at, sizeof names - at, "%s%s", i == 0 ? " of " : ", ",
+                               kvb_meta_string(kvb_json_at(sources, i), "name"));
+    put_line("text", "%s%s", kvb_meta_extent(kvb_meta_find(m, "text"), extent), names);
+    put_line("recipe", "%s (%s)", kvb_meta_string(m, "recipe.name"), kvb_meta_string(m, "recipe.source"));
 }
 
 static void print_geometry(const book_view *v)
 {
     char frame[32];
     const kvb_layer *g = kvb_book_layer(v->book, 0);
-    printf("geometry    %u layers: %u query heads, %u KV heads of %u channels; keys %s RoPE, base %g\n",
-           kvb_book_layers(v->book), g->heads, g->kv_heads, g->head_dim, kvb_frame_text(g, frame), g->rope_base);
+    put_line("geometry", "%u layers: %u query heads, %u KV heads of %u channels; keys %s RoPE", kvb_book_layers(v->book),
+             g->heads, g->kv_heads, g->head_dim, kvb_frame_text(g, frame));
     if (v->summary.layers_exact > 0)
-        printf("            %u layers without codebooks: they stay exact\n", v->summary.layers_exact);
+        put_line("", "%u layers without codebooks: they stay exact", v->summary.layers_exact);
 }
 
 /* An error, or a dash where it was not measured. */
@@ -119,12 +132,14 @@ static void print_quality(const book_view *v)
 {
     for (int kind = 0; kind < 2; kind++) {
         char text[3][16];
-        kvb_layer_quality q = kvb_average_book_quality(v->book, (kvb_kind)kind);
+        const kvb_layer_quality q = kvb_average_book_quality(v->book, (kvb_kind)kind);
         const kvb_codebook *first = v->summary.first[kind];
-        printf("%-11s relative error%s %s, held out %s, worst group %s; %.1f %% of centroids used, entropy %.2f bits\n",
-               kind == 0 ? "keys" : "values",
-               first != NULL && first->forward != NULL ? " (behind the transform)" : "", error_text(q.train, text[0]), error_text(q.heldout, text[1]),
-               error_text(q.worst, text[2]), 100 * q.usage, q.entropy);
+        const char *what = first != NULL && first->forward != NULL ? " behind the transform" : "";
+        if (isnan(q.train))
+            put_line(kind == 0 ? "keys" : "values", "quality not on record");
+        else
+            put_line(kind == 0 ? "keys" : "values", "error%s %s, held out %s, worst group %s; %.1f %% used", what,
+                     error_text(q.train, text[0]), error_text(q.heldout, text[1]), error_text(q.worst, text[2]), 100 * q.usage);
     }
 }
 
@@ -148,17 +163,11 @@ static void print_table(const book_view *v, bool verbose)
     printf("%s: %s, id %.16s\n", v->path, kvb_size_text(kvb_book_file_size(v->book), size), hex);
     print_source(v);
     print_geometry(v);
-    printf("codebooks   %u: ", v->summary.codebooks);
-    print_shape(v, KVB_KEY);
-    print_shape(v, KVB_VALUE);
-    putchar('\n');
-    print_allocation(v);
-    print_fine(v);
-    printf("bits        %g nominal; effective with %s:\n           ", v->summary.bits_nominal,
-           kvb_policy_text(&v->policy, policy));
-    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
-        printf(" %.3f at %u%s", kvb_effective_bits(v->book, &v->policy, lengths[i]), lengths[i],
-               i + 1 < sizeof lengths / sizeof *lengths ? "," : " tokens\n");
+    print_codebooks(v);
+    put_line("bits", "%g nominal; effective %.3f at 2K, %.3f at 32K, %.3f at 128K tokens", v->summary.bits_nominal,
+             kvb_effective_bits(v->book, &v->policy, KVB_CTX_2K), kvb_effective_bits(v->book, &v->policy, KVB_CTX_32K),
+             kvb_effective_bits(v->book, &v->policy, KVB_CTX_128K));
+    put_line("kept exact", "%s", kvb_policy_text(&v->policy, policy));
     print_quality(v);
     if (verbose)
         print_layers(v);

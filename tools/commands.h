@@ -15,4 +15,8 @@ extern const kvb_command kvb_capture_command, kvb_train_command, kvb_tune_comman
     kvb_generate_command, kvb_info_command, kvb_verify_command, kvb_report_command, kvb_recipes_command, kvb_compare_command,
     kvb_bench_command, kvb_pack_command, kvb_diff_command;
 
+/* All of them, in the order of `kvbook --help`, the manual and the completions. */
+enum { KVB_COMMANDS = 14 };
+extern const kvb_command *const kvb_commands[KVB_COMMANDS];
+
 #endif

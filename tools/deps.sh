@@ -20,6 +20,9 @@ if [ "${1:-}" = --optional ]; then
         optional="$optional clang libomp-dev"
     # The Python package's tests run with Debian's own Python.
     /usr/bin/python3 -c 'import numpy, pytest' 2>/dev/null || optional="$optional python3-numpy python3-pytest"
+    # The manual; its test, and that of the Debian package, use them.
+    { command -v scdoc && command -v mandoc; } >/dev/null 2>&1 || optional="$optional scdoc mandoc"
+    command -v dpkg-shlibdeps >/dev/null 2>&1 || optional="$optional dpkg-dev"
 fi
 install() {
     sudo=""

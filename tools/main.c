@@ -8,14 +8,6 @@
 #include "tools/commands.h"
 #include "tools/input.h"
 
-static const kvb_command *const commands[] = {
-    &kvb_calibrate_command, &kvb_eval_command,   &kvb_generate_command, &kvb_capture_command, &kvb_train_command,
-    &kvb_tune_command,      &kvb_pack_command,
-    &kvb_info_command,      &kvb_verify_command, &kvb_diff_command,     &kvb_report_command,  &kvb_recipes_command,
-    &kvb_compare_command,  &kvb_bench_command,
-};
-enum { COMMANDS = sizeof commands / sizeof *commands };
-
 static void print_version(void)
 {
     printf("kvbook %s\n", KVB_VERSION);
@@ -25,8 +17,8 @@ static void print_help(void)
 {
     puts("usage: kvbook COMMAND [flags]\n\n"
          "Trains codebooks for the KV cache of a language model and scores them.\n\nCommands:");
-    for (int i = 0; i < COMMANDS; i++)
-        printf("  %-10s %s\n", commands[i]->spec->name, commands[i]->spec->summary);
+    for (int i = 0; i < KVB_COMMANDS; i++)
+        printf("  %-10s %s\n", kvb_commands[i]->spec->name, kvb_commands[i]->spec->summary);
     puts("\n`kvbook COMMAND --help` lists a command's flags; `kvbook --version` prints the version.\n\n"
          "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input file, 4 I/O, 5 out of memory or budget,\n"
          "6 mismatch (model, tokenizer, geometry), 7 no device, 130 interrupted.");
@@ -34,18 +26,18 @@ static void print_help(void)
 
 static kvb_status find_command(const char *name, const kvb_command **command, kvb_error *err)
 {
-    const char *known[COMMANDS];
-    for (int i = 0; i < COMMANDS; i++) {
-        known[i] = commands[i]->spec->name;
+    const char *known[KVB_COMMANDS];
+    for (int i = 0; i < KVB_COMMANDS; i++) {
+        known[i] = kvb_commands[i]->spec->name;
         if (strcmp(name, known[i]) == 0) {
-            *command = commands[i];
+            *command = kvb_commands[i];
             return KVB_OK;
         }
     }
     if (name[0] == '-')
         return kvb_fail(err, KVB_E_USAGE, name, "expected a command first, such as `kvbook info`; see `kvbook --help`");
     return kvb_fail(err, KVB_E_USAGE, name, "unknown command; did you mean %s? `kvbook --help` lists them",
-                    kvb_suggest(name, known, COMMANDS));
+                    kvb_suggest(name, known, KVB_COMMANDS));
 }
 
 /* Output that never reached its file is a failure, even where every printf() looked well. */

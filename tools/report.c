@@ -28,7 +28,7 @@ static const char style[] =
     ".p1{fill:var(--p1)}.p2{fill:var(--p2)}.p3{fill:var(--p3)}.p4{fill:var(--p4)}.p5{fill:var(--p5)}"
     ".none{fill:none;stroke:var(--none);stroke-dasharray:2}.lead{color:var(--dim)}.notes{background:var(--card);"
     "border-left:4px solid var(--v);padding:.6rem 1rem .6rem 2rem;border-radius:4px}"
-    "summary{cursor:pointer;margin:1rem 0}td{overflow-wrap:anywhere}td:first-child{white-space:nowrap}";
+    "summary{cursor:pointer;margin:1rem 0}td{overflow-wrap:anywhere}td.n{white-space:nowrap;overflow-wrap:normal}td:first-child{white-space:nowrap}";
 
 static void put_text(FILE *out, const char *text)
 {
@@ -56,6 +56,29 @@ static void put_sources(FILE *out, const kvb_json *meta)
     fputs("</td></tr>\n", out);
 }
 
+/* How training went: k-means over the sample, then tuning, each on what it learnt from and on what was held out. */
+static void put_training(const kvb_report *r, FILE *out)
+{
+    const kvb_json *t = kvb_meta_find(r->meta, "training"), *tuning = kvb_meta_find(r->meta, "tuning");
+    char text[200];
+    const double passes = kvb_json_number(kvb_meta_find(t, "kmeans.iterations"), NAN);
+    if (isfinite(passes)) {
+        snprintf(text, sizeof text, "%.0f iterations at most over %.0f tokens a head, %.0f points a centroid", passes,
+                 kvb_json_number(kvb_json_get(t, "rows"), NAN),
+                 kvb_json_number(kvb_meta_find(t, "quality.points_per_centroid"), NAN));
+        put_setting(out, "K-means", text);
+    }
+    const double before = kvb_json_number(kvb_json_get(tuning, "heldout_before"), NAN);
+    if (isfinite(before)) {
+        snprintf(text, sizeof text, "%.0f passes, %.0f steps: held-out loss %.4g before, %.4g after%s",
+                 kvb_json_number(kvb_json_get(tuning, "epochs"), NAN), kvb_json_number(kvb_json_get(tuning, "steps"), NAN), before,
+                 kvb_json_number(kvb_json_get(tuning, "heldout_after"), NAN),
+                 kvb_json_type_of(kvb_json_get(tuning, "accepted")) == KVB_JSON_BOOL && !kvb_json_bool(kvb_json_get(tuning, "accepted"), true)
+                     ? "; not better, so the book stayed as it was" : "");
+        put_setting(out, "Tuning", text);
+    }
+}
+
 static void put_settings(const kvb_report *r, FILE *out)
 {
     const kvb_book_summary s = kvb_summarise_book(r->book);
@@ -74,6 +97,7 @@ static void put_settings(const kvb_report *r, FILE *out)
     snprintf(text, sizeof text, "%.60s, %.400s", kvb_meta_string(r->meta, "recipe.name"),
              kvb_meta_string(r->meta, "recipe.source"));
     put_setting(out, "Recipe", text);
+    put_training(r, out);
     put_setting(out, "Keys relative to RoPE", kvb_frame_text(g, frame));
     for (int kind = 0; kind < 2; kind++)
         if (s.first[kind] != NULL) {
@@ -216,10 +240,12 @@ void kvb_report_write(const kvb_report *r, FILE *out)
     put_lead(r, out);
     kvb_report_put_notes(r, out);
     put_scores(r, out);
+    kvb_report_put_curve(r, out);
     kvb_report_put_bytes(r, out);
     kvb_report_put_maps(r, out);
     put_errors(r, out);
     kvb_report_put_usage(r, out);
+    kvb_report_put_anchors(r, out);
     put_settings(r, out);
     fputs("</html>\n", out);
 }

@@ -12,4 +12,9 @@ void kvb_report_put_bytes(const kvb_report *r, FILE *out);
 void kvb_report_put_usage(const kvb_report *r, FILE *out);
 void kvb_report_put_notes(const kvb_report *r, FILE *out);
 
+/* Which tokens matter: where anchors stand and how scores are distributed, as training saw it. Nothing of a book that does not know. */
+void kvb_report_put_anchors(const kvb_report *r, FILE *out);
+/* Perplexity against effective bits, where there are scores of books. */
+void kvb_report_put_curve(const kvb_report *r, FILE *out);
+
 #endif

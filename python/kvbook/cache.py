@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,6 +44,11 @@ class CacheBytes(NamedTuple):
     elements: int
 
 
+def _destroy(pointer: c.c_void_p, handle: object) -> None:
+    """`handle` keeps the book open until here."""
+    runtime.kvb_cache_destroy(pointer)
+
+
 class Cache:
     """A cache with a book. It belongs to one thread at a time; caches may share a book.
 
@@ -73,10 +79,8 @@ class Cache:
             options.policy.window, options.policy.sinks = policy.window, policy.sinks
             options.policy.exact = _FORMS.index(policy.exact)
         call(runtime.kvb_cache_create, book._handle.pointer, c.byref(options), c.byref(self._pointer))
-
-    def __del__(self) -> None:
-        if getattr(self, "_pointer", None):
-            runtime.kvb_cache_destroy(self._pointer)
+        # Not __del__: where a cycle of objects is collected, the book might be closed first.
+        weakref.finalize(self, _destroy, self._pointer, book._handle)
 
     def append(self, layer: int, keys: ArrayLike, values: ArrayLike) -> None:
         """Appends the layer's next token: keys [G, D] before RoPE, values [G, D]. Error CHECK for NaN, infinity."""

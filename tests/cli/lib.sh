@@ -94,3 +94,8 @@ less_memory() {
 tiny_model() { # tiny_model FILE SEED
     "$build/tests/make_tiny_gguf" "$1" "$2"
 }
+
+# A target of the Makefile, with the flags that the build was made with, so that nothing else is made anew.
+remake() { # remake TARGET [VARIABLE=VALUE]...
+    make -s "$@" BUILD="$build" $(grep -o -m 1 -e ' -Werror ' "$build/flags" | sed 's/ *-Werror */WERROR=-Werror/')
+}

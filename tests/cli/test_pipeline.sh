@@ -155,6 +155,15 @@ refuse "generate beyond the context" 2 'exceed' "$kvbook" generate $model --prom
 
 "$kvbook" eval $evaluate --json --book "$work/a.kvb" >"$tmp/scores.jsonl" 2>"$err"
 expect "report" 0 'wrote' "$kvbook" report "$work/a.kvb" --scores "$tmp/scores.jsonl" -o "$work/r.html"
+expect "report has perplexity against bits" 0 'Perplexity against bits' cat "$work/r.html"
+expect "report says where anchors stand" 0 'aria-label="position in the chunk"' cat "$work/r.html"
+expect "report says how scores are distributed" 0 'aria-label="log2 of score over mean"' cat "$work/r.html"
+"$kvbook" info --json "$work/a.kvb" >"$tmp/scores.json" 2>"$err"
+json "a book says where anchors stand" "$tmp/scores.json" 'abs(sum(d["meta"]["training"]["scores"]["anchor_positions"]) - 1) < 1e-3'
+json "and how scores are distributed" "$tmp/scores.json" 'abs(sum(d["meta"]["training"]["scores"]["distribution"]) - 1) < 1e-3'
+"$kvbook" info "$work/a.kvb" >"$out" 2>"$err"
+if [ "$(wc -l <"$out")" -le 12 ] && awk 'NR > 1 && length($0) > 80 { bad = 1 } END { exit bad }' "$out"; then ok "info fits the screen"
+else fail "info fits the screen" "$(wc -l <"$out") lines"; fi
 expect "report has bars and scores" 0 '<rect class=k' cat "$work/r.html"
 expect "report has maps of error" 0 'aria-label="Error of values, layer by head"' cat "$work/r.html"
 "$kvbook" report -q tests/golden/full.kvb -o "$work/m.html" 2>"$err"

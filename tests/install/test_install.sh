@@ -4,7 +4,7 @@
 root=$tmp/root
 here=$root/opt/kv
 
-if ! make -s install BUILD="$build" DESTDIR="$root" PREFIX=/opt/kv >"$out" 2>"$err"; then
+if ! remake install DESTDIR="$root" PREFIX=/opt/kv >"$out" 2>"$err"; then
     fail "make install" "failed"
     done_testing
 fi
@@ -26,7 +26,7 @@ expect "the example compiles against it" 0 'compiled' sh -c \
 expect "and attends with a book" 0 'bits per element' env LD_LIBRARY_PATH="$here/lib" "$tmp/example" tests/golden/full.kvb 40
 if grep -rIl "$root" "$root" >"$out" 2>/dev/null; then fail "no file names DESTDIR" "one does"; else ok "no file names DESTDIR"; fi
 
-make -s uninstall BUILD="$build" DESTDIR="$root" PREFIX=/opt/kv >"$out" 2>"$err"
+remake uninstall DESTDIR="$root" PREFIX=/opt/kv >"$out" 2>"$err"
 left=$(find "$root" ! -type d)
 if [ -z "$left" ]; then ok "make uninstall leaves no file"; else fail "make uninstall leaves no file" "$left"; fi
 done_testing

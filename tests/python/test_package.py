@@ -3,6 +3,7 @@ import ctypes
 import gc
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -144,6 +145,20 @@ def rope(x, key, position):
     return turned
 
 
+def test_a_cache_in_a_cycle_is_freed_before_its_book(monkeypatch):
+    order = []
+    for name in ("kvb_book_close", "kvb_cache_destroy"):
+        function = getattr(_library.runtime, name)
+        monkeypatch.setattr(_library.runtime, name, lambda p, n=name, f=function: (order.append(n), f(p)))
+    book = kvbook.Book(os.path.join(GOLDEN, "minimal.kvb"))
+    assert all(x.rope_factors is None for x in book.layers)  # no array that keeps the book open
+    book.cycle = [book, kvbook.Cache(book)]
+    gc.collect()
+    del book
+    gc.collect()
+    assert order == ["kvb_cache_destroy", "kvb_book_close"]
+
+
 def test_wrong_shapes_and_indices_are_refused(book):
     cache = kvbook.Cache(book)
     with pytest.raises(kvbook.Error, match="expected"):
@@ -241,3 +256,14 @@ def test_cut_capture_is_refused(tmp_path):
         with pytest.raises(kvbook.Error) as error:
             kvbook.Capture(path)
         assert error.value.status == kvbook.Status.FORMAT
+
+
+def test_hf_without_torch_says_what_to_install():
+    code = "import sys; sys.modules['torch'] = None; import kvbook.hf"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install './python[hf]'" in done.stderr
+
+
+def test_the_package_itself_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; import kvbook; kvbook.Policy()"
+    subprocess.check_call([sys.executable, "-c", code])

@@ -12,10 +12,16 @@ if ! cmp -s tests/reference/requirements.txt "$stamp"; then
     cp tests/reference/requirements.txt "$stamp"
 fi
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -f "$log" "$log.hf"' EXIT
 status=0
 HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 \
     "$venv/bin/python" tests/reference/check.py --build "$build" --against transformers "$@" >"$log" 2>&1 || status=1
 cat "$log"
+# The same environment has what kvbook.hf needs.
+KVB_BUILD=$PWD/$build KVBOOK_LIBRARY_DIR=$PWD/$build PYTHONPATH=$PWD/python HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error \
+    HF_HUB_DISABLE_PROGRESS_BARS=1 "$venv/bin/python" -m pytest -q -rA -p no:cacheprovider tests/python/test_hf.py >"$log.hf" 2>&1 ||
+    status=1
+sed -n 's/^PASSED /ok /p; s/^FAILED /FAIL /p; s/^ERROR /FAIL /p' "$log.hf" | tee -a "$log"
+grep -q '^PASSED' "$log.hf" || { cat "$log.hf"; echo "FAIL kvbook.hf: no test ran" | tee -a "$log"; }
 echo "$(grep -c '^ok ' "$log" || true) passed, $(grep -c '^FAIL' "$log" || true) failed"
 exit "$status"
