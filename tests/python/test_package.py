@@ -224,6 +224,21 @@ def test_capture_written_here_trains_a_book_that_opens_here(tmp_path):
     assert kvbook.Book(out).layers[0].head_dim == 16
 
 
+def test_a_book_knows_where_its_anchors_stood(tmp_path):
+    """200 rows of which the first two weigh 8 and the rest 1: the 1 % that matters most stands first, and the mean is 1.07."""
+    rng = np.random.default_rng(8)
+    one = layer(rng, 200)
+    one["weight_k"] = np.ones((2, 200))
+    one["weight_k"][:, :2] = 8
+    kvbook.write_capture(tmp_path / "a.kvc", [GEOMETRY], [one], row_chunk=np.zeros(200), row_position=np.arange(200))
+    subprocess.check_call([COMMAND, "train", tmp_path / "a.kvc", "--recipe", "cq", "--k", "4x8", "--v", "4x8", "-o", tmp_path / "a.kvb",
+                           "-q"])
+    scores = kvbook.Book(tmp_path / "a.kvb").meta["training"]["scores"]
+    assert scores["ctx"] == 200 and scores["anchor_positions"] == [1] + [0] * 15
+    shares = {scores["first_log2"] + i: x for i, x in enumerate(scores["distribution"]) if x > 0}
+    assert shares == {-1: 0.99, 2: 0.01}
+
+
 def test_capture_refuses_what_training_would(tmp_path):
     rng = np.random.default_rng(6)
     bad = layer(rng)
