@@ -154,7 +154,7 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libtest.a $(BUILD)/libkvb-all.
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 # The command's own objects are in no library.
-$(BUILD)/tests/tools/test_pivots: $(BUILD)/obj/tests/tools/test_pivots.o $(call obj,$(filter-out tools/main.c tools/cmd_%,$(TOOL_SRC))) $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
+$(BUILD)/tests/tools/test_pivots: $(BUILD)/obj/tests/tools/test_pivots.o $(call obj,$(filter-out tools/main.c,$(TOOL_SRC))) $(BUILD)/libtest.a $(BUILD)/libkvb-all.a
 	@mkdir -p $(@D)
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
