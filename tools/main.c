@@ -122,7 +122,11 @@ int main(int argc, char **argv)
     kvb_error err = {0};
     kvb_status status = run(argc, argv, &err);
     status = close_stdout(status, &err);
-    if (status != KVB_OK && kvb_team_launched().rank == 0) /* all processes of a team end with the same error */
+    /* All processes of a team end with the same error. The first one says it, and alone exits with it: mpirun ends all of them as soon as
+     * one does, which could be before it was said. */
+    if (kvb_team_launched().rank > 0)
+        return 0;
+    if (status != KVB_OK)
         kvb_print_error(&err);
     return (int)status;
 }
