@@ -14,6 +14,17 @@ static void read_floats(const float *values, size_t count)
         sink += (double)values[i];
 }
 
+static void read_scaling(const kvb_codebook *c, size_t dim)
+{
+    if (c->channels != 1 || c->groups != dim || c->stages != 1)
+        abort();
+    for (size_t i = 0; c->table != NULL && i < c->centroids; i++)
+        sink += c->table[i];
+    for (size_t i = 0; c->scaling->fixed != NULL && i < 2 * dim; i++)
+        sink += c->scaling->fixed[i];
+    sink += c->scaling->group + c->scaling->outliers;
+}
+
 static void read_codebook(const kvb_codebook *c, size_t dim, const kvb_quality *q)
 {
     if (c == NULL)
@@ -21,7 +32,9 @@ static void read_codebook(const kvb_codebook *c, size_t dim, const kvb_quality *
     if ((size_t)c->groups * c->channels != dim || 1u << c->code_bits != c->centroids ||
         c->stages * (uint32_t)__builtin_ctz(c->stage_centroids) != c->code_bits)
         abort();
-    for (size_t i = 0; i < dim * c->stages * c->stage_centroids; i++)
+    if (c->scaling != NULL)
+        read_scaling(c, dim);
+    for (size_t i = 0; c->scaling == NULL && i < dim * c->stages * c->stage_centroids; i++)
         sink += c->table[i];
     read_floats(c->mean, dim);
     read_floats(c->forward, dim * dim);
