@@ -162,3 +162,9 @@ uint64_t kvb_book_file_size(const kvb_book *book)
 {
     return book->size;
 }
+
+const uint8_t *kvb_book_bytes(const kvb_book *book, size_t *size)
+{
+    *size = book->size;
+    return book->bytes;
+}

@@ -52,5 +52,7 @@ const kvb_quality *kvb_book_quality(const kvb_book *book, uint32_t layer, uint32
 
 /* Size of the file as opened. */
 uint64_t kvb_book_file_size(const kvb_book *book);
+/* Its bytes, which codebooks that are not compressed point into. */
+const uint8_t *kvb_book_bytes(const kvb_book *book, size_t *size);
 
 #endif

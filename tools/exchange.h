@@ -1,0 +1,15 @@
+/* A book as named arrays in a safetensors file, and back to the same bytes. The arrays of numbers stand under their names, with type and
+ * shape; all other bytes of the book stand in one array more, "book.rest"; __metadata__ says where each array lies in the book. Arrays that
+ * the book holds compressed stay in the rest. */
+#ifndef KVB_TOOLS_EXCHANGE_H
+#define KVB_TOOLS_EXCHANGE_H
+
+#include "kvbook/book.h"
+
+/* Writes the safetensors file. */
+kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error *err);
+/* Puts a book together from such a file: *image [*size], free with free(). KVB_E_FORMAT where the file is no exported book or does not
+ * make a whole one; arrays that were changed do not fit the book's checksums. */
+kvb_status kvb_exchange_read(const char *path, uint8_t **image, size_t *size, kvb_error *err);
+
+#endif
