@@ -127,6 +127,8 @@ kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *s
 uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uint32_t layers);
 /* Whether training needs a capture with gradients. */
 bool kvb_recipe_wants_gradients(const kvb_recipe *recipe);
+/* Whether a book of it depends on captured rows at all: not where both kinds are coded by scales found while coding, at given levels. */
+bool kvb_recipe_learns(const kvb_recipe *recipe);
 /* Whether the book gets fine codebooks. */
 bool kvb_recipe_has_fine(const kvb_recipe *recipe);
 /* As recipes spell it. */

@@ -50,7 +50,7 @@ static const kvb_flag flags[] = {
 };
 
 static const kvb_flag calibration_flags[] = {
-    {"--calib-text", KVB_FLAG_STRINGS, "FILE", "text to calibrate --recipe on",
+    {"--calib-text", KVB_FLAG_STRINGS, "FILE", "text to calibrate --recipe on; not for recipes that learn nothing, as kivi",
      .offset = offsetof(kvb_text_args, text)},
     {"--calib-chunks", KVB_FLAG_COUNT, "N", "chunks of it at most (default: all)",
      .offset = offsetof(kvb_text_args, chunks), .least = 1},
@@ -126,10 +126,6 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
 
 static kvb_status check_args(const eval_args *a, kvb_error *err)
 {
-    if (a->recipe.recipe != NULL && a->calibration.text.count == 0)
-        return kvb_fail(err, KVB_E_USAGE, "--recipe",
-                        "%s needs calibration: give --calib-text, or a book made with `kvbook calibrate` (--book)",
-                        a->recipe.recipe);
     if (a->recipe.recipe == NULL && (a->recipe.bits.set || a->recipe.allocate || a->recipe.no_allocate || a->recipe.shape_k ||
                                       a->recipe.shape_v))
         return kvb_fail(err, KVB_E_USAGE,
@@ -168,6 +164,27 @@ static kvb_status open_books(eval_run *r, kvb_error *err)
     return status;
 }
 
+/* The text to calibrate on. A recipe that learns nothing takes the first tokens of what is scored: they leave no trace but in META. */
+static kvb_status open_calibration(const eval_run *r, kvb_input *calibration, kvb_progress *p, kvb_error *err)
+{
+    *calibration = r->input;
+    if (r->args->calibration.text.count > 0) {
+        calibration->text = (kvb_text){0};
+        return kvb_input_load_text(calibration, &r->args->calibration, p, err);
+    }
+    calibration->chunks = 1;
+    return KVB_OK;
+}
+
+static kvb_status check_calibration(const eval_run *r, kvb_error *err)
+{
+    const eval_args *a = r->args;
+    if (a->recipe.recipe == NULL || a->calibration.text.count > 0 || (!kvb_recipe_learns(&r->recipe) && !a->tune.epochs.set))
+        return KVB_OK;
+    return kvb_fail(err, KVB_E_USAGE, "--recipe", "%s needs calibration: give --calib-text, or a book made with `kvbook calibrate` (--book)",
+                    a->recipe.recipe);
+}
+
 /* The book of --recipe, through the very bytes that a file would hold. */
 static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
 {
@@ -175,10 +192,9 @@ static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
     kvb_train_report report;
     uint8_t *image = NULL;
     size_t size = 0, last = r->books - 1;
-    kvb_input calibration = r->input;
-    calibration.text = (kvb_text){0};
+    kvb_input calibration;
     r->name[last] = a->recipe.recipe;
-    kvb_status status = kvb_input_load_text(&calibration, &a->calibration, p, err);
+    kvb_status status = open_calibration(r, &calibration, p, err);
     if (status == KVB_OK)
         status = kvb_run_calibration(&calibration, &r->recipe, &a->capture, a->recipe.seed.value, NULL, p, &image, &size,
                                      &report, err);
@@ -186,7 +202,8 @@ static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
         status = kvb_tune_image(&calibration, &a->tune, a->recipe.seed.value, p, &image, &size, err);
     if (status == KVB_OK)
         status = kvb_book_open_memory(image, size, r->name[last], &r->book[last], err);
-    kvb_text_free(&calibration.text);
+    if (a->calibration.text.count > 0)
+        kvb_text_free(&calibration.text);
     free(image);
     return status;
 }
@@ -474,8 +491,12 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     kvb_status status = check_args(r.args, err);
     if (status == KVB_OK && r.args->recipe.recipe != NULL)
         status = kvb_recipe_from_args(&r.args->recipe, &r.recipe, err);
-    if (status != KVB_OK)
+    if (status == KVB_OK)
+        status = check_calibration(&r, err);
+    if (status != KVB_OK) {
+        kvb_recipe_free(&r.recipe);
         return status;
+    }
     if (r.args->recipe.recipe != NULL) {
         const kvb_policy policy = kvb_policy_from_args(&r.args->policy, r.recipe.policy);
         status = kvb_check_exact_form(&policy, kvb_recipe_has_fine(&r.recipe), r.recipe.name, err);

@@ -10,6 +10,8 @@ model="--model $tmp/tiny.gguf"
 input="$model --text $tmp/train.txt --ctx 128 --chunks 2"
 score="$model --text $tmp/test.txt --ctx 128 --chunks 2"
 
+same_number() { python3 -c "import json, sys; a, b = (json.load(open(f)) for f in sys.argv[2:]); sys.exit(a[sys.argv[1]] != b[sys.argv[1]])" "$@"; }
+
 for name in kivi asymkv turboquant innerq kv-adaquant kvquant; do
     expect "calibrate $name" 0 "wrote .* recipe $name" "$kvbook" calibrate $input --recipe $name --bits 2 -o "$work/$name.kvb"
     expect "verify $name" 0 ' 0 failed' "$kvbook" verify "$work/$name.kvb" $model
@@ -19,6 +21,14 @@ for name in kivi asymkv turboquant innerq kv-adaquant kvquant; do
     expect "report of $name" 0 . "$kvbook" report "$work/$name.kvb" -o "$work/$name.html"
 done
 expect "nothing is trained" 0 'no codebooks to train: numbers are coded one by one' "$kvbook" calibrate $input --recipe kivi --bits 4 -o "$work/k4.kvb"
+# Nothing is learned, so no text is asked for; and nothing of the text that stands in for one is in the numbers.
+for name in kivi turboquant; do
+    "$kvbook" eval $score --book "$work/$name.kvb" --json -q >"$tmp/book.json" 2>"$err"
+    expect "eval --recipe $name without a text to calibrate on" 0 '"ppl"' "$kvbook" eval $score --recipe $name --bits 2 --json -q
+    same_number ppl "$tmp/book.json" "$out" && ok "eval --recipe $name: the score of its book" || fail "eval --recipe $name: the score of its book" "differs"
+done
+refuse "eval --recipe kvquant without a text" 2 'kvquant needs calibration: give --calib-text' "$kvbook" eval $score --recipe kvquant --bits 2
+refuse "eval --recipe kivi --tune without a text" 2 'kivi needs calibration' "$kvbook" eval $score --recipe kivi --bits 2 --tune 1
 expect "info of fixed scales" 0 'keys 2-bit numbers, a fixed scale of a channel, 1 outliers' "$kvbook" info "$work/kvquant.kvb"
 expect "info" 0 'keys 2-bit numbers, a scale for 32 tokens of a channel' "$kvbook" info "$work/kivi.kvb"
 "$kvbook" info --json "$work/asymkv.kvb" >"$tmp/info.json"
