@@ -209,7 +209,7 @@ static void run(const char *name, const rt_shape &shape, const cell &c, const ch
 
 /* How many tokens one GPU holds and decodes: 32 layers, 64 sequences, codes of the first layers from real prompts, and one step
  * of all layers timed. */
-static void capacity(uint32_t B, uint32_t T)
+static void capacity(const char *name, uint32_t channels, uint32_t centroids, uint32_t B, uint32_t T)
 {
     enum { LAYERS = 32, FILLED = 2 };
     rt_shape s = {};
@@ -217,8 +217,8 @@ static void capacity(uint32_t B, uint32_t T)
     s.heads = H;
     s.kv_heads = G;
     s.head_dim = D;
-    s.channels = 4;
-    s.centroids = 16;
+    s.channels = channels;
+    s.centroids = centroids;
     s.frame = KVB_FRAME_BLOCK;
     s.rope_block = 16;
     s.rope_style = KVB_ROPE_HALF;
@@ -283,17 +283,23 @@ static void capacity(uint32_t B, uint32_t T)
         times.push_back(ms);
     }
     need(kvb_cuda_cache_check(cache, NULL, &err));
-    printf("{\"capacity\": \"4x16, 1 %% anchors, window 32, 32 layers, 8 KV heads, D 128\", \"sequences\": %u, \"tokens_each\": %u, "
+    printf("{\"capacity\": \"%s, 1 %% anchors, window 32, 32 layers, 8 KV heads, D 128\", \"sequences\": %u, \"tokens_each\": %u, "
            "\"tokens\": %llu, \"cache_gb\": %.2f, \"device_gb\": %.2f, \"step_ms\": %.2f}\n",
-           B, T, (unsigned long long)B * T, (double)kvb_cuda_cache_bytes(cache).total * 1e-9, (double)(before - after) * 1e-9,
+           name, B, T, (unsigned long long)B * T, (double)kvb_cuda_cache_bytes(cache).total * 1e-9, (double)(before - after) * 1e-9,
            median(times));
     fflush(stdout);
+    for (void *p : {k, v, q, out, (void *)lse, (void *)dpage, (void *)dlength, (void *)dzero, (void *)dslots})
+        cudaFree(p);
+    kvb_cuda_cache_destroy(cache);
+    kvb_cuda_book_destroy(device_book);
+    kvb_book_close(book);
 }
 
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "capacity") == 0) {
-        capacity(64, 65536);
+        capacity("4x16", 4, 16, 64, 65536);
+        capacity("32x4096", 32, 4096, 128, 65536);
         return 0;
     }
     /* grid: centroids that are multiples of steps, as the recipe key "centroids": "int8" makes them. */
