@@ -34,7 +34,9 @@ train() { # train NAME RECIPE BITS
     "$kvbook" train "$calibration" --recipe "$2" --bits "$3" --seed 1 -o "$work/$1.kvb"
     say "train $1: $(($(date +%s) - start)) s"
 }
-train cq-1 cq 1
+# cq without its Fisher weights, as the prototype had it.
+"$kvbook" recipes show cq | sed 's/"fisher"/"none"/g; s/"cq"/"cq-unweighted"/' >"$work/cq-unweighted.json"
+train cq-1 "$work/cq-unweighted.json" 1
 train antkv-1 antkv 1
 train antkv-2 antkv 2
 train antkv-4 antkv 4
