@@ -14,16 +14,16 @@ typedef struct export_args {
 } export_args;
 
 static const kvb_flag flags[] = {
-    {"--output", KVB_FLAG_STRING, "FILE", "write the safetensors file here", .offset = offsetof(export_args, output), .letter = "-o",
-     .required = true},
+    {"--output", KVB_FLAG_STRING, "FILE", "write here: NPZ where the name ends in .npz, else safetensors",
+     .offset = offsetof(export_args, output), .letter = "-o", .required = true},
 };
 
 static const kvb_command_spec spec = {
     .name = "export",
-    .operands = "BOOK.kvb -o X.safetensors",
+    .operands = "BOOK.kvb -o X.safetensors|X.npz",
     .summary = "Write a book as named arrays, for Python and other tools",
-    .about = "A safetensors file with tables, levels, means and transforms as arrays (layers.L.heads.G.key.table and so on), and all\n"
-             "other bytes of the book in one array more. `kvbook import` makes the same book of it, byte for byte.",
+    .about = "A safetensors or NPZ file with tables, levels, means and transforms as arrays (layers.L.heads.G.key.table and so\n"
+             "on), and all other bytes of the book in one array more. `kvbook import` makes the same book of it, byte for byte.",
     .args_size = sizeof(export_args),
     .operands_offset = offsetof(export_args, files),
     .group = {{"Flags", flags, 1, 0}, KVB_GROUP(common, "Common flags", export_args, common)},

@@ -8,9 +8,11 @@
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/json.h"
+#include "format/base/mapfile.h"
 #include "format/base/outfile.h"
 #include "format/base/sha256.h"
 #include "format/book_write.h"
+#include "model/npz.h"
 #include "model/safetensors.h"
 
 enum { NAME_SIZE = 64, MOST_DIMS = 4 };
@@ -32,6 +34,7 @@ typedef struct arrays {
     bool failed; /* out of memory */
 } arrays;
 
+static const char metadata_name[] = "__metadata__", rest_name[] = "book.rest";
 static const char *const kinds[] = {"key", "value"};
 
 /* ---- what a book has */
@@ -131,7 +134,7 @@ static void put_tensor(kvb_json_writer *w, const char *name, const char *dtype, 
     kvb_json_end_object(w);
 }
 
-static void put_metadata(kvb_json_writer *w, const kvb_book *book, const arrays *a)
+static void put_metadata(kvb_json_writer *w, const char *key, const kvb_book *book, const arrays *a)
 {
     kvb_json_writer places = {.compact = true};
     char size[24];
@@ -140,7 +143,7 @@ static void put_metadata(kvb_json_writer *w, const kvb_book *book, const arrays 
     for (size_t i = 0; i < a->count; i++)
         kvb_json_put_u64(&places, a->list[i].name, a->list[i].offset);
     kvb_json_end_object(&places);
-    kvb_json_begin_object(w, "__metadata__");
+    kvb_json_begin_object(w, key);
     kvb_json_put_string(w, "kvbook.exchange", "1");
     kvb_json_put_sha256(w, "kvbook.id", kvb_book_id(book));
     kvb_json_put_string(w, "kvbook.size", size);
@@ -156,10 +159,10 @@ static kvb_status write_header(kvb_outfile *out, const kvb_book *book, const arr
     kvb_json_writer w = {.compact = true};
     uint64_t at = 0;
     kvb_json_begin_object(&w, NULL);
-    put_metadata(&w, book, a);
+    put_metadata(&w, metadata_name, book, a);
     for (size_t i = 0; i < a->count; at += a->list[i++].size)
         put_tensor(&w, a->list[i].name, a->list[i].dtype, a->list[i].dims, a->list[i].shape, at, a->list[i].size);
-    put_tensor(&w, "book.rest", "U8", 1, &rest, at, rest);
+    put_tensor(&w, rest_name, "U8", 1, &rest, at, rest);
     kvb_json_end_object(&w);
     const char *text = kvb_json_writer_text(&w);
     kvb_status status = text != NULL ? KVB_OK : kvb_fail_memory(err, "export");
@@ -178,12 +181,18 @@ static kvb_status write_header(kvb_outfile *out, const kvb_book *book, const arr
     return status;
 }
 
-static kvb_status write_all(kvb_outfile *out, const kvb_book *book, const arrays *a, kvb_error *err)
+static uint64_t size_of_rest(const arrays *a)
 {
-    uint64_t rest = a->book_size, at = 0;
+    uint64_t rest = a->book_size;
     for (size_t i = 0; i < a->count; i++)
         rest -= a->list[i].size;
-    kvb_status status = write_header(out, book, a, rest, err);
+    return rest;
+}
+
+static kvb_status write_safetensors(kvb_outfile *out, const kvb_book *book, const arrays *a, kvb_error *err)
+{
+    uint64_t at = 0;
+    kvb_status status = write_header(out, book, a, size_of_rest(a), err);
     for (size_t i = 0; status == KVB_OK && i < a->count; i++)
         status = kvb_outfile_write(out, a->book + a->list[i].offset, (size_t)a->list[i].size, err);
     for (size_t i = 0; status == KVB_OK && i <= a->count; i++) {
@@ -194,6 +203,55 @@ static kvb_status write_all(kvb_outfile *out, const kvb_book *book, const arrays
     return status;
 }
 
+/* As numpy spells a type of safetensors. */
+static const char *numpy_type(const char *dtype)
+{
+    return strcmp(dtype, "F16") == 0 ? "<f2" : strcmp(dtype, "F32") == 0 ? "<f4" : "|u1";
+}
+
+static kvb_status add_rest(kvb_npz_writer *npz, const arrays *a, kvb_error *err)
+{
+    const uint64_t size = size_of_rest(a);
+    uint8_t *rest = kvb_alloc_array(size, 1), *to = rest;
+    uint64_t at = 0;
+    if (rest == NULL)
+        return kvb_fail_memory(err, "export");
+    for (size_t i = 0; i <= a->count; i++) {
+        const uint64_t end = i < a->count ? a->list[i].offset : a->book_size;
+        memcpy(to, a->book + at, (size_t)(end - at));
+        to += end - at;
+        at = i < a->count ? end + a->list[i].size : end;
+    }
+    kvb_status status = kvb_npz_add(npz, rest_name, "|u1", 1, &size, rest, size, err);
+    free(rest);
+    return status;
+}
+
+/* The same arrays, and the metadata as the bytes of a JSON object. */
+static kvb_status write_npz(kvb_npz_writer *npz, const kvb_book *book, const arrays *a, kvb_error *err)
+{
+    kvb_json_writer w = {.compact = true};
+    put_metadata(&w, NULL, book, a);
+    const char *text = kvb_json_writer_text(&w);
+    const uint64_t length = text != NULL ? strlen(text) : 0;
+    kvb_status status = text == NULL ? kvb_fail_memory(err, "export")
+                                     : kvb_npz_add(npz, metadata_name, "|u1", 1, &length, text, length, err);
+    kvb_json_writer_free(&w);
+    for (size_t i = 0; status == KVB_OK && i < a->count; i++) {
+        const array *one = &a->list[i];
+        status = kvb_npz_add(npz, one->name, numpy_type(one->dtype), one->dims, one->shape, a->book + one->offset, one->size, err);
+    }
+    if (status == KVB_OK)
+        status = add_rest(npz, a, err);
+    return status == KVB_OK ? kvb_npz_finish(npz, err) : status;
+}
+
+static bool is_npz(const char *path)
+{
+    const size_t length = strlen(path);
+    return length >= 4 && strcmp(path + length - 4, ".npz") == 0;
+}
+
 kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error *err)
 {
     arrays a = {0};
@@ -201,8 +259,10 @@ kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error 
     a.book = kvb_book_bytes(book, &a.book_size);
     collect(book, &a);
     kvb_status status = a.failed ? kvb_fail_memory(err, "export") : kvb_outfile_open(path, &out, err);
+    kvb_npz_writer npz = {.out = out, .path = path};
     if (status == KVB_OK)
-        status = write_all(out, book, &a, err);
+        status = is_npz(path) ? write_npz(&npz, book, &a, err) : write_safetensors(out, book, &a, err);
+    kvb_npz_writer_free(&npz);
     if (status == KVB_OK)
         status = kvb_outfile_commit(out, err);
     else
@@ -215,7 +275,10 @@ kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error 
 
 typedef struct importer {
     const char *path;
-    kvb_safetensors *file;
+    kvb_safetensors *safetensors; /* or else the three below */
+    char *bytes;
+    kvb_npz *npz;
+    kvb_json_doc *metadata;
     kvb_json_doc *places;
     arrays a; /* name, size and offset alone; book_size is the book's */
     uint8_t *image;
@@ -227,13 +290,68 @@ static kvb_status refuse(const importer *im, const char *what)
     return kvb_fail(im->err, KVB_E_FORMAT, im->path, "%s", what);
 }
 
+/* The bytes of an array of either form, none where there is none of that name. */
+typedef struct span {
+    const uint8_t *bytes;
+    uint64_t size;
+} span;
+
+static span find(const importer *im, const char *name)
+{
+    if (im->safetensors != NULL) {
+        const kvb_st_tensor *t = kvb_safetensors_find(im->safetensors, name);
+        return t != NULL ? (span){t->bytes, t->size} : (span){NULL, 0};
+    }
+    const kvb_npz_array *a = kvb_npz_find(im->npz, name);
+    return a != NULL ? (span){a->bytes, a->size} : (span){NULL, 0};
+}
+
+static const char *metadata(const importer *im, const char *key)
+{
+    if (im->safetensors != NULL)
+        return kvb_safetensors_metadata(im->safetensors, key);
+    return kvb_json_string(kvb_json_get(kvb_json_root(im->metadata), key), NULL);
+}
+
+/* Without the metadata, which safetensors does not count as an array. */
+static size_t count_arrays(const importer *im)
+{
+    return im->safetensors != NULL ? kvb_safetensors_count(im->safetensors) : kvb_npz_count(im->npz) - 1;
+}
+
+static kvb_status open_npz(importer *im)
+{
+    size_t size = 0;
+    kvb_status status = kvb_read_file(im->path, UINT32_MAX, &im->bytes, &size, im->err);
+    if (status == KVB_OK)
+        status = kvb_npz_open_memory(im->bytes, size, im->path, &im->npz, im->err);
+    if (status != KVB_OK)
+        return status;
+    const span text = find(im, metadata_name);
+    if (text.bytes == NULL)
+        return refuse(im, "an NPZ file, but no exported book: it has no array __metadata__");
+    return kvb_json_parse((const char *)text.bytes, (size_t)text.size, im->path, &im->metadata, im->err);
+}
+
+/* Zip files begin with PK; a safetensors file that did would have a header of petabytes. */
+static kvb_status open_file(importer *im)
+{
+    char head[4];
+    size_t got = 0;
+    kvb_status status = kvb_read_prefix(im->path, head, sizeof head, &got, im->err);
+    if (status != KVB_OK)
+        return status;
+    if (got == sizeof head && memcmp(head, "PK\3\4", sizeof head) == 0)
+        return open_npz(im);
+    return kvb_safetensors_open(im->path, &im->safetensors, im->err);
+}
+
 static kvb_status read_metadata(importer *im)
 {
-    const char *version = kvb_safetensors_metadata(im->file, "kvbook.exchange"), *size = kvb_safetensors_metadata(im->file, "kvbook.size");
-    const char *places = kvb_safetensors_metadata(im->file, "kvbook.places");
+    const char *version = metadata(im, "kvbook.exchange"), *size = metadata(im, "kvbook.size"), *places = metadata(im, "kvbook.places");
     char *end = NULL;
     if (version == NULL)
-        return refuse(im, "a safetensors file, but no exported book: __metadata__ has no kvbook.exchange");
+        return refuse(im, "holds arrays, but no exported book: __metadata__ has no kvbook.exchange");
     if (strcmp(version, "1") != 0)
         return refuse(im, "exported by a newer kvbook: kvbook.exchange is not 1");
     const unsigned long long bytes = size != NULL && size[0] >= '0' && size[0] <= '9' ? strtoull(size, &end, 10) : 0;
@@ -246,14 +364,14 @@ static kvb_status read_metadata(importer *im)
 }
 
 /* Where each array goes, checked: inside the book, none over another, the rest filling the gaps. */
-static kvb_status read_places(importer *im, const kvb_st_tensor *rest)
+static kvb_status read_places(importer *im, span rest)
 {
     const kvb_json *root = kvb_json_root(im->places);
     const size_t count = kvb_json_type_of(root) == KVB_JSON_OBJECT ? kvb_json_count(root) : 0;
     uint64_t gaps = im->a.book_size, end = 0;
     if (kvb_json_type_of(root) != KVB_JSON_OBJECT)
         return refuse(im, "kvbook.places: expected an object");
-    if (count + 1 != kvb_safetensors_count(im->file))
+    if (count + 1 != count_arrays(im))
         return refuse(im, "kvbook.places: expected a place for each array but book.rest");
     im->a.list = kvb_alloc_zeroed(count + 1, sizeof *im->a.list);
     if (im->a.list == NULL)
@@ -261,13 +379,14 @@ static kvb_status read_places(importer *im, const kvb_st_tensor *rest)
     for (size_t i = 0; i < count; i++) {
         array *to = &im->a.list[i];
         const char *name = kvb_json_key_at(root, i);
-        const kvb_st_tensor *t = kvb_safetensors_find(im->file, name);
-        if (t == NULL || t == rest || !kvb_json_u64(kvb_json_at(root, i), &to->offset))
+        const span found = find(im, name);
+        const bool of_book = found.bytes != NULL && strcmp(name, rest_name) != 0 && strcmp(name, metadata_name) != 0;
+        if (!of_book || !kvb_json_u64(kvb_json_at(root, i), &to->offset))
             return kvb_fail(im->err, KVB_E_FORMAT, im->path, "kvbook.places: \"%.60s\" has no array, or no place", name);
-        if (to->offset > im->a.book_size || t->size > im->a.book_size - to->offset || strlen(name) >= NAME_SIZE)
+        if (to->offset > im->a.book_size || found.size > im->a.book_size - to->offset || strlen(name) >= NAME_SIZE)
             return kvb_fail(im->err, KVB_E_FORMAT, im->path, "\"%.60s\" lies outside the book", name);
         snprintf(to->name, sizeof to->name, "%s", name);
-        to->size = t->size;
+        to->size = found.size;
     }
     im->a.count = count;
     if (count > 0)
@@ -278,12 +397,12 @@ static kvb_status read_places(importer *im, const kvb_st_tensor *rest)
         end = im->a.list[i].offset + im->a.list[i].size;
         gaps -= im->a.list[i].size;
     }
-    return rest->size == gaps ? KVB_OK : refuse(im, "book.rest: expected the bytes of the book that no other array has");
+    return rest.size == gaps ? KVB_OK : refuse(im, "book.rest: expected the bytes of the book that no other array has");
 }
 
-static void fill(importer *im, const kvb_st_tensor *rest)
+static void fill(importer *im, span rest)
 {
-    const uint8_t *from = rest->bytes;
+    const uint8_t *from = rest.bytes;
     uint64_t at = 0;
     for (size_t i = 0; i <= im->a.count; i++) {
         const array *one = i < im->a.count ? &im->a.list[i] : NULL;
@@ -292,7 +411,7 @@ static void fill(importer *im, const kvb_st_tensor *rest)
         from += end - at;
         at = end;
         if (one != NULL) {
-            memcpy(im->image + at, kvb_safetensors_find(im->file, one->name)->bytes, (size_t)one->size);
+            memcpy(im->image + at, find(im, one->name).bytes, (size_t)one->size);
             at += one->size;
         }
     }
@@ -307,7 +426,7 @@ static kvb_status check_book(const importer *im)
     kvb_status status = kvb_book_open_memory(im->image, im->a.book_size, im->path, &book, &inner);
     if (status != KVB_OK)
         return kvb_fail(im->err, status, inner.where, "%s; were arrays changed after the export?", inner.message);
-    const char *id = kvb_safetensors_metadata(im->file, "kvbook.id");
+    const char *id = metadata(im, "kvbook.id");
     kvb_sha256_hex(kvb_book_id(book), hex);
     kvb_book_close(book);
     return id != NULL && strcmp(id, hex) == 0 ? KVB_OK : refuse(im, "kvbook.id is not the identity of the book that the arrays make");
@@ -315,13 +434,13 @@ static kvb_status check_book(const importer *im)
 
 static kvb_status read_all(importer *im)
 {
-    kvb_status status = kvb_safetensors_open(im->path, &im->file, im->err);
+    kvb_status status = open_file(im);
     if (status == KVB_OK)
         status = read_metadata(im);
     if (status != KVB_OK)
         return status;
-    const kvb_st_tensor *rest = kvb_safetensors_find(im->file, "book.rest");
-    if (rest == NULL)
+    const span rest = find(im, rest_name);
+    if (rest.bytes == NULL)
         return refuse(im, "the array book.rest is missing");
     status = read_places(im, rest);
     if (status != KVB_OK)
@@ -343,6 +462,9 @@ kvb_status kvb_exchange_read(const char *path, uint8_t **image, size_t *size, kv
         free(im.image);
     free(im.a.list);
     kvb_json_free(im.places);
-    kvb_safetensors_close(im.file);
+    kvb_json_free(im.metadata);
+    kvb_safetensors_close(im.safetensors);
+    kvb_npz_close(im.npz);
+    free(im.bytes);
     return status;
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Books as safetensors and back: the same bytes, arrays that an independent reader understands, and what is refused.
+# Books as safetensors and NPZ and back: the same bytes, arrays that an independent reader understands, and what is refused.
 . "$(dirname "$0")/lib.sh"
 
 tiny_model "$tmp/tiny.gguf" 1
@@ -13,6 +13,9 @@ for book in "$tmp"/*.kvb tests/golden/*.kvb; do
     expect "export $name" 0 wrote "$kvbook" export "$book" -o "$work/x.safetensors"
     expect "import $name" 0 wrote "$kvbook" import "$work/x.safetensors" -o "$work/y.kvb"
     same "$name: the same bytes" "$book" "$work/y.kvb"
+    expect "export $name as NPZ" 0 wrote "$kvbook" export "$book" -o "$work/x.npz"
+    expect "import $name from NPZ" 0 wrote "$kvbook" import "$work/x.npz" -o "$work/y.kvb"
+    same "$name through NPZ: the same bytes" "$book" "$work/y.kvb"
 done
 
 "$kvbook" export "$tmp/antkv.kvb" -q -o "$work/x.safetensors"
@@ -70,4 +73,88 @@ refuse "a book in place of arrays" 3 . "$kvbook" import "$tmp/antkv.kvb" -o "$wo
 refuse "arrays in place of a book" 3 . "$kvbook" export "$work/x.safetensors" -o "$work/z.safetensors"
 refuse "import onto itself" 2 . "$kvbook" import "$work/x.safetensors" -o "$work/x.safetensors"
 refuse "two files" 2 'expected one file' "$kvbook" export "$tmp/antkv.kvb" "$tmp/best.kvb" -o "$work/z.safetensors"
+
+"$kvbook" export "$tmp/antkv.kvb" -q -o "$work/x.npz"
+cat >"$tmp/npz.py" <<'P'
+"""npz.py IN OUT EDIT: an NPZ file written anew from edited members, by nothing but the standard library."""
+import json, struct, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as z:
+    assert z.testzip() is None
+    members = {i.filename: z.read(i) for i in z.infolist()}
+def data(name):
+    raw = members[name + ".npy"]
+    assert raw[:8] == b"\x93NUMPY\x01\x00" and (10 + struct.unpack("<H", raw[8:10])[0]) % 64 == 0
+    return raw[10 + struct.unpack("<H", raw[8:10])[0]:]
+def head(name):
+    return eval(members[name + ".npy"][10:].split(b"\n")[0])
+def poke(raw, at, form, value):
+    return raw[:at] + struct.pack(form, value) + raw[at + struct.calcsize(form):]
+table, method, change = "layers.0.heads.0.key.table", zipfile.ZIP_STORED, lambda raw: raw
+exec(sys.argv[3])
+with zipfile.ZipFile(sys.argv[2], "w", method) as z:
+    for name in members:
+        z.writestr(name, members[name])
+raw = open(sys.argv[2], "rb").read()
+open(sys.argv[2], "wb").write(change(raw))
+P
+python3 "$tmp/npz.py" "$work/x.npz" "$tmp/again.npz" '
+meta, shape = json.loads(data("__metadata__")), head(table)["shape"]
+assert head(table)["descr"] == "<f2" and shape[1:] == (1, 16, 4), head(table)
+numbers = struct.unpack("<%de" % (len(data(table)) // 2), data(table))
+assert len(numbers) == shape[0] * 64 and len(set(numbers)) > 8
+assert json.loads(meta["kvbook.meta"])["recipe"]["name"] == "antkv"
+assert sum(len(data(n[:-4])) for n in members) - len(data("__metadata__")) == int(meta["kvbook.size"])' 2>"$err" &&
+    ok "what Python reads of NPZ" || fail "what Python reads of NPZ" "$(cat "$err")"
+expect "import what Python wrote" 0 wrote "$kvbook" import "$tmp/again.npz" -o "$work/y.kvb"
+same "what Python wrote: the same bytes" "$tmp/antkv.kvb" "$work/y.kvb"
+if python3 -c 'import numpy' 2>/dev/null; then
+    python3 -c 'import numpy, sys; numpy.savez(sys.argv[2], **numpy.load(sys.argv[1]))' "$work/x.npz" "$tmp/numpy.npz"
+    expect "import what numpy wrote" 0 wrote "$kvbook" import "$tmp/numpy.npz" -o "$work/y.kvb"
+    same "what numpy wrote: the same bytes" "$tmp/antkv.kvb" "$work/y.kvb"
+    python3 -c 'import numpy, sys; numpy.savez_compressed(sys.argv[2], **numpy.load(sys.argv[1]))' "$work/x.npz" "$tmp/numpy.npz"
+    refuse "what numpy compressed" 3 'savez_compressed' "$kvbook" import "$tmp/numpy.npz" -o "$work/z.kvb"
+else
+    skip "import what numpy wrote" "numpy is missing: pip install numpy"
+fi
+
+npz() { # npz NAME PATTERN EDIT
+    python3 "$tmp/npz.py" "$work/x.npz" "$tmp/bad.npz" "$3"
+    refuse "NPZ: $1" 3 "$2" "$kvbook" import "$tmp/bad.npz" -o "$work/z.kvb"
+}
+npz "compressed" 'savez_compressed' 'method = zipfile.ZIP_DEFLATED'
+npz "a number changed" 'were arrays changed' 'members[table + ".npy"] = members[table + ".npy"][:-1] + b"\1"'
+npz "no metadata" 'has no array __metadata__' 'del members["__metadata__.npy"]'
+npz "metadata that is no JSON" 'bad.npz' 'members["__metadata__.npy"] = members["__metadata__.npy"][:-1]'
+npz "no rest" 'book.rest is missing' 'del members["book.rest.npy"]'
+npz "an array missing" 'a place for each array' 'del members[table + ".npy"]'
+npz "an array renamed" 'has no array, or no place' 'members["x.npy"] = members.pop(table + ".npy")'
+npz "the metadata as an array of the book" 'has no array, or no place' 'm = json.loads(data("__metadata__")); m["kvbook.places"] = m["kvbook.places"].replace(table, "__metadata__"); raw = members["__metadata__.npy"]; members["__metadata__.npy"] = raw[:len(raw) - len(data("__metadata__"))] + json.dumps(m).encode()'
+npz "a member that is no array" 'in numpy.s form' 'members["x.npy"] = b"hello"'
+npz "an array longer in its header" 'in numpy.s form' 'r = members[table + ".npy"]; members[table + ".npy"] = poke(r, 8, "<H", 65535)'
+npz "a version 4 array" 'in numpy.s form' 'r = members[table + ".npy"]; members[table + ".npy"] = poke(r, 6, "<B", 4)'
+npz "an array in Fortran order" 'ascontiguousarray' 'members[table + ".npy"] = members[table + ".npy"].replace(b"False", b"True ")'
+npz "a long name" 'at most 63 bytes' 'members["x" * 64 + ".npy"] = members[table + ".npy"]'
+npz "a name without .npy" 'at most 63 bytes' 'members["table"] = members[table + ".npy"]'
+npz "two of one name" 'the same name' 'members["book.resu.npy"] = members["book.rest.npy"]; change = lambda raw: raw.replace(b"book.resu", b"book.rest")'
+npz "a checksum that does not match" 'its checksum' 'i = data(table)[:32]; change = lambda raw: raw.replace(i, bytes(32))'
+npz "cut short" 'was it cut short' 'change = lambda raw: raw[:-1]'
+npz "four bytes" 'was it cut short' 'change = lambda raw: raw[:4]'
+npz "a comment" 'was it cut short' 'change = lambda raw: raw[:-2] + b"\1\0x"'
+npz "a directory elsewhere" 'does not lie where' 'change = lambda raw: poke(raw, len(raw) - 6, "<I", 5)'
+npz "a member too many" 'does not lie where|is damaged' 'change = lambda raw: poke(poke(raw, len(raw) - 12, "<H", len(members) + 1), len(raw) - 14, "<H", len(members) + 1)'
+npz "a member too few" 'is damaged' 'change = lambda raw: poke(poke(raw, len(raw) - 12, "<H", len(members) - 1), len(raw) - 14, "<H", len(members) - 1)'
+npz "4 GiB and more" 'over 4 GiB' 'change = lambda raw: poke(poke(raw, len(raw) - 12, "<H", 65535), len(raw) - 14, "<H", 65535)'
+npz "a member outside" 'lies outside' 'change = lambda raw: poke(raw, raw.index(b"PK\1\2") + 42, "<I", len(raw) - 8)'
+npz "a member over another" 'lies over another' 'for i in range(3): members["y%d.npy" % i] = members["book.rest.npy"]
+change = lambda raw: raw[:raw.index(b"PK\3\4", raw.index(b"y0.npy"))] and overlap(raw)
+def overlap(raw):
+    at = [i for i in range(len(raw)) if raw[i:i + 4] == b"PK\1\2"]
+    offset = [struct.unpack("<I", raw[i + 42:i + 46])[0] for i in at]
+    begin, cut = at[0], offset[-2]
+    move = begin - cut
+    out = raw[:cut] + raw[begin:]
+    for i in at[-2:]:
+        out = poke(out, i - move + 42, "<I", offset[-3])
+    return poke(out, len(out) - 6, "<I", cut)'
+refuse "NPZ onto itself" 2 . "$kvbook" import "$work/x.npz" -o "$work/x.npz"
 done_testing
