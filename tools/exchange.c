@@ -246,22 +246,24 @@ static kvb_status write_npz(kvb_npz_writer *npz, const kvb_book *book, const arr
     return status == KVB_OK ? kvb_npz_finish(npz, err) : status;
 }
 
-static bool is_npz(const char *path)
+static bool ends_with(const char *path, const char *end)
 {
-    const size_t length = strlen(path);
-    return length >= 4 && strcmp(path + length - 4, ".npz") == 0;
+    const size_t length = strlen(path), tail = strlen(end);
+    return length > tail && strcmp(path + length - tail, end) == 0;
 }
 
 kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error *err)
 {
     arrays a = {0};
     kvb_outfile *out = NULL;
+    if (!ends_with(path, ".npz") && !ends_with(path, ".safetensors"))
+        return kvb_fail(err, KVB_E_USAGE, path, "cannot tell the form to write: expected a name that ends in .safetensors or .npz");
     a.book = kvb_book_bytes(book, &a.book_size);
     collect(book, &a);
     kvb_status status = a.failed ? kvb_fail_memory(err, "export") : kvb_outfile_open(path, &out, err);
     kvb_npz_writer npz = {.out = out, .path = path};
     if (status == KVB_OK)
-        status = is_npz(path) ? write_npz(&npz, book, &a, err) : write_safetensors(out, book, &a, err);
+        status = ends_with(path, ".npz") ? write_npz(&npz, book, &a, err) : write_safetensors(out, book, &a, err);
     kvb_npz_writer_free(&npz);
     if (status == KVB_OK)
         status = kvb_outfile_commit(out, err);

@@ -72,6 +72,7 @@ change "cut short" 3 'bad.safetensors' 'del data[-1:]'
 refuse "a book in place of arrays" 3 . "$kvbook" import "$tmp/antkv.kvb" -o "$work/z.kvb"
 refuse "arrays in place of a book" 3 . "$kvbook" export "$work/x.safetensors" -o "$work/z.safetensors"
 refuse "import onto itself" 2 . "$kvbook" import "$work/x.safetensors" -o "$work/x.safetensors"
+refuse "a form that is not written" 2 'ends in .safetensors or .npz' "$kvbook" export "$tmp/antkv.kvb" -o "$work/z.gguf"
 refuse "two files" 2 'expected one file' "$kvbook" export "$tmp/antkv.kvb" "$tmp/best.kvb" -o "$work/z.safetensors"
 
 "$kvbook" export "$tmp/antkv.kvb" -q -o "$work/x.npz"
