@@ -22,7 +22,7 @@
  * channel's offset and scale are found once, in calibration. "outliers": 0.01 holds that share of each token's numbers exactly. The bits asked for, 1 .. 8, are
  * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
  *
- * "centroids" is "half" or "int8": each a multiple, up to 127 (63 in each of several stages), of a step of its channel, so that decoders can hold bytes (format/base/grid.h); the book's tables are half floats either way.
+ * "centroids" is "half" or "int8": each a multiple, up to 127 (63 in each of several stages and in up to 16 rows), of a step of its channel, so that decoders can hold bytes (format/base/grid.h); the book's tables are half floats either way.
  *
  * Before channels are grouped (calib/transform.h), "mean": true removes the weighted mean, and "rotation" is "none",
  * "pca", "balanced-pca" or "random" (to compare with). Keys may have a metric of the queries before the rotation:

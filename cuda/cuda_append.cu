@@ -3,10 +3,39 @@
 
 enum { AGE_THREADS = 256 };
 
-/* Codes of a tile into the pages. Threads write whole bytes, so lane layouts need what a token has in a lane to be whole bytes. */
+/* Values of KVB_LAYOUT_UNITS_*: bytes hold a unit of two tokens that follow each other. Whoever has both writes it; at the edges of
+ * what a block appends the other half may be another block's. */
+template <int TOKENS> static __device__ void put_units(const encode_tile<TOKENS> &e, const kvb_shape &s, uint32_t codes_at, uint32_t page_tokens)
+{
+    const uint32_t bytes = kvb_shape_row_bytes(&s);
+    for (uint32_t at = threadIdx.x; at < s.units * TOKENS; at += ENCODE_THREADS) {
+        const uint32_t t = at % TOKENS, u = at / TOKENS;
+        if (t >= e.live || e.page[t] == NULL)
+            continue;
+        const uint32_t position = e.position[t], odd = position % 2, other = odd ? t - 1 : t + 1; /* of one page, as that holds whole tiles */
+        const bool both = other < e.live;
+        if (both && odd)
+            continue;
+        uint8_t *tile = e.page[t] + codes_at + (size_t)(position % page_tokens / KVB_TILE) * KVB_TILE * bytes;
+        const uint32_t bit = kvb_lane_value_bit(&s, position % KVB_TILE, u), unit = e.unit[u * TOKENS + t];
+        if (both) {
+            tile[bit / 8] = (uint8_t)(unit | (uint32_t)e.unit[u * TOKENS + other] << 4);
+        } else {
+            uint32_t *word = (uint32_t *)tile + bit / 32;
+            atomicAnd(word, ~(15u << bit % 32));
+            atomicOr(word, unit << bit % 32);
+        }
+    }
+}
+
+/* Codes of a tile into the pages. Threads write whole bytes, so other lane layouts need what a token has in a lane to be whole bytes. */
 template <int TOKENS>
 static __device__ void put_codes(const encode_tile<TOKENS> &e, const kvb_shape &s, uint32_t kind, uint32_t codes_at, uint32_t page_tokens)
 {
+    if (kvb_layout_by_unit(s.layout, kind == KVB_VALUE)) {
+        put_units(e, s, codes_at, page_tokens);
+        return;
+    }
     const uint32_t bytes = kvb_shape_row_bytes(&s);
     for (uint32_t at = threadIdx.x; at < bytes * TOKENS; at += ENCODE_THREADS) {
         const uint32_t t = at % TOKENS, i = at / TOKENS;
@@ -26,7 +55,7 @@ static __device__ void put_codes(const encode_tile<TOKENS> &e, const kvb_shape &
         /* Byte i of the token: the units whose bits it holds follow each other, whatever the lane. */
         const uint32_t per_byte = 8 / s.bits, per_lane = s.units / (kind == KVB_KEY ? 4 : 8);
         uint32_t first = i * per_byte;
-        if (kind == KVB_KEY && s.layout == KVB_LAYOUT_LANES_HALF) {
+        if (kind == KVB_KEY && kvb_layout_halves(s.layout)) {
             /* Lane by lane: the first half of a lane's units is of the lower channels. */
             const uint32_t t_of = first / per_lane, j = first % per_lane, half = per_lane / 2;
             first = j < half ? t_of * half + j : s.units / 2 + t_of * half + (j - half);

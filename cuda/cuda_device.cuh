@@ -13,6 +13,24 @@ static __device__ __forceinline__ float kvb_load(const void *x, size_t at, uint3
     return ((const float *)x)[at];
 }
 
+/* The same of N numbers, loads of all under way before the first is used. */
+template <int N> static __device__ __forceinline__ void kvb_load_all(const void *x, const size_t *at, uint32_t type, float *to)
+{
+    if (type == KVB_CUDA_FLOAT) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            to[i] = __ldg((const float *)x + at[i]);
+        return;
+    }
+    uint16_t bits[N];
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        bits[i] = __ldg((const uint16_t *)x + at[i]);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        to[i] = type == KVB_CUDA_HALF ? __half2float(__ushort_as_half(bits[i])) : __uint_as_float((uint32_t)bits[i] << 16);
+}
+
 static __device__ __forceinline__ void kvb_store(void *x, size_t at, uint32_t type, float value)
 {
     if (type == KVB_CUDA_HALF)
@@ -137,17 +155,17 @@ static __device__ void kvb_merge_splits(const kvb_dev_work &w, const kvb_dev_lay
 {
     __shared__ uint32_t last;
     __shared__ float weight[KVB_COLUMNS][KVB_MOST_SPLITS];
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0) { /* its fences stand for the block: what the others wrote came before the barrier, what they read comes after */
+        __threadfence();
         last = atomicAdd(&w.done[group], 1) == w.splits - 1;
         if (last)
             w.done[group] = 0;
+        __threadfence();
     }
     __syncthreads();
     if (!last)
         return;
-    __threadfence();
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp < live) {
         const float2 *share = w.share + (size_t)group * w.splits * KVB_COLUMNS + warp;

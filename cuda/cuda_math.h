@@ -17,7 +17,14 @@ enum { KVB_TILE = 32 }; /* tokens that a warp decodes at a time */
 
 /* How the codes of a tile of 32 tokens lie: one row of packed bits after another (kvb_pack_codes()), or ordered by the lane of
  * a warp that will read them into fragments of a matrix product. */
-enum { KVB_LAYOUT_ROWS = 0, KVB_LAYOUT_LANES_HALF = 1, KVB_LAYOUT_LANES_QUARTER = 2 };
+enum {
+    KVB_LAYOUT_ROWS = 0, KVB_LAYOUT_LANES_HALF = 1, KVB_LAYOUT_LANES_QUARTER = 2,
+    KVB_LAYOUT_UNITS_HALF = 3, KVB_LAYOUT_UNITS_QUARTER = 4, /* of values, a unit's codes of eight tokens lie side by side */
+};
+
+KVB_HD int kvb_layout_halves(uint32_t layout) { return layout == KVB_LAYOUT_LANES_HALF || layout == KVB_LAYOUT_UNITS_HALF; }
+/* Whether a token's codes of a lane are not side by side. */
+KVB_HD int kvb_layout_by_unit(uint32_t layout, int is_value) { return is_value && layout >= KVB_LAYOUT_UNITS_HALF; }
 
 /* Codes of one (layer, head, kind). A unit is one index: stage m of group s is unit s*M + m, and K = Km^M makes the packed
  * codes of a token its units one after another, log2 Km bits each. */
@@ -62,7 +69,7 @@ KVB_HD uint32_t kvb_lane_key_bit(const kvb_shape *s, uint32_t token, uint32_t un
     const kvb_frag_place p = kvb_frag_of_token(token);
     const uint32_t per_lane = s->units / 4, half = per_lane / 2;
     uint32_t t, j;
-    if (s->layout == KVB_LAYOUT_LANES_HALF) {
+    if (kvb_layout_halves(s->layout)) {
         const uint32_t upper = unit >= s->units / 2, in_half = unit - upper * (s->units / 2);
         t = in_half / half;
         j = upper * half + in_half % half;
@@ -79,7 +86,9 @@ KVB_HD uint32_t kvb_lane_value_bit(const kvb_shape *s, uint32_t token, uint32_t 
 {
     const kvb_frag_place p = kvb_frag_of_token(token);
     const uint32_t per_lane = s->units / 8, g = unit / per_lane, j = unit % per_lane, t = (p.row % 8) / 2;
-    const uint32_t which = (p.row / 8) * 2 + p.row % 2, lane = 4 * g + t, index = (p.product * 4 + which) * per_lane + j;
+    const uint32_t which = (p.row / 8) * 2 + p.row % 2, lane = 4 * g + t;
+    const uint32_t index = kvb_layout_by_unit(s->layout, 1) ? j * 8 + (p.row / 8) * 4 + p.product * 2 + p.row % 2
+                                                            : (p.product * 4 + which) * per_lane + j;
     return lane * (s->units * s->bits) + index * s->bits;
 }
 

@@ -154,12 +154,11 @@ template <int DIM> struct mma_state {
     float most[2], total[2];
 };
 
-/* The eight columns' queries for product j: `turn` of channels as the layout pairs them, at `position`. */
+/* The query of this lane's column for all products: `turn` of channels as the layout pairs them, at `position`. */
 template <class M, bool HALVES, int DIM>
-KVB_DI void mma_seed(mma_state<DIM> &st, const kvb_dev_layer &l, const float *queries, uint32_t position, bool turn)
+KVB_DI void mma_seed(mma_state<DIM> &st, const kvb_dev_layer &l, const float *q, uint32_t position, bool turn)
 {
-    const uint32_t lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-    const float *q = queries + (g & 3) * M::PITCH;
+    const uint32_t t = threadIdx.x & 3;
 #pragma unroll
     for (int j = 0; j < DIM / 16; j++) {
         float x[4];

@@ -1,5 +1,5 @@
 /* Which shapes have a fast kernel, and their tables. A shape that is not here runs on the plain kernel. */
-#include "cuda/cuda_mma_kernel.cuh"
+#include "cuda/cuda_mma_select.cuh"
 
 typedef cudaError_t (*mma_start_fn)(const kvb_dev_layer *, const kvb_dev_cache *, const kvb_dev_batch *, const void *, void *,
                                     const kvb_dev_work *, uint32_t, cudaStream_t);
@@ -15,8 +15,12 @@ typedef struct mma_entry {
     {{kind, halves, bytes}, dim, mma_kernel<kind, halves, dim, bytes>::HEAD_BYTES, mma_start<kind, halves, dim, bytes>, \
      mma_resident<kind, halves, dim, bytes>, mma_tables<mma_kernel<kind, halves, dim, bytes>, halves>}
 #define MMA_BOTH(kind, dim, halves) MMA_ENTRY(kind, dim, halves, false), MMA_ENTRY(kind, dim, halves, true)
-/* 4x16 has none in bytes: docs/kernels.md tells why. */
+#define SELECT_ENTRY(dim, halves)                                                                                     \
+    {{KVB_MMA_4X16, halves, true}, dim, select_kernel<halves, dim, 8>::HEAD_BYTES, select_start<halves, dim>,                \
+     select_resident<halves, dim>, select_tables<halves, dim>}
 static const mma_entry entries[] = {
+    SELECT_ENTRY(64, true),                          SELECT_ENTRY(128, true),
+    SELECT_ENTRY(64, false),                         SELECT_ENTRY(128, false),
     MMA_ENTRY(KVB_MMA_4X16, 64, true, false),      MMA_ENTRY(KVB_MMA_4X16, 128, true, false),
     MMA_ENTRY(KVB_MMA_4X16, 256, true, false),     MMA_ENTRY(KVB_MMA_4X16, 64, false, false),
     MMA_ENTRY(KVB_MMA_4X16, 128, false, false),    MMA_BOTH(KVB_MMA_ADD_8X16, 64, true),
@@ -60,6 +64,8 @@ uint32_t kvb_mma_layout(kvb_mma_choice choice)
 {
     if (choice.kind == KVB_MMA_NONE || choice.kind == KVB_MMA_16X4096 || choice.kind == KVB_MMA_32X4096)
         return KVB_LAYOUT_ROWS;
+    if (choice.kind == KVB_MMA_4X16 && choice.bytes)
+        return choice.halves ? KVB_LAYOUT_UNITS_HALF : KVB_LAYOUT_UNITS_QUARTER;
     return choice.halves ? KVB_LAYOUT_LANES_HALF : KVB_LAYOUT_LANES_QUARTER;
 }
 
@@ -69,9 +75,9 @@ int kvb_mma_residency(kvb_mma_choice choice, uint32_t dim)
     return entry == NULL ? 0 : entry->resident();
 }
 
-/* A table as rows of the kernel: half floats, or bytes by the steps of its channels. `pairs`: of each four channels the two that RoPE
+/* A table as rows of the kernel: half floats, or bytes by the steps of its channels, `zero` for 0. `pairs`: of each four channels the two that RoPE
  * turns alike come to lie side by side. */
-static std::vector<uint8_t> table_rows(const kvb_shape *s, const uint16_t *table, const float *step, bool bytes, bool pairs)
+static std::vector<uint8_t> table_rows(const kvb_shape *s, const uint16_t *table, const float *step, bool bytes, long zero, bool pairs)
 {
     const size_t all = (size_t)s->units * s->rows * s->channels, size = bytes ? 1 : 2;
     std::vector<uint8_t> to(all * size);
@@ -79,7 +85,7 @@ static std::vector<uint8_t> table_rows(const kvb_shape *s, const uint16_t *table
         const size_t from = pairs && i % 4 == 1 ? i + 1 : pairs && i % 4 == 2 ? i - 1 : i;
         const size_t channel = from / s->channels / s->rows / s->stages * s->channels + from % s->channels;
         if (bytes)
-            to[i] = (uint8_t)(lrintf(kvb_half_to_float(table[from]) / step[channel]) + 128 / (long)s->stages);
+            to[i] = (uint8_t)(lrintf(kvb_half_to_float(table[from]) / step[channel]) + zero);
         else
             memcpy(&to[2 * i], &table[from], 2);
     }
@@ -92,10 +98,13 @@ void kvb_mma_put_tables(kvb_mma_choice choice, const kvb_shape *s, const uint16_
     const mma_entry *entry = find_entry(choice, s->dim);
     const size_t begin = to.size();
     to.resize(begin + entry->head_bytes);
-    const std::vector<uint8_t> key = table_rows(s, table[0], step[0], choice.bytes, !choice.halves);
-    const std::vector<uint8_t> value = table_rows(s, table[1], step[1], choice.bytes, false);
+    /* 4x16 in bytes: keys stay half floats, and no entry of the values' is negative. */
+    const bool select = choice.kind == KVB_MMA_4X16 && choice.bytes;
+    const long zero = select ? 63 : 128 / (long)s->stages;
+    const std::vector<uint8_t> key = table_rows(s, table[0], step[0], choice.bytes && !select, zero, !choice.halves && !select);
+    const std::vector<uint8_t> value = table_rows(s, table[1], step[1], choice.bytes, zero, false);
     entry->tables(key.data(), value.data(), to.data() + begin);
-    for (uint32_t kind = 0; kind < 2 && choice.bytes; kind++)
+    for (uint32_t kind = select; kind < 2 && choice.bytes; kind++)
         memcpy(to.data() + begin + entry->head_bytes - (2 - kind) * s->dim * sizeof(float), step[kind], s->dim * sizeof(float));
 }
 

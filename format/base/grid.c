@@ -11,7 +11,7 @@ kvb_grid kvb_grid_of(const kvb_layer *layer, kvb_kind kind, uint32_t channels, u
 
 static float most_steps(const kvb_grid *g)
 {
-    return g->stages == 1 ? 127.0f : 63.0f;
+    return g->stages == 1 && g->rows > 16 ? 127.0f : 63.0f;
 }
 
 static size_t numbers(const kvb_grid *g)

@@ -1,6 +1,6 @@
 /* Codebooks on a grid: every centroid a small multiple of a step of its channel. A decoder can then hold bytes instead of half
- * floats, and lose nothing. Multiples run from -127 to 127, in each stage of an additive codebook from -63 to 63, so that the sum of two
- * stages is a byte as well. The two channels of a RoPE pair have one step: a query can be turned after it was scaled. */
+ * floats, and lose nothing. Multiples run from -127 to 127; in each stage of an additive codebook from -63 to 63, so that the sum of two
+ * stages is a byte as well, and in tables of up to 16 rows too, so that a byte permutation can pick entries out of registers. The two channels of a RoPE pair have one step: a query can be turned after it was scaled. */
 #ifndef KVB_BASE_GRID_H
 #define KVB_BASE_GRID_H
 

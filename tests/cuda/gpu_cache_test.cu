@@ -361,6 +361,9 @@ static void shapes(void)
     rt_shape grid = shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
     grid.grid = true;
     run_pair("4x16 large logits", grid, plain, 400, 1, 0, 3.0, 2e-3);
+    rt_shape many = shape_of(96, 96, 64, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF); /* with three sequences more blocks than SELECT_MANY_BLOCKS */
+    many.grid = true;
+    run_pair("4x16 many blocks", many, plain, 100, 1, 0, 1.0, 2e-3);
     grid.frame = KVB_FRAME_POST;
     run_pair("4x16 post", grid, plain, 300, 1, 0, 1.0, 2e-3);
     rt_shape sliding = shape_of(8, 2, D, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
@@ -429,6 +432,11 @@ static void few(void)
 {
     const kvb_policy p = policy_of(0.1, KVB_SCORE_EXACT_K, 16, 2);
     run_pair("4x16", shape_of(4, 1, 64, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), p, 70, 1, 0, 1.0, 2e-3);
+    rt_shape small = shape_of(4, 1, 128, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
+    small.grid = true;
+    run_pair("4x16", small, p, 170, 1, 0, 1.0, 2e-3);
+    small.rope_style = KVB_ROPE_INTERLEAVED;
+    run_pair("4x16 pairs", small, p, 70, 1, 0, 1.0, 2e-3);
     run_pair("add:8x16+16 pairs", shape_of(4, 1, 128, 8, 16, 2, KVB_FRAME_BLOCK, KVB_ROPE_INTERLEAVED), p, 70, 1, 0, 1.0, 2e-3);
     rt_shape grid = shape_of(4, 1, 64, 8, 256, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
     run_pair("8x256", grid, p, 70, 1, 0, 1.0, 2e-3);
