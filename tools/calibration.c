@@ -191,6 +191,10 @@ static void say_result(kvb_progress *p, const kvb_train_report *r)
     if (isfinite(r->key_heldout_error) && isfinite(r->value_heldout_error))
         snprintf(heldout, sizeof heldout, "; held out: keys %.4f, values %.4f", r->key_heldout_error,
                  r->value_heldout_error);
+    for (int kind = 0; kind < 2; kind++)
+        if (!isnan(r->clip_before[kind]))
+            kvb_say(p, "clips of %s: error of attention's output %.4f, without them %.4f", kind == KVB_KEY ? "keys" : "values", r->clip_after[kind],
+                    r->clip_before[kind]);
     if (isnan(r->key_error) && isnan(r->value_error)) {
         kvb_say(p, "no codebooks to train: numbers are coded one by one");
         return;
@@ -289,6 +293,7 @@ static kvb_capture_options calibration_options(const kvb_input *input, const kvb
         if (recipe[i]->ladder_count > 0)
             options.sensitivity_chunks = KVB_USUAL_SENSITIVITY;
         options.gradients = options.gradients || kvb_recipe_wants_gradients(recipe[i]);
+        options.queries = options.queries || kvb_recipe_wants_queries(recipe[i]);
     }
     return options;
 }

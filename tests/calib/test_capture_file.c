@@ -298,9 +298,9 @@ static void test_sizes(void **state)
     const kvb_layer layer = {.heads = 9, .kv_heads = 3, .head_dim = 64, .attention_scale = 0.125};
     assert_int_equal(kvb_capture_row_bytes(&layer, 1, false), 3 * (64 * 4 + 8) + 8);
     assert_int_equal(kvb_capture_row_bytes(&layer, 1, true), 3 * (64 * 8 + 8) + 8);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, UINT64_MAX / 64, KVB_KVC_SENSITIVITIES, &layout, &err), KVB_E_USAGE);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, (uint64_t)1 << 61, KVB_KVC_GRADIENTS, &layout, &err), KVB_E_USAGE);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, 100, 0, &layout, &err), KVB_OK);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, UINT64_MAX / 64, 0, KVB_KVC_SENSITIVITIES, &layout, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, (uint64_t)1 << 61, 0, KVB_KVC_GRADIENTS, &layout, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, 100, 0, 0, &layout, &err), KVB_OK);
     assert_int_equal(layout.data_size, 100 * kvb_capture_row_bytes(&layer, 1, false) + 2 * 3 * 64 * 64 * 4 + 2 * 3 * 64 * 65 / 2 * 16 + 3 * 8);
     kvb_kvc_layout_free(&layout);
 }

@@ -196,7 +196,7 @@ int synth_capture_make(const synth_capture *s, const char *path, kvb_capture_sto
                                .rope_style = KVB_ROPE_HALF, .rope_dims = s->dim, .rope_base = 10000.0,
                                .attention_scale = 0.25};
     *store = NULL;
-    kvb_status status = kvb_kvc_layout_create(layer, s->layers, s->rows, KVB_KVC_SENSITIVITIES | KVB_KVC_GRADIENTS, &layout, NULL);
+    kvb_status status = kvb_kvc_layout_create(layer, s->layers, s->rows, 0, KVB_KVC_SENSITIVITIES | KVB_KVC_GRADIENTS, &layout, NULL);
     if (status == KVB_OK)
         status = path != NULL ? kvb_sink_to_file(&layout, path, meta, &sink, NULL)
                               : kvb_sink_to_memory(&layout, &sink, NULL);
