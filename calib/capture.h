@@ -94,5 +94,7 @@ void kvb_capture_close(kvb_capture_store *store);
 const kvb_capture *kvb_capture_view(const kvb_capture_store *store);
 /* Bytes one row takes over all layers and heads. */
 uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers, bool gradients);
+/* Bytes that the queries of one row take. */
+uint64_t kvb_capture_query_bytes(const kvb_layer *geometry, uint32_t layers);
 
 #endif

@@ -142,6 +142,15 @@ uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers, bool 
     return bytes;
 }
 
+uint64_t kvb_capture_query_bytes(const kvb_layer *geometry, uint32_t layers)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < layers; i++)
+        if (!kvb_kvc_is_empty(&geometry[i]))
+            bytes += sizeof(uint16_t) * (uint64_t)geometry[i].heads * geometry[i].head_dim;
+    return bytes;
+}
+
 static void put_tensor(kvb_json_writer *w, const char *name, const char *dtype, const uint64_t *shape, uint32_t dims,
                        uint64_t element, uint64_t offset)
 {

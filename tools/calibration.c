@@ -44,13 +44,15 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
     const kvb_model_info *info = kvb_model_get_info(input->model);
     const bool gradients = kvb_recipe_wants_gradients(recipe);
     const uint64_t row_bytes = kvb_memory_row(info->layer, info->layers, gradients), tokens = input->chunks * input->ctx;
-    const uint64_t fixed = kvb_memory_fixed(input->model, &input->text, input->ctx, gradients || recipe->ladder_count > 0);
+    const uint64_t queries = kvb_recipe_wants_queries(recipe) ? input->ctx * kvb_capture_query_bytes(info->layer, info->layers) : 0;
+    const uint64_t fixed = kvb_memory_fixed(input->model, &input->text, input->ctx, gradients || recipe->ladder_count > 0) + queries;
     const uint64_t fit = max_memory > fixed ? (max_memory - fixed) / row_bytes : 0;
     /* Every chunk gives the same number of rows. */
     uint64_t rows = fit < tokens ? fit / input->chunks * input->chunks : tokens;
     *plan = (kvb_calibration_plan){
         .tokens = tokens, .rows = rows, .row_bytes = row_bytes, .fixed_bytes = fixed, .max_memory = max_memory,
-        .capture_bytes = rows * kvb_capture_row_bytes(info->layer, info->layers, gradients),
+        .capture_bytes = rows * kvb_capture_row_bytes(info->layer, info->layers, gradients) + (rows < tokens ? rows / input->chunks : input->ctx) *
+                                 (queries / input->ctx),
         .codebooks = codebooks_of(info), .book_bytes = book_bytes_of(info, recipe),
         .bits = kvb_recipe_nominal_bits(recipe),
     };

@@ -51,8 +51,9 @@ static void print_plan(const kvb_input *in, const capture_args *a)
     uint64_t tokens = in->chunks * in->ctx, rows = tokens;
     if (a->max_rows.set && a->max_rows.value < tokens)
         rows = a->max_rows.value / in->chunks * in->chunks;
+    const uint64_t queries = a->queries ? rows / in->chunks * kvb_capture_query_bytes(info->layer, info->layers) : 0;
     printf("%llu chunks of %u tokens, %llu rows kept, %s\n", (unsigned long long)in->chunks, in->ctx,
-           (unsigned long long)rows, kvb_size_text(rows * kvb_capture_row_bytes(info->layer, info->layers, a->fisher), size));
+           (unsigned long long)rows, kvb_size_text(rows * kvb_capture_row_bytes(info->layer, info->layers, a->fisher) + queries, size));
 }
 
 static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progress *p, kvb_error *err)
