@@ -380,6 +380,50 @@ static void test_lists(void **state)
     kvb_codec_destroy(codec);
 }
 
+static void run_with(const kvb_scaling *scaling, uint32_t window, float *out)
+{
+    const kvb_policy policy = {.window = window};
+    rt_shape shape = shape_of(*scaling, *scaling, 4);
+    shape.frame = KVB_FRAME_PRE;
+    kvb_book *book = rt_book_make(&shape, &policy);
+    kvb_cache_options options;
+    kvb_cache *cache;
+    rt_rows rows;
+    assert_non_null(book);
+    assert_true(rt_rows_make(&rows, kvb_book_layer(book, 0), 60, 77));
+    kvb_cache_options_init(&options, book);
+    assert_int_equal(kvb_cache_create(book, &options, &cache, NULL), KVB_OK);
+    assert_int_equal(rt_run_cache(cache, kvb_book_layer(book, 0), 0, &rows, out, NULL), KVB_OK);
+    kvb_cache_destroy(cache);
+    rt_rows_free(&rows);
+    kvb_book_close(book);
+}
+
+/* An order of channels is no more than that: what is exact stays so to the bit, and which list comes first, or which channel in it, is one. */
+static void test_order(void **state)
+{
+    (void)state;
+    /* Other lists; and those of in_lists in another order, the channels of each too. */
+    static const uint16_t others[D] = {8, 7, 6, 13, 4, 3, 9, 2, 12, 10, 14, 15, 11, 5, 1, 0}, others_end[3] = {8, 11, 16};
+    static const uint16_t turned[D] = {6, 13, 1, 15, 2, 9, 3, 4, 12, 7, 8, 14, 10, 0, 5, 11}, turned_end[3] = {8, 13, 16};
+    static const float clips[3] = {1.0f, 0.5f, 0.75f};
+    static float a[4 * 60 * D], b[4 * 60 * D];
+    kvb_scaling other = in_lists;
+    other.order = others;
+    other.end = others_end;
+    run_with(&in_lists, 60, a);
+    run_with(&other, 60, b);
+    assert_memory_equal(a, b, sizeof a);
+    run_with(&in_lists, 5, a);
+    run_with(&other, 5, b);
+    assert_memory_not_equal(a, b, sizeof a);
+    other.clips = clips;
+    other.order = turned;
+    other.end = turned_end;
+    run_with(&other, 5, b);
+    assert_memory_equal(a, b, sizeof a);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -404,7 +448,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula), cmocka_unit_test(test_outliers), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
-        cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
