@@ -31,7 +31,8 @@ static kvb_status find_ranges(const kvb_train_points *p, uint32_t head, float *r
         }
         rows++;
     }
-    return rows > 0 ? KVB_OK : kvb_train_points_refuse(p, head, KVB_E_CHECK, err, "no row to find ranges of channels in");
+    return rows > 0 ? KVB_OK : kvb_train_points_refuse(p, head, KVB_E_CHECK, err, "no row to find ranges of channels in: all are sinks of the recipe, or were left out; "
+                                                                "capture longer chunks");
 }
 
 static uint32_t nearest(const float *x, const float *table, uint32_t count)

@@ -37,6 +37,8 @@ expect "capture --queries" 0 . "$kvbook" capture $input --queries --sensitivity 
 expect "train with clips by search" 0 'clips of keys: error of attention.s output' "$kvbook" train "$work/q.kvc" --recipe skvq --bits 2 -o "$work/q.kvb"
 "$kvbook" capture $input --sensitivity 0 -q -o "$work/none.kvc" 2>"$err"
 refuse "a capture without queries" 6 'no layers.0.queries.*--queries' "$kvbook" train "$work/none.kvc" --recipe skvq --bits 2 -o "$work/x.kvb"
+"$kvbook" capture $model --text "$tmp/train.txt" --ctx 4 --chunks 2 --queries --sensitivity 0 -q -o "$work/short.kvc" 2>"$err"
+refuse "chunks of sinks alone" 1 "all are sinks of the recipe" "$kvbook" train "$work/short.kvc" --recipe skvq --bits 1 -o "$work/x.kvb"
 # The keys of a scale go together as they like: kivi with scales of a byte and clips by search.
 "$kvbook" recipes show kivi | sed 's/"form": "range"/"form": "range", "store": "fp8", "clip": "search"/g; s/"kivi"/"kivi8"/' >"$tmp/kivi8.json"
 expect "kivi with clips and e4m3 scales" 0 'clips of values' "$kvbook" calibrate $input --recipe "$tmp/kivi8.json" --bits 2 -o "$work/kivi8.kvb"
