@@ -9,6 +9,7 @@
 #include "calib/capture_device.h"
 #include "calib/capture_gradient.h"
 #include "calib/capture_meta.h"
+#include "calib/capture_queries.h"
 #include "calib/capture_rows.h"
 #include "calib/capture_sink.h"
 #include "calib/observe.h"
@@ -282,7 +283,8 @@ static kvb_status create_row_buffers(capture_run *r, kvb_error *err)
 
 static uint32_t extras_of(const kvb_capture_options *o)
 {
-    return (o->sensitivity_chunks > 0 ? (uint32_t)KVB_KVC_SENSITIVITIES : 0) | (o->gradients ? (uint32_t)KVB_KVC_GRADIENTS : 0);
+    return (o->sensitivity_chunks > 0 ? (uint32_t)KVB_KVC_SENSITIVITIES : 0) | (o->gradients ? (uint32_t)KVB_KVC_GRADIENTS : 0) |
+           (o->queries ? (uint32_t)KVB_KVC_WITH_QUERIES : 0);
 }
 
 static kvb_status set_up(capture_run *r, const char *path, kvb_error *err)
@@ -291,7 +293,7 @@ static kvb_status set_up(capture_run *r, const char *path, kvb_error *err)
     if (status == KVB_OK)
         status = create_row_buffers(r, err);
     if (status == KVB_OK)
-        status = kvb_kvc_layout_create(r->layer, r->layers, r->counts.rows, extras_of(r->options), &r->layout, err);
+        status = kvb_kvc_layout_create(r->layer, r->layers, r->counts.rows, r->keep, extras_of(r->options), &r->layout, err);
     if (status == KVB_OK)
         status = kvb_observer_create(r->layer, r->layers, r->options->ctx, r->options->seed, &r->observer, err);
     if (status == KVB_OK)
@@ -345,6 +347,12 @@ static kvb_status write_gradients(capture_run *r, kvb_error *err)
     return kvb_capture_gradients(&job, err);
 }
 
+static kvb_status write_queries(capture_run *r, kvb_error *err)
+{
+    const kvb_capture_queries_job job = {.model = r->model, .text = r->text, .options = r->options, .layout = &r->layout, .sink = r->sink};
+    return kvb_capture_queries(&job, err);
+}
+
 static kvb_status run_here(capture_run *r, kvb_error *err)
 {
     kvb_status status = run_chunks(r, err);
@@ -367,6 +375,8 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
         status = write_sensitivities(&r, err);
     if (status == KVB_OK && options->gradients)
         status = write_gradients(&r, err);
+    if (status == KVB_OK && options->queries)
+        status = write_queries(&r, err);
     if (status == KVB_OK)
         status = finish(&r, store, err);
     tear_down(&r);
@@ -387,6 +397,7 @@ kvb_status kvb_capture_part(kvb_capture_options *o, uint64_t i, uint64_t n, kvb_
     o->skip += first;
     o->whole_chunks = i == 0 ? whole : 0;
     o->sensitivity_chunks = i == 0 ? o->sensitivity_chunks : 0;
+    o->queries = i == 0 && o->queries;
     return KVB_OK;
 }
 

@@ -25,6 +25,7 @@ typedef struct kvb_capture_layer {
                                    * model's predictions (calib/sensitivity.h); NULL where it was not measured */
     const uint16_t *gradient[2];  /* by kvb_kind [G][n][D] half floats: of the text's loss with respect to the row's key before
                                    * RoPE, or its value (calib/text_gradient.h), times any one number; NULL without */
+    const uint16_t *queries;      /* [H][query_rows][D] half floats, after RoPE, not multiplied by attention_scale; NULL without */
 } kvb_capture_layer;
 
 typedef struct kvb_capture {
@@ -34,6 +35,7 @@ typedef struct kvb_capture {
     uint64_t rows;                  /* n */
     const uint32_t *row_chunk;      /* [n] the chunk each row came from, ascending; skipped chunks count. May be NULL */
     const uint32_t *row_position;   /* [n] its position inside the chunk, ascending in it. NULL where row_chunk is */
+    uint64_t query_rows;            /* the first rows, of one chunk, whose queries the layers have; 0: none */
     const char *meta_json;          /* what META of a book says of model, tokenizer and text */
     /* NULL where all layers are in memory or mapped; else layer[l] is filled by kvb_capture_load() and until its next call. */
     kvb_status (*load)(void *user, const uint32_t *layer, uint32_t count, kvb_error *err);
@@ -54,6 +56,7 @@ typedef struct kvb_capture_options {
     uint64_t seed;        /* of sampled rows and drawn key positions */
     uint64_t max_rows;    /* rows kept at most (0: all): the same number from every chunk, positions drawn by seed */
     uint64_t sensitivity_chunks; /* the first so many chunks measure sensitivities; 0: none are captured */
+    bool queries;         /* whether the queries of the first chunk's rows are captured */
     bool gradients;       /* whether each row's gradients are captured, by a backward pass of every chunk */
     uint64_t whole_chunks; /* of the run that `chunks` are the first part of: sensitivities are measured on its first ones. 0: chunks */
     bool stop_on_nan;     /* a NaN or infinity in K, V or a weight ends the run with KVB_E_CHECK */
@@ -68,7 +71,7 @@ static inline uint64_t kvb_capture_part_begin(uint64_t chunks, uint64_t i, uint6
     return chunks / n * i + chunks % n * i / n;
 }
 /* Turns the options of a run over `chunks` chunks, as many as there are, into those of part i of n, i from 0: all parts, joined, are
- * that run's capture. The first part measures the sensitivities of all. KVB_E_USAGE where there are fewer chunks than parts. */
+ * that run's capture. The first part measures the sensitivities of all, and has the queries. KVB_E_USAGE where there are fewer chunks than parts. */
 kvb_status kvb_capture_part(kvb_capture_options *options, uint64_t i, uint64_t n, kvb_error *err);
 
 /* Owns a capture made by a run or read from a file. */
@@ -91,5 +94,7 @@ void kvb_capture_close(kvb_capture_store *store);
 const kvb_capture *kvb_capture_view(const kvb_capture_store *store);
 /* Bytes one row takes over all layers and heads. */
 uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers, bool gradients);
+/* Bytes that the queries of one row take. */
+uint64_t kvb_capture_query_bytes(const kvb_layer *geometry, uint32_t layers);
 
 #endif

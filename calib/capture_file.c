@@ -87,7 +87,7 @@ static kvb_status read_part(const kvc_reader *r, uint32_t layer, kvb_kvc_part pa
     *data = NULL;
     if (t == NULL)
         return required ? refuse(r, name, "missing; a capture has keys and values of every layer") : KVB_OK;
-    uint32_t dims = kvb_kvc_shape(&r->store->geometry[layer], r->store->view.rows, part, shape);
+    uint32_t dims = kvb_kvc_shape(&r->store->geometry[layer], r->store->view.rows, r->store->view.query_rows, part, shape);
     kvb_status status = check_tensor(r, t, dtype_of(part), shape, dims);
     if (status == KVB_OK)
         *data = t->bytes;
@@ -110,6 +110,34 @@ static kvb_status find_rows(kvc_reader *r)
         return KVB_OK;
     }
     return refuse(r, "kvc.geometry", "no layer that can be calibrated");
+}
+
+/* Rows of the queries, out of the first layer that has any: all layers must then have as many. */
+static kvb_status find_query_rows(kvc_reader *r)
+{
+    char name[KVB_KVC_NAME_SIZE];
+    for (uint32_t l = 0; l < r->store->view.layers; l++) {
+        const kvb_st_tensor *t = kvb_safetensors_find(r->file, kvb_kvc_name(l, KVB_KVC_QUERIES, name));
+        if (t == NULL)
+            continue;
+        if (t->dims != 3 || t->shape[1] == 0 || t->shape[1] > r->store->view.rows)
+            return refuse(r, name, "expected the shape [query heads, rows of the first chunk, head size] with at least one row");
+        r->store->view.query_rows = t->shape[1];
+        return KVB_OK;
+    }
+    return KVB_OK;
+}
+
+/* Of one chunk, whose keys they meet. */
+static kvb_status check_query_rows(const kvc_reader *r)
+{
+    const kvb_capture *c = &r->store->view;
+    if (c->query_rows == 0)
+        return KVB_OK;
+    if (c->row_chunk == NULL)
+        return refuse(r, "row_chunk", "missing; queries are of the rows of the first chunk");
+    return c->row_chunk[c->query_rows - 1] == c->row_chunk[0] ? KVB_OK
+                                                               : refuse(r, "row_chunk", "there are queries of rows beyond the first chunk");
 }
 
 static kvb_status read_layer(const kvc_reader *r, uint32_t layer)
@@ -138,6 +166,7 @@ static kvb_status read_layer(const kvc_reader *r, uint32_t layer)
         .query_count = data[KVB_KVC_QUERY_COUNT],
         .sensitivity = {data[KVB_KVC_SENSITIVITY_K], data[KVB_KVC_SENSITIVITY_V]},
         .gradient = {data[KVB_KVC_GRADIENT_K], data[KVB_KVC_GRADIENT_V]},
+        .queries = data[KVB_KVC_QUERIES],
     };
     return KVB_OK;
 }
@@ -252,9 +281,13 @@ static kvb_status read_all(kvc_reader *r)
         status = find_rows(r);
     if (status == KVB_OK)
         status = check_names(r);
+    if (status == KVB_OK)
+        status = find_query_rows(r);
     for (uint32_t l = 0; status == KVB_OK && l < r->store->view.layers; l++)
         status = read_layer(r, l);
-    return status == KVB_OK ? read_places(r) : status;
+    if (status == KVB_OK)
+        status = read_places(r);
+    return status == KVB_OK ? check_query_rows(r) : status;
 }
 
 /* Takes over `file`. */

@@ -316,6 +316,12 @@ static void take_sensitivity(const kvb_joined *j, kvb_capture_layer *to)
             to->sensitivity[kind] = layer_of(j, i)->sensitivity[kind];
 }
 
+/* Of the first chunk, which the first part has. */
+static void take_queries(const kvb_joined *j, kvb_capture_layer *to)
+{
+    to->queries = layer_of(j, 0)->queries;
+}
+
 static kvb_status load(void *user, const uint32_t *list, uint32_t count, kvb_error *err)
 {
     kvb_joined *j = user;
@@ -343,6 +349,7 @@ static kvb_status load(void *user, const uint32_t *list, uint32_t count, kvb_err
     to->gradient[KVB_KEY] = j->held[8];
     to->gradient[KVB_VALUE] = j->held[9];
     take_sensitivity(j, to);
+    take_queries(j, to);
     return KVB_OK;
 }
 
@@ -367,6 +374,7 @@ static kvb_status join_places(kvb_joined *j, kvb_error *err)
     }
     c->row_chunk = j->row_chunk;
     c->row_position = j->row_position;
+    c->query_rows = j->part[0].capture->query_rows;
     return KVB_OK;
 }
 

@@ -24,6 +24,7 @@ const char *const kvb_kvc_part_names[KVB_KVC_PARTS] = {
     [KVB_KVC_VALUES] = "values",
     [KVB_KVC_GRADIENT_K] = "gradient_k",
     [KVB_KVC_GRADIENT_V] = "gradient_v",
+    [KVB_KVC_QUERIES] = "queries",
 };
 
 const char *kvb_kvc_name(uint32_t layer, kvb_kvc_part part, char name[KVB_KVC_NAME_SIZE])
@@ -32,12 +33,18 @@ const char *kvb_kvc_name(uint32_t layer, kvb_kvc_part part, char name[KVB_KVC_NA
     return name;
 }
 
-uint32_t kvb_kvc_shape(const kvb_layer *layer, uint64_t rows, kvb_kvc_part part, uint64_t shape[3])
+uint32_t kvb_kvc_shape(const kvb_layer *layer, uint64_t rows, uint64_t query_rows, kvb_kvc_part part, uint64_t shape[3])
 {
     if (part == KVB_KVC_QUERY_SUMS) {
         shape[0] = 2 * (uint64_t)layer->kv_heads;
         shape[1] = kvb_triangle(layer->head_dim);
         shape[2] = 2;
+        return 3;
+    }
+    if (part == KVB_KVC_QUERIES) {
+        shape[0] = layer->heads;
+        shape[1] = query_rows;
+        shape[2] = layer->head_dim;
         return 3;
     }
     bool moment = part >= KVB_KVC_MOMENT_RELATIVE && part <= KVB_KVC_SENSITIVITY_V;
@@ -53,6 +60,8 @@ bool kvb_kvc_has(const kvb_kvc_layout *layout, kvb_kvc_part part)
         return (layout->extras & KVB_KVC_SENSITIVITIES) != 0;
     if (part == KVB_KVC_GRADIENT_K || part == KVB_KVC_GRADIENT_V)
         return (layout->extras & KVB_KVC_GRADIENTS) != 0;
+    if (part == KVB_KVC_QUERIES)
+        return (layout->extras & KVB_KVC_WITH_QUERIES) != 0;
     return true;
 }
 
@@ -63,6 +72,7 @@ uint32_t kvb_kvc_element(kvb_kvc_part part)
     case KVB_KVC_VALUES:
     case KVB_KVC_GRADIENT_K:
     case KVB_KVC_GRADIENT_V:
+    case KVB_KVC_QUERIES:
         return 2;
     case KVB_KVC_QUERY_SUMS:
     case KVB_KVC_QUERY_COUNT:
@@ -76,7 +86,7 @@ uint32_t kvb_kvc_element(kvb_kvc_part part)
 static bool place(kvb_kvc_layout *l, uint32_t layer, kvb_kvc_part part)
 {
     uint64_t shape[3], bytes = kvb_kvc_element(part);
-    uint32_t dims = kvb_kvc_shape(&l->layer[layer], l->rows, part, shape);
+    uint32_t dims = kvb_kvc_shape(&l->layer[layer], l->rows, l->query_rows, part, shape);
     for (uint32_t i = 0; i < dims; i++)
         if (!kvb_mul_u64(bytes, shape[i], &bytes))
             return false;
@@ -101,10 +111,10 @@ static bool place_all(kvb_kvc_layout *l)
     return true;
 }
 
-kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, uint32_t extras,
+kvb_status kvb_kvc_layout_create(const kvb_layer *layer, uint32_t layers, uint64_t rows, uint64_t query_rows, uint32_t extras,
                                  kvb_kvc_layout *layout, kvb_error *err)
 {
-    *layout = (kvb_kvc_layout){.layer = layer, .layers = layers, .rows = rows, .extras = extras};
+    *layout = (kvb_kvc_layout){.layer = layer, .layers = layers, .rows = rows, .query_rows = query_rows, .extras = extras};
     layout->offset = kvb_alloc_array((size_t)layers * KVB_KVC_PARTS, sizeof *layout->offset);
     if (layout->offset == NULL)
         return kvb_fail_memory(err, "capture layout");
@@ -129,6 +139,15 @@ uint64_t kvb_capture_row_bytes(const kvb_layer *geometry, uint32_t layers, bool 
     for (uint32_t i = 0; i < layers; i++)
         if (!kvb_kvc_is_empty(&geometry[i]))
             bytes += geometry[i].kv_heads * (tensors * sizeof(uint16_t) * geometry[i].head_dim + 2 * sizeof(float));
+    return bytes;
+}
+
+uint64_t kvb_capture_query_bytes(const kvb_layer *geometry, uint32_t layers)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < layers; i++)
+        if (!kvb_kvc_is_empty(&geometry[i]))
+            bytes += sizeof(uint16_t) * (uint64_t)geometry[i].heads * geometry[i].head_dim;
     return bytes;
 }
 
@@ -158,7 +177,7 @@ static void put_layer(kvb_json_writer *w, const kvb_kvc_layout *l, uint32_t laye
     for (kvb_kvc_part part = 0; part < KVB_KVC_PARTS; part++) {
         if (!kvb_kvc_has(l, part))
             continue;
-        uint32_t dims = kvb_kvc_shape(&l->layer[layer], l->rows, part, shape), element = kvb_kvc_element(part);
+        uint32_t dims = kvb_kvc_shape(&l->layer[layer], l->rows, l->query_rows, part, shape), element = kvb_kvc_element(part);
         put_tensor(w, kvb_kvc_name(layer, part, name), element == 2 ? "F16" : element == 4 ? "F32" : "I64", shape, dims, element,
                    kvb_kvc_offset(l, layer, part));
     }

@@ -71,7 +71,7 @@ kvb_status kvb_sink_write(kvb_capture_sink *sink, uint64_t offset, const void *b
 static kvb_status write_part(kvb_capture_sink *sink, uint32_t layer, kvb_kvc_part part, const void *bytes, kvb_error *err)
 {
     uint64_t shape[3], size = kvb_kvc_element(part);
-    const uint32_t dims = kvb_kvc_shape(&sink->layout->layer[layer], sink->layout->rows, part, shape);
+    const uint32_t dims = kvb_kvc_shape(&sink->layout->layer[layer], sink->layout->rows, sink->layout->query_rows, part, shape);
     for (uint32_t i = 0; i < dims; i++)
         size *= shape[i];
     return kvb_sink_write(sink, kvb_kvc_offset(sink->layout, layer, part), bytes, (size_t)size, err);
@@ -135,8 +135,10 @@ static void view_memory(const kvb_capture_sink *sink, kvb_capture_store *store)
                 .query_count = tensor(sink, i, KVB_KVC_QUERY_COUNT),
                 .sensitivity = {tensor(sink, i, KVB_KVC_SENSITIVITY_K), tensor(sink, i, KVB_KVC_SENSITIVITY_V)},
                 .gradient = {tensor(sink, i, KVB_KVC_GRADIENT_K), tensor(sink, i, KVB_KVC_GRADIENT_V)},
+                .queries = tensor(sink, i, KVB_KVC_QUERIES),
             };
     store->view.rows = l->rows;
+    store->view.query_rows = kvb_kvc_has(l, KVB_KVC_QUERIES) ? l->query_rows : 0;
     store->view.row_chunk = (const uint32_t *)(const void *)(sink->data + l->row_chunk);
     store->view.row_position = (const uint32_t *)(const void *)(sink->data + l->row_position);
 }

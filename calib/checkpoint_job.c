@@ -102,6 +102,8 @@ void kvb_checkpoint_job_put_input(kvb_json_writer *w, const kvb_model *model, co
     put_text(w, "--bos", "%" PRId32, options->bos);
     put_text(w, "rows (--max-memory)", "%" PRIu64, options->max_rows);
     put_text(w, "sensitivity chunks", "%" PRIu64, options->sensitivity_chunks);
+    if (options->queries)
+        put_text(w, "queries", "yes");
     put_text(w, "gradients", "%s", options->gradients ? "yes" : "no");
     put_text(w, "--on-nan", "%s", options->stop_on_nan ? "stop" : "quarantine");
 }
@@ -122,6 +124,7 @@ static uint32_t sum_layer(const kvb_capture *c, uint32_t layer)
         {l->sensitivity[KVB_KEY], square * sizeof(float)},   {l->sensitivity[KVB_VALUE], square * sizeof(float)},
         {l->gradient[KVB_KEY], rows * g->head_dim * sizeof(uint16_t)},
         {l->gradient[KVB_VALUE], rows * g->head_dim * sizeof(uint16_t)},
+        {l->queries, (size_t)c->query_rows * g->heads * g->head_dim * sizeof(uint16_t)},
     };
     unsigned long sum = crc32_z(0, NULL, 0);
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {

@@ -489,11 +489,17 @@ bool kvb_recipe_wants_gradients(const kvb_recipe *recipe)
     return recipe->kind[KVB_KEY].weights == KVB_WEIGHT_FISHER || recipe->kind[KVB_VALUE].weights == KVB_WEIGHT_FISHER;
 }
 
+bool kvb_recipe_wants_queries(const kvb_recipe *recipe)
+{
+    return recipe->kind[KVB_KEY].scale.search || recipe->kind[KVB_VALUE].scale.search;
+}
+
 bool kvb_recipe_learns(const kvb_recipe *recipe)
 {
     for (int kind = 0; kind < 2; kind++) {
         const kvb_recipe_kind *k = &recipe->kind[kind];
         if (!k->scale.used || k->scale.scaling.form == KVB_SCALE_FIXED || k->scale.levels == KVB_LEVELS_TRAINED || k->mean ||
+            k->scale.search || k->scale.list_size > 0 ||
             k->metric.moment != KVB_METRIC_NONE || (k->rotation != KVB_ROTATION_NONE && k->rotation != KVB_ROTATION_RANDOM))
             return true;
     }

@@ -19,7 +19,9 @@
  * `group` tokens of a channel) or "token" (for `group` channels of a token; 0, or more than a head has: all of the head), "form" is "range", "absmax" or
  * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution), or, but with "rms", "trained": by k-means over the
  * layer's numbers, weighted as "weights" says. "form" may also be "fixed", along channels: each
- * channel's offset and scale are found once, in calibration. "outliers": 0.01 holds that share of each token's numbers exactly. The bits asked for, 1 .. 8, are
+ * channel's offset and scale are found once, in calibration. "outliers": 0.01 holds that share of each token's numbers exactly. In place of "group", along a token,
+ * "groups": {"by": "range", "size": 32} makes lists of channels, of so many in the mean, whose least and largest numbers are alike. "clip" may be "search":
+ * for each group of a token (for each head along channels) the one from 0.4 to 1 that harms attention's output least. "store": "fp8" keeps what is found while coding in a byte. The bits asked for, 1 .. 8, are
  * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
  *
  * "centroids" is "half" or "int8": each a multiple, up to 127 (63 in each of several stages and in up to 16 rows), of a step of its channel, so that decoders can hold bytes (format/base/grid.h); the book's tables are half floats either way.
@@ -71,6 +73,8 @@ typedef struct kvb_recipe_scale {
     bool used;
     kvb_scaling scaling; /* group 0: the whole head */
     kvb_recipe_levels levels;
+    uint32_t list_size;  /* groups are lists of channels alike in their ranges, of so many in the mean; 0: neighbours */
+    bool search;         /* clips are found by what they do to attention's output */
     double outliers;     /* share of each token's numbers held exactly, rounded up to a whole number of each head */
     double then_layer;   /* from this layer on, or this share of the layers (under 1), then_bits */
     uint32_t then_bits;  /* 0: the same bits everywhere */
@@ -127,6 +131,8 @@ kvb_status kvb_recipe_set_shape(kvb_recipe *recipe, kvb_kind kind, const char *s
 uint32_t kvb_recipe_scaled_bits(const kvb_recipe_kind *kind, uint32_t layer, uint32_t layers);
 /* Whether training needs a capture with gradients. */
 bool kvb_recipe_wants_gradients(const kvb_recipe *recipe);
+/* Whether training needs a capture with queries. */
+bool kvb_recipe_wants_queries(const kvb_recipe *recipe);
 /* Whether a book of it depends on captured rows at all: not where both kinds are coded by scales found while coding, at given levels. */
 bool kvb_recipe_learns(const kvb_recipe *recipe);
 /* Whether the book gets fine codebooks. */

@@ -14,7 +14,7 @@ typedef struct kvb_shape {
 const char *kvb_shape_parse(const char *text, kvb_shape *shape);
 
 /* The text of a shape; returns it. */
-enum { KVB_SHAPE_TEXT = 96 };
+enum { KVB_SHAPE_TEXT = 128 };
 const char *kvb_shape_text(uint32_t channels, uint32_t centroids, uint32_t stages, char text[KVB_SHAPE_TEXT]);
 
 /* Bits per element: M log2(Km) / d; 0 where the shape is open (0 channels). */

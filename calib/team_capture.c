@@ -9,7 +9,7 @@
 #include "format/base/fail.h"
 
 /* Tensors with a row for each token, in the order of row_tensor(), and the others. */
-enum { ROW_TENSORS = 6, GRADIENTS = 4, SUMS = 6, COUNT = 7, MEANS = 8, SENSITIVITY = 10, HELD = 12, TAG_HEADS = 1024 };
+enum { ROW_TENSORS = 6, GRADIENTS = 4, SUMS = 6, COUNT = 7, MEANS = 8, SENSITIVITY = 10, QUERIES = 12, HELD = 13, TAG_HEADS = 1024 };
 
 struct kvb_team_capture {
     const kvb_team *team;
@@ -19,6 +19,7 @@ struct kvb_team_capture {
     kvb_capture_store *joined;
     uint64_t *first;         /* [size] row of each part in the whole */
     bool sensitivity;        /* whether the first process has any */
+    uint64_t query_rows;     /* that it has queries of */
     int tensors;             /* with a row for each token: ROW_TENSORS, or GRADIENTS without gradients */
     uint32_t layer;          /* held; UINT32_MAX: none */
     void *held[HELD];
@@ -48,6 +49,11 @@ static size_t sum_count(const kvb_layer *g)
 static size_t square_bytes(const kvb_layer *g)
 {
     return (size_t)g->kv_heads * g->head_dim * g->head_dim * sizeof(float);
+}
+
+static size_t query_bytes(const kvb_team_capture *w, const kvb_layer *g)
+{
+    return (size_t)w->query_rows * g->heads * g->head_dim * sizeof(uint16_t);
 }
 
 static void add(kvb_team_capture *w, kvb_transfer t)
@@ -84,6 +90,8 @@ static void send_layer(kvb_team_capture *w, uint32_t layer, uint32_t owner)
     add(w, (kvb_transfer){(void *)(uintptr_t)l->query_count, g->kv_heads * sizeof(uint64_t), owner, COUNT * TAG_HEADS, true});
     for (int kind = 0; kind < 2 && w->team->rank == 0 && w->sensitivity; kind++)
         add(w, (kvb_transfer){(void *)(uintptr_t)l->sensitivity[kind], square_bytes(g), owner, (SENSITIVITY + kind) * TAG_HEADS, true});
+    if (w->team->rank == 0 && w->query_rows > 0)
+        add(w, (kvb_transfer){(void *)(uintptr_t)l->queries, query_bytes(w, g), owner, QUERIES * TAG_HEADS, true});
 }
 
 static void *place_of(const kvb_team_capture *w, const kvb_layer *g, uint32_t from, int tensor, uint32_t head)
@@ -102,6 +110,8 @@ static void receive_layer(kvb_team_capture *w, const kvb_layer *g, uint32_t from
     add(w, (kvb_transfer){w->others_count + (size_t)from * g->kv_heads, g->kv_heads * sizeof(uint64_t), from, COUNT * TAG_HEADS, false});
     for (int kind = 0; kind < 2 && from == 0 && w->sensitivity; kind++)
         add(w, (kvb_transfer){w->held[SENSITIVITY + kind], square_bytes(g), from, (SENSITIVITY + kind) * TAG_HEADS, false});
+    if (from == 0 && w->query_rows > 0)
+        add(w, (kvb_transfer){w->held[QUERIES], query_bytes(w, g), from, QUERIES * TAG_HEADS, false});
 }
 
 static void take_own(kvb_team_capture *w, uint32_t layer)
@@ -118,6 +128,8 @@ static void take_own(kvb_team_capture *w, uint32_t layer)
     memcpy(w->others_count + (size_t)rank * g->kv_heads, l->query_count, g->kv_heads * sizeof(uint64_t));
     for (int kind = 0; kind < 2 && rank == 0 && w->sensitivity; kind++)
         memcpy(w->held[SENSITIVITY + kind], l->sensitivity[kind], square_bytes(g));
+    if (rank == 0 && w->query_rows > 0)
+        memcpy(w->held[QUERIES], l->queries, query_bytes(w, g));
 }
 
 /* ---- the layer that this process owns */
@@ -143,6 +155,8 @@ static bool make_room(kvb_team_capture *w, const kvb_layer *g)
     good &= (w->held[COUNT] = kvb_alloc_zeroed(g->kv_heads, sizeof(uint64_t))) != NULL;
     for (int i = MEANS; i < SENSITIVITY + (w->sensitivity ? 2 : 0); i++)
         good &= (w->held[i] = kvb_alloc_array(square_bytes(g), 1)) != NULL;
+    if (w->query_rows > 0)
+        good &= (w->held[QUERIES] = kvb_alloc_array(query_bytes(w, g), 1)) != NULL;
     w->others_sums = kvb_alloc_array(size * sum_count(g), sizeof *w->others_sums);
     w->others_count = kvb_alloc_array(size * g->kv_heads, sizeof *w->others_count);
     return good && w->others_sums != NULL && w->others_count != NULL;
@@ -166,7 +180,7 @@ static void finish_layer(kvb_team_capture *w, uint32_t layer)
         .keys = w->held[0], .values = w->held[1], .weight_k = w->held[2], .weight_v = w->held[3],
         .gradient = {w->held[GRADIENTS], w->held[GRADIENTS + 1]}, .query_sums = sums,
         .query_count = queries, .moment_relative = w->held[MEANS], .moment_post = w->held[MEANS + 1],
-        .sensitivity = {w->held[SENSITIVITY], w->held[SENSITIVITY + 1]},
+        .sensitivity = {w->held[SENSITIVITY], w->held[SENSITIVITY + 1]}, .queries = w->held[QUERIES],
     };
 }
 
@@ -234,6 +248,7 @@ static kvb_status join(kvb_team_capture *w, kvb_error *err)
     kvb_status status = w->team->size <= 1024 ? KVB_OK : kvb_fail(err, KVB_E_USAGE, "MPI", "%u processes; at most 1024", w->team->size);
     if (status != KVB_OK)
         return status;
+    w->part[0].query_rows = w->query_rows;
     for (uint32_t i = 0; i < w->team->size; i++) {
         snprintf(text[i], sizeof text[i], "rank %u", i);
         part[i] = &w->part[i];
@@ -269,7 +284,7 @@ kvb_status kvb_team_capture_create(const kvb_team *team, const kvb_capture *mine
     kvb_status status = KVB_OK;
     *whole = w;
     if (w != NULL) {
-        *w = (kvb_team_capture){.team = team, .mine = mine, .layer = UINT32_MAX, .sensitivity = has_sensitivity(mine),
+        *w = (kvb_team_capture){.team = team, .mine = mine, .layer = UINT32_MAX, .sensitivity = has_sensitivity(mine), .query_rows = mine->query_rows,
                                 .tensors = has_gradients(mine) ? ROW_TENSORS : GRADIENTS};
         w->part = kvb_alloc_zeroed(team->size, sizeof *w->part);
         w->places = kvb_alloc_zeroed(team->size, sizeof *w->places);
@@ -283,6 +298,8 @@ kvb_status kvb_team_capture_create(const kvb_team *team, const kvb_capture *mine
         status = gather_parts(w, err);
     if (status == KVB_OK && team->size > 1)
         status = kvb_team_share(team, &w->sensitivity, sizeof w->sensitivity, err);
+    if (status == KVB_OK && team->size > 1)
+        status = kvb_team_share(team, &w->query_rows, sizeof w->query_rows, err);
     if (status == KVB_OK && team->size > 1)
         status = kvb_team_agree(team, join(w, err), err);
     if (status == KVB_OK)

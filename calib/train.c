@@ -117,6 +117,8 @@ void kvb_train_free_layer(kvb_layer_result *r)
         free(r->inverse[kind]);
         free(r->levels[kind]);
         free(r->fixed[kind]);
+        free(r->lists[kind]);
+        free(r->clips[kind]);
         free(r->scaling[kind]);
     }
     free(r->quality);
@@ -235,6 +237,9 @@ static kvb_layer_sums sum_layers(const kvb_trainer *t)
             all.error[kind] += one->error[kind];
             all.heldout[kind] += one->heldout[kind];
             all.fine[kind] += one->fine[kind];
+            all.clip_before[kind] += one->clip_before[kind];
+            all.clip_after[kind] += one->clip_after[kind];
+            all.clip_count[kind] += one->clip_count[kind];
             all.count[kind] += one->count[kind];
             all.fine_count[kind] += one->fine_count[kind];
         }
@@ -256,6 +261,8 @@ static kvb_train_report summarise(const kvb_trainer *t)
         .points_per_centroid = rows / most_centroids(t),
         .key_fine_error = over(all.fine[KVB_KEY], all.fine_count[KVB_KEY]),
         .value_fine_error = over(all.fine[KVB_VALUE], all.fine_count[KVB_VALUE]),
+        .clip_before = {over(all.clip_before[KVB_KEY], all.clip_count[KVB_KEY]), over(all.clip_before[KVB_VALUE], all.clip_count[KVB_VALUE])},
+        .clip_after = {over(all.clip_after[KVB_KEY], all.clip_count[KVB_KEY]), over(all.clip_after[KVB_VALUE], all.clip_count[KVB_VALUE])},
     };
 }
 

@@ -25,6 +25,9 @@ typedef struct kvb_train_report {
     double key_heldout_error, value_heldout_error; /* NaN without a hold-out */
     double points_per_centroid;                    /* of the largest K */
     double key_fine_error, value_fine_error;       /* of the fine codebooks; NaN where the recipe has none */
+    /* By kind, means over heads of what coding does to attention's output, squared and relative to it, with clips of 1 and with those
+     * found; NaN where none were searched for. */
+    double clip_before[2], clip_after[2];
     double seconds;
 } kvb_train_report;
 

@@ -4,6 +4,7 @@
 
 #include "calib/checkpoint.h"
 #include "calib/train.h"
+#include "format/base/affine.h"
 #include "format/base/rope.h"
 #include "format/book_write.h"
 
@@ -49,14 +50,21 @@ kvb_status kvb_train_fisher_move(kvb_train_points *points, const kvb_rope_table 
 void kvb_train_fisher_group(const kvb_train_points *points, uint32_t head, uint32_t channels, uint32_t group, size_t step,
                             size_t count, float *weight);
 
+/* Row `row` of a head where the points are, y [D]. */
+void kvb_train_points_row(const kvb_train_points *points, uint32_t head, size_t row, float *y);
+/* Rows that the capture left out, and, of those that do not count, also the ones that the recipe keeps exact as sinks. */
+bool kvb_train_points_left_out(const kvb_train_points *points, uint32_t head, size_t row);
+bool kvb_train_points_counts(const kvb_train_points *points, uint32_t head, size_t row);
+int kvb_train_threads(const kvb_train_points *points);
+
 /* A failure of one head: "layer 3, KV head 1, keys". */
 kvb_status kvb_train_points_refuse(const kvb_train_points *points, uint32_t head, kvb_status status, kvb_error *err,
                                    const char *format, ...) __attribute__((format(printf, 5, 6)));
 
 /* Errors of a layer's codebooks, added up by kind: a plain list of numbers without padding. */
 typedef struct kvb_layer_sums {
-    double error[2], heldout[2], fine[2];
-    uint64_t count[2], fine_count[2];
+    double error[2], heldout[2], fine[2], clip_before[2], clip_after[2];
+    uint64_t count[2], fine_count[2], clip_count[2];
 } kvb_layer_sums;
 
 /* A layer's token weights counted by place and by size: the rows with the highest 1 % of weight_k of each head by position, and all rows
@@ -77,11 +85,15 @@ typedef struct kvb_layer_result {
     kvb_scaling *scaling[2]; /* [G] by kind, where the recipe has scales */
     uint16_t *fixed[2];      /* [G][2][D] by kind, which these point into; NULL where none are of calibration */
     float *levels[2];        /* [K] by kind, or NULL: even ones */
+    uint16_t *lists[2];      /* [G][KVB_LISTS_SIZE(D)] by kind: how many, then the order [D], then where each ends; or NULL */
+    float *clips[2];         /* [G][D] by kind, of each group, or along channels the head's first; NULL where none was searched for */
     kvb_layer_sums sums;
     kvb_layer_scores scores;
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
+
+#define KVB_LISTS_SIZE(dim) (1 + 2 * (size_t)(dim))
 
 typedef struct kvb_trainer {
     const kvb_capture *capture;
@@ -175,6 +187,15 @@ kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *re
 /* train_levels.c: fills fixed [G][2][D] and level [count], ascending; either may be NULL, where the recipe has none of calibration. */
 kvb_status kvb_train_levels(const kvb_trainer *t, uint32_t layer, kvb_kind kind, const kvb_scaling *scaling, uint16_t *fixed,
                             float *level, uint32_t count, kvb_error *err);
+
+/* train_lists.c: lists [G][KVB_LISTS_SIZE(D)] of `size` channels in the mean, alike in their ranges. */
+kvb_status kvb_train_lists(const kvb_trainer *t, const kvb_train_points *points, uint32_t size, uint16_t *lists, kvb_error *err);
+
+/* train_clips.c: clips [G][D], of each group (along channels, the head's first) the one that harms attention's output least, with scaling
+ * [G] and its lists; before and after [G]: squared error relative to the output with all clips 1 and with those found, never more.
+ * KVB_E_MISMATCH where the capture has no queries. */
+kvb_status kvb_train_clips(const kvb_train_points *points, const kvb_scaling *scaling, const kvb_levels *levels, float *clips, double *before,
+                           double *after, kvb_error *err);
 
 /* train_scale.c: fills scaling and levels of a layer's result, for kinds with scales. */
 kvb_status kvb_train_scale(kvb_trainer *t, uint32_t layer, kvb_error *err);

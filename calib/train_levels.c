@@ -32,27 +32,6 @@ static int compare_floats(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Row `row` of a head where the points are. */
-static void load_row(const levels_job *j, uint32_t head, size_t row, float *y)
-{
-    const kvb_train_points *p = j->points;
-    const kvb_capture_layer *l = &p->capture->layer[p->layer];
-    const size_t at = (head * (size_t)p->capture->rows + row) * j->dim;
-    if (p->moved != NULL)
-        memcpy(y, p->moved + at, j->dim * sizeof *y);
-    else
-        kvb_half_to_floats(y, (p->kind == KVB_KEY ? l->keys : l->values) + at, j->dim);
-}
-
-/* Rows that the capture left out do not count, nor do those that the recipe keeps exact as sinks. */
-static bool counts(const levels_job *j, uint32_t head, size_t row)
-{
-    const uint32_t *position = j->points->capture->row_position;
-    if (position != NULL && position[row] < j->t->recipe->policy.sinks)
-        return false;
-    return j->points->weight == NULL || j->points->weight[head * (size_t)j->points->capture->rows + row] > 0.0f;
-}
-
 /* Between what stretches from the lower to the upper quantile, so that the share of outliers lies beyond. */
 static void fix_channel(float *x, size_t n, double outliers, uint16_t *offset, uint16_t *scale)
 {
@@ -70,9 +49,9 @@ static kvb_status fix_head(const levels_job *j, uint32_t head, uint16_t *fixed, 
     size_t n = 0;
     if (all != NULL && row != NULL) {
         for (size_t i = 0; i < j->rows; i++) {
-            if (!counts(j, head, i * j->step))
+            if (!kvb_train_points_counts(j->points, head, i * j->step))
                 continue;
-            load_row(j, head, i * j->step, row);
+            kvb_train_points_row(j->points, head, i * j->step, row);
             for (uint32_t c = 0; c < j->dim; c++)
                 all[c * j->rows + n] = row[c];
             n++;
@@ -142,8 +121,8 @@ static kvb_status gather(levels_job *j, const uint16_t *fixed, kvb_error *err)
         if (fixed != NULL)
             kvb_half_to_floats(row + j->dim, fixed + (size_t)head * 2 * j->dim, 2 * j->dim);
         for (size_t i = 0; i < j->rows; i++)
-            if (counts(j, head, i * j->step)) {
-                load_row(j, head, i * j->step, row);
+            if (kvb_train_points_counts(j->points, head, i * j->step)) {
+                kvb_train_points_row(j->points, head, i * j->step, row);
                 add_row(j, head, i * j->step, row, row + j->dim);
             }
     }

@@ -88,6 +88,23 @@ static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
     kvb_json_end_object(w);
 }
 
+/* Of clips that were searched for: what coding does to attention's output with clips of 1, and with those found. */
+static void put_clips(kvb_json_writer *w, const kvb_train_report *report)
+{
+    if (isnan(report->clip_before[KVB_KEY]) && isnan(report->clip_before[KVB_VALUE]))
+        return;
+    kvb_json_begin_object(w, "clips");
+    for (int kind = 0; kind < 2; kind++) {
+        if (isnan(report->clip_before[kind]))
+            continue;
+        kvb_json_begin_object(w, kvb_train_kind_name((kvb_kind)kind));
+        kvb_json_put_number(w, "output_error_before", report->clip_before[kind]);
+        kvb_json_put_number(w, "output_error", report->clip_after[kind]);
+        kvb_json_end_object(w);
+    }
+    kvb_json_end_object(w);
+}
+
 static void put_training(kvb_json_writer *w, const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
                          const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every)
 {
@@ -106,6 +123,7 @@ static void put_training(kvb_json_writer *w, const kvb_capture *capture, const k
     kvb_json_put_u64(w, "holdout_block", KVB_HOLDOUT_BLOCK);
     kvb_json_end_object(w);
     put_quality(w, report);
+    put_clips(w, report);
     kvb_train_put_scores(w, capture, scores);
     kvb_json_put_string(w, "device", options->device == KVB_DEVICE_CUDA ? "cuda" : "cpu");
     kvb_json_end_object(w);

@@ -1,5 +1,4 @@
 /* Rows on their way to k-means: turned by RoPE as the frame says, then into the space of the recipe's transform. */
-#include <omp.h>
 #include <string.h>
 
 #include "calib/row_moments.h"
@@ -184,7 +183,7 @@ kvb_status kvb_train_points_move(kvb_train_points *points, kvb_error *err)
 {
     const kvb_layer *g = &points->capture->geometry[points->layer];
     move_job job = {.p = points, .n = (size_t)points->capture->rows, .dim = g->head_dim,
-                    .threads = points->threads != 0 ? (int)points->threads : omp_get_max_threads()};
+                    .threads = kvb_train_threads(points)};
     kvb_rope_table rope = {0};
     const float *moment = NULL;
     const bool moves = is_turned(points) || wanted(points)->mean || kvb_recipe_has_transform(wanted(points));

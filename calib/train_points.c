@@ -1,5 +1,6 @@
 #include <inttypes.h>
 #include <math.h>
+#include <omp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +9,7 @@
 #include "calib/train_impl.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
+#include "format/base/half.h"
 
 static const kvb_layer *geometry(const kvb_train_points *p)
 {
@@ -84,6 +86,32 @@ static kvb_status choose_weights(const kvb_train_points *p, const float **weight
 static bool is_left_out(const kvb_capture_layer *l, size_t row)
 {
     return l->weight_k != NULL && l->weight_v != NULL && l->weight_k[row] == 0.0f && l->weight_v[row] == 0.0f;
+}
+
+int kvb_train_threads(const kvb_train_points *p)
+{
+    return p->threads != 0 ? (int)p->threads : omp_get_max_threads();
+}
+
+void kvb_train_points_row(const kvb_train_points *p, uint32_t head, size_t row, float *y)
+{
+    const uint32_t dim = geometry(p)->head_dim;
+    const size_t at = (head * (size_t)p->capture->rows + row) * dim;
+    if (p->moved != NULL)
+        memcpy(y, p->moved + at, dim * sizeof *y);
+    else
+        kvb_half_to_floats(y, captured(p) + at, dim);
+}
+
+bool kvb_train_points_left_out(const kvb_train_points *p, uint32_t head, size_t row)
+{
+    return p->weight != NULL && !(p->weight[head * (size_t)p->capture->rows + row] > 0.0f);
+}
+
+bool kvb_train_points_counts(const kvb_train_points *p, uint32_t head, size_t row)
+{
+    const uint32_t *position = p->capture->row_position;
+    return (position == NULL || position[row] >= p->recipe->policy.sinks) && !kvb_train_points_left_out(p, head, row);
 }
 
 static bool any_left_out(const kvb_train_points *p)

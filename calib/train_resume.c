@@ -28,6 +28,8 @@ static size_t list_fields(const kvb_trainer *t, uint32_t layer, field *f)
         f[n++] = (field){(void **)&r->forward[kind], square * sizeof(float), true};
         f[n++] = (field){(void **)&r->inverse[kind], square * sizeof(float), true};
         f[n++] = (field){(void **)&r->fixed[kind], 2 * row * sizeof(uint16_t), true};
+        f[n++] = (field){(void **)&r->lists[kind], g->kv_heads * KVB_LISTS_SIZE(g->head_dim) * sizeof(uint16_t), true};
+        f[n++] = (field){(void **)&r->clips[kind], row * sizeof(float), true};
         f[n++] = (field){(void **)&r->levels[kind], kvb_train_shape(t, layer, 0, kind, false).centroids * sizeof(float), true};
     }
     if (kvb_recipe_has_fine(t->recipe))

@@ -1,4 +1,5 @@
-/* SCAL sections: scalar quantisers whose scales are found while coding, in place of codebooks. */
+/* SCAL sections: scalar quantisers whose scales are found while coding, in place of codebooks; and GRPS sections, which say more of
+ * their groups. */
 #include <math.h>
 #include <string.h>
 
@@ -43,7 +44,7 @@ static kvb_status check_fixed(const kvb_reader *r, const kvb_entry *e, const uin
 
 static kvb_status expect_entry(const kvb_reader *r, const kvb_entry *e)
 {
-    if (e->raw_size > KVB_SCALING_HEAD + (2u << KVB_MAX_SCALED_BITS) + 4u * KVB_MAX_HEAD_DIM)
+    if (e->raw_size > KVB_SCALING_HEAD + (2u << KVB_MAX_SCALED_BITS) + 8u * KVB_MAX_HEAD_DIM)
         return kvb_section_fail(r, e, "%llu bytes are too many", (unsigned long long)e->raw_size);
     const kvb_entry want = {.dtype = KVB_ELEMENT_BYTE, .kind = e->kind, .layer = e->layer, .head = e->head, .dims = 1,
                             .shape = {(uint32_t)e->raw_size}};
@@ -84,6 +85,50 @@ kvb_status kvb_reader_scaling(const kvb_reader *r, const kvb_entry *e)
     c->scaling = s;
     status = check_levels(r, e, c->table, levels);
     return status == KVB_OK && fixed > 0 ? check_fixed(r, e, s->fixed, head_dim) : status;
+}
+
+/* What a GRPS section's head counts, as bytes that follow it. */
+static uint64_t groups_bytes(const kvb_scaling *s, uint32_t clips, uint32_t head_dim)
+{
+    return (uint64_t)clips * sizeof(float) + (s->lists > 0 ? ((uint64_t)head_dim + s->lists) * sizeof(uint16_t) : 0);
+}
+
+kvb_status kvb_reader_groups(const kvb_reader *r, const kvb_entry *e)
+{
+    uint32_t slot = 0;
+    char problem[200];
+    kvb_status status = kvb_reader_slot(r, e, &slot);
+    if (status == KVB_OK)
+        status = expect_entry(r, e);
+    if (status != KVB_OK)
+        return status;
+    const kvb_codebook *c = &r->book->codebook[slot];
+    const uint32_t head_dim = r->book->layer[e->layer].head_dim;
+    if (c->scaling == NULL)
+        return kvb_section_fail(r, e, "the head has no SCAL section, which it belongs to");
+    kvb_scaling *s = &r->book->scaling[slot];
+    const uint8_t *bytes = kvb_section_bytes(r, e);
+    kvb_cursor cursor = kvb_cursor_over(bytes, (size_t)e->raw_size);
+    if (s->store != KVB_STORE_HALF || s->lists > 0 || s->clips != NULL)
+        return kvb_section_fail(r, e, "a second one for this head");
+    s->store = (kvb_scale_store)kvb_cursor_u32(&cursor);
+    s->lists = kvb_cursor_u32(&cursor);
+    const uint32_t clips = kvb_cursor_u32(&cursor), reserved = kvb_cursor_u32(&cursor);
+    if (cursor.failed || reserved != 0)
+        return kvb_section_fail(r, e, "shorter than %d bytes, or its reserved bytes are not zero", KVB_GROUPS_HEAD);
+    if (s->lists > head_dim || (clips != 0 && clips != kvb_scaling_groups(s, head_dim)) ||
+        e->raw_size != KVB_GROUPS_HEAD + groups_bytes(s, clips, head_dim))
+        return kvb_section_fail(r, e, "%u lists and %u clips in %llu bytes, expected up to %u lists, and no clips or one for each group", s->lists,
+                                clips, (unsigned long long)e->raw_size, head_dim);
+    if (s->store == KVB_STORE_HALF && s->lists == 0 && clips == 0)
+        return kvb_section_fail(r, e, "says nothing: expected another store, lists or clips");
+    bytes += KVB_GROUPS_HEAD;
+    s->clips = clips > 0 ? (const float *)(const void *)bytes : NULL;
+    s->order = s->lists > 0 ? (const uint16_t *)(const void *)(bytes + clips * sizeof(float)) : NULL;
+    s->end = s->lists > 0 ? s->order + head_dim : NULL;
+    if (kvb_scaling_problem(s, head_dim, c->centroids, problem, sizeof problem))
+        return kvb_section_fail(r, e, "%s", problem);
+    return KVB_OK;
 }
 
 kvb_status kvb_reader_check_scaled(const kvb_reader *r)

@@ -39,6 +39,8 @@ static kvb_status check_space(const kvb_book_part *p, uint32_t head_dim, const c
 static kvb_status check_scaled_part(const kvb_book_part *p, uint32_t head_dim, const char *where, kvb_error *err)
 {
     char problem[200];
+    if (p->scaling->lists > 0 && (p->scaling->order == NULL || p->scaling->end == NULL))
+        return kvb_fail(err, KVB_E_USAGE, where, "%u lists of channels that are not there", p->scaling->lists);
     if (kvb_scaling_problem(p->scaling, head_dim, p->centroids, problem, sizeof problem))
         return kvb_fail(err, KVB_E_USAGE, where, "%s", problem);
     if (p->quality != NULL || p->fine != NULL)

@@ -45,12 +45,20 @@ static void put_f64(bytes *b, double value)
     b->at = kvb_store_f64(b->at, value);
 }
 
-/* What is not a number, such as an error relative to no variance, is unknown; unknown has one spelling. */
-static void put_figure(bytes *b, float value)
+static void put_f32(bytes *b, float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    put(b, isfinite(value) ? bits : 0x7FC00000, 4);
+    put(b, bits, 4);
+}
+
+/* What is not a number, such as an error relative to no variance, is unknown; unknown has one spelling. */
+static void put_figure(bytes *b, float value)
+{
+    if (isfinite(value))
+        put_f32(b, value);
+    else
+        put(b, 0x7FC00000, 4);
 }
 
 /* --- the list of sections --- */
@@ -239,14 +247,12 @@ static kvb_status add_scaling(writer *w, const kvb_book_part *p, uint32_t kind, 
     set_shape(s, 1, (uint32_t)size, 0, 0);
     uint8_t *raw = kvb_alloc_array(size, 1);
     if (raw != NULL) {
-        uint32_t clip;
-        memcpy(&clip, &scaling->clip, sizeof clip);
         bytes b = {raw};
         put(&b, (uint64_t)__builtin_ctz(p->centroids), 4);
         put(&b, scaling->axis, 4);
         put(&b, scaling->form, 4);
         put(&b, scaling->group, 4);
-        put(&b, clip, 4);
+        put_f32(&b, scaling->clip);
         put(&b, levels, 4);
         put(&b, scaling->outliers, 4);
         put(&b, 0, 4);
@@ -254,6 +260,33 @@ static kvb_status add_scaling(writer *w, const kvb_book_part *p, uint32_t kind, 
             put(&b, kvb_half_from_float(p->table[k]), 2);
         for (uint32_t i = 0; i < fixed; i++)
             put(&b, scaling->fixed[i], 2);
+    }
+    return use_bytes(w, s, raw, size);
+}
+
+/* GRPS, where a scaling has more to say of its groups: a head of 16 bytes, clips, lists of channels. */
+static kvb_status add_groups(writer *w, const kvb_scaling *scaling, uint32_t kind, uint32_t layer, uint32_t head)
+{
+    const uint32_t dim = w->spec->layer[layer].head_dim, order = scaling->lists > 0 ? dim : 0;
+    const uint32_t clips = scaling->clips != NULL ? kvb_scaling_groups(scaling, dim) : 0;
+    const size_t size = KVB_GROUPS_HEAD + clips * sizeof(float) + (order + scaling->lists) * sizeof(uint16_t);
+    if (scaling->store == KVB_STORE_HALF && scaling->lists == 0 && clips == 0)
+        return KVB_OK;
+    section *s = add(w, "GRPS", kind, layer, head);
+    set_shape(s, 1, (uint32_t)size, 0, 0);
+    uint8_t *raw = kvb_alloc_array(size, 1);
+    if (raw != NULL) {
+        bytes b = {raw};
+        put(&b, scaling->store, 4);
+        put(&b, scaling->lists, 4);
+        put(&b, clips, 4);
+        put(&b, 0, 4);
+        for (uint32_t i = 0; i < clips; i++)
+            put_f32(&b, scaling->clips[i]);
+        for (uint32_t i = 0; i < order; i++)
+            put(&b, scaling->order[i], 2);
+        for (uint32_t i = 0; i < scaling->lists; i++)
+            put(&b, scaling->end[i], 2);
     }
     return use_bytes(w, s, raw, size);
 }
@@ -274,8 +307,10 @@ static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t ki
         set_source(s, 0, p->forward, square);
         set_source(s, 1, p->inverse, square);
     }
-    if (p->scaling != NULL)
-        return add_scaling(w, p, kind, layer, head);
+    if (p->scaling != NULL) {
+        kvb_status status = add_scaling(w, p, kind, layer, head);
+        return status == KVB_OK ? add_groups(w, p->scaling, kind, layer, head) : status;
+    }
     section *s = add_centroids(w, "CODE", p, kind, layer, head);
     if (p->fine != NULL)
         add_centroids(w, "FINE", p->fine, kind, layer, head);

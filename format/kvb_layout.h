@@ -28,6 +28,7 @@ enum {
     KVB_POLICY_SIZE = 32,
     KVB_QUALITY_VALUES = 4,
     KVB_SCALING_HEAD = 32, /* of a SCAL section, before its levels */
+    KVB_GROUPS_HEAD = 16,  /* of a GRPS section, before its clips */
 };
 
 /* Limits. */
@@ -84,6 +85,9 @@ bool kvb_policy_problem(const kvb_policy *policy, char *problem, size_t size);
 /* stages 1: plain; centroids: of each stage. */
 bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t stages, uint32_t centroids, char *problem,
                        size_t size);
+/* Groups of a block of tokens that share scales, or of a token. */
+uint32_t kvb_scaling_groups(const kvb_scaling *scaling, uint32_t head_dim);
+/* The lists and clips of a scaling included. */
 bool kvb_scaling_problem(const kvb_scaling *scaling, uint32_t head_dim, uint32_t levels, char *problem, size_t size);
 /* META is an object by the rules of format/base/json.h, begins with '{' and fits its limit. */
 kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err);

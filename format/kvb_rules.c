@@ -105,6 +105,52 @@ bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t stages, ui
     return false;
 }
 
+uint32_t kvb_scaling_groups(const kvb_scaling *s, uint32_t head_dim)
+{
+    return s->axis == KVB_AXIS_CHANNEL ? head_dim : s->lists > 0 ? s->lists : head_dim / s->group;
+}
+
+static bool clip_problem(float clip, complaint c)
+{
+    return (!isnormal(clip) || clip < 0 || clip > KVB_MAX_CLIP) &&
+           complain(c, "clip %g, expected a positive number up to %d", (double)clip, KVB_MAX_CLIP);
+}
+
+/* Each channel once, each group with one at least. */
+static bool lists_problem(const kvb_scaling *s, uint32_t head_dim, complaint c)
+{
+    bool seen[KVB_MAX_HEAD_DIM] = {false};
+    if (s->axis != KVB_AXIS_TOKEN || s->group != head_dim || s->outliers > 0 || s->lists > head_dim)
+        return complain(c, "%u lists of channels with a scale for every %u numbers on axis %u and %u outliers, expected up to %u lists, "
+                        "with %u on axis 1 and none", s->lists, s->group, (unsigned)s->axis, s->outliers, head_dim, head_dim);
+    for (uint32_t i = 0; i < head_dim; i++) {
+        if (s->order[i] >= head_dim || seen[s->order[i]])
+            return complain(c, "place %u of the order has channel %u, expected each of 0..%u once", i, s->order[i], head_dim - 1);
+        seen[s->order[i]] = true;
+    }
+    for (uint32_t i = 0; i < s->lists; i++)
+        if (s->end[i] <= (i > 0 ? s->end[i - 1] : 0) || (i + 1 == s->lists ? s->end[i] != head_dim : s->end[i] > head_dim))
+            return complain(c, "list %u ends at %u, expected ascending ends, the last %u", i, s->end[i], head_dim);
+    return false;
+}
+
+/* What GRPS says. */
+static bool groups_problem(const kvb_scaling *s, uint32_t head_dim, complaint c)
+{
+    if ((unsigned)s->store > KVB_STORE_FP8)
+        return complain(c, "scales stored as %u, expected 0 (half floats) or 1 (e4m3)", (unsigned)s->store);
+    if (s->form == KVB_SCALE_FIXED && s->store != KVB_STORE_HALF)
+        return complain(c, "fixed scales stored as %u, expected 0 (half floats)", (unsigned)s->store);
+    if (s->clips != NULL && s->axis != KVB_AXIS_TOKEN)
+        return complain(c, "a clip of each group on axis %u, expected axis 1", (unsigned)s->axis);
+    if (s->lists > 0 && lists_problem(s, head_dim, c))
+        return true;
+    for (uint32_t i = 0; s->clips != NULL && i < kvb_scaling_groups(s, head_dim); i++)
+        if (clip_problem(s->clips[i], c))
+            return true;
+    return false;
+}
+
 bool kvb_scaling_problem(const kvb_scaling *s, uint32_t head_dim, uint32_t levels, char *problem, size_t size)
 {
     complaint c = {problem, size};
@@ -124,9 +170,7 @@ bool kvb_scaling_problem(const kvb_scaling *s, uint32_t head_dim, uint32_t level
     const uint32_t most = s->form == KVB_SCALE_FIXED ? head_dim : s->axis == KVB_AXIS_TOKEN && s->form != KVB_SCALE_RMS ? s->group : 1;
     if (s->outliers >= most)
         return complain(c, "%u outliers of a token, expected fewer than %u of this form and group", s->outliers, most);
-    if (!isnormal(s->clip) || s->clip < 0 || s->clip > KVB_MAX_CLIP)
-        return complain(c, "clip %g, expected a positive number up to %d", (double)s->clip, KVB_MAX_CLIP);
-    return false;
+    return clip_problem(s->clip, c) || groups_problem(s, head_dim, c);
 }
 
 kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err)

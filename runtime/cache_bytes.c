@@ -1,4 +1,5 @@
 /* What a cache holds, in bytes: counted from its structures, or predicted from a policy. */
+#include "format/kvb_layout.h"
 #include "runtime/cache_store.h"
 
 /* Tokens of one KV head by where they live. */
@@ -30,10 +31,19 @@ static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_di
     b->elements += (n->sinks + n->window + n->anchors + n->coded) * 2 * head_dim;
 }
 
+/* Levels, fixed scales, lists of channels and clips. */
+static uint64_t scaling_bytes(const kvb_codebook *c)
+{
+    const kvb_scaling *s = c->scaling;
+    const uint64_t halves = (c->table != NULL ? c->centroids : 0) + (s->fixed != NULL ? 2 * c->groups : 0) +
+                            (s->lists > 0 ? c->groups + s->lists : 0);
+    return halves * sizeof(uint16_t) + (s->clips != NULL ? kvb_scaling_groups(s, c->groups) * sizeof(float) : 0);
+}
+
 static uint64_t table_bytes(const kvb_codebook *c)
 {
     if (c != NULL && c->scaling != NULL)
-        return ((c->table != NULL ? c->centroids : 0) + (c->scaling->fixed != NULL ? 2 * c->groups : 0)) * sizeof(uint16_t);
+        return scaling_bytes(c);
     return c != NULL ? (uint64_t)c->groups * c->channels * c->stages * c->stage_centroids * sizeof(uint16_t) : 0;
 }
 

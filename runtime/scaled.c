@@ -1,9 +1,9 @@
 #include "runtime/scaled.h"
 
-#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
+#include "format/base/fp8.h"
 #include "format/base/half.h"
 #include "format/base/outliers.h"
 #include "format/kvb_layout.h"
@@ -25,21 +25,21 @@ uint32_t kvb_layer_block(const kvb_book *book, uint32_t layer)
     return most;
 }
 
-/* Half floats of a group: its scale, and its offset where the form has one; none where the book has them. */
-static uint32_t halves_of(const kvb_scaling *s)
+/* Numbers kept of a group: its scale, and its offset where the form has one; none where the book has them. */
+static uint32_t kept_of(const kvb_scaling *s)
 {
     return s->form == KVB_SCALE_FIXED ? 0 : s->form == KVB_SCALE_RANGE ? 2 : 1;
 }
 
-/* Groups of a block: they all have as many numbers. */
-static uint32_t groups_of(const kvb_scaling *s, uint32_t head_dim)
+static uint32_t bytes_of_kept(const kvb_scaling *s)
 {
-    return s->axis == KVB_AXIS_CHANNEL ? head_dim : head_dim / s->group;
+    return s->store == KVB_STORE_FP8 ? 1 : sizeof(uint16_t);
 }
 
 size_t kvb_scaled_head_bytes(const kvb_codebook *codebook, uint32_t head_dim)
 {
-    return sizeof(uint16_t) * (size_t)groups_of(codebook->scaling, head_dim) * halves_of(codebook->scaling);
+    const kvb_scaling *s = codebook->scaling;
+    return (size_t)kvb_scaling_groups(s, head_dim) * kept_of(s) * bytes_of_kept(s);
 }
 
 /* Of an outlier: its channel and a half float. */
@@ -57,84 +57,35 @@ size_t kvb_codebook_block_bytes(const kvb_codebook *codebook, uint32_t head_dim)
 
 void kvb_scaled_init(kvb_scaled *s, const kvb_codebook *codebook, uint32_t head_dim)
 {
-    *s = (kvb_scaled){.codebook = codebook, .head_dim = head_dim, .levels = codebook->centroids};
-    for (uint32_t k = 0; k < s->levels; k++)
-        s->level[k] = codebook->table != NULL ? kvb_half_to_float(codebook->table[k])
-                                              : (float)(2.0 * k / (s->levels - 1) - 1.0);
-    for (uint32_t k = 0; k + 1 < s->levels; k++)
-        s->bound[k] = 0.5f * (s->level[k] + s->level[k + 1]);
+    *s = (kvb_scaled){.codebook = codebook, .head_dim = head_dim};
+    kvb_levels_init(&s->levels, codebook->centroids, codebook->table);
 }
 
-/* Numbers of a group, `stride` apart. */
-typedef struct group {
-    const float *at;
-    uint32_t count, stride;
-} group;
-
-/* Offset and scale as they will be read back. */
-typedef struct affine {
-    float offset, scale;
-} affine;
-
-static float rounded(float x)
+static void put_affine(const kvb_scaling *s, kvb_affine a, uint32_t index, uint8_t *bytes)
 {
-    return kvb_half_to_float(kvb_half_from_float(x));
-}
-
-static affine measure(const kvb_scaling *s, const group *g)
-{
-    float least = g->at[0], most = g->at[0];
-    double square = 0.0;
-    for (uint32_t i = 0; i < g->count; i++) {
-        const float x = g->at[(size_t)i * g->stride];
-        least = x < least ? x : least;
-        most = x > most ? x : most;
-        square += (double)x * (double)x;
-    }
-    switch (s->form) {
-    case KVB_SCALE_RANGE: return (affine){rounded(0.5f * least + 0.5f * most), rounded(s->clip * (0.5f * most - 0.5f * least))};
-    case KVB_SCALE_ABSMAX: return (affine){0.0f, rounded(s->clip * fmaxf(-least, most))};
-    case KVB_SCALE_RMS:
-    case KVB_SCALE_FIXED: break;
-    }
-    return (affine){0.0f, rounded(s->clip * (float)sqrt(square / g->count))};
-}
-
-/* Level of a number in units of its scale: as many as there are bounds below it. */
-static uint32_t level_of(const kvb_scaled *s, float t)
-{
-    uint32_t low = 0, high = s->levels - 1;
-    while (low < high) {
-        const uint32_t middle = low + (high - low) / 2;
-        if (t > s->bound[middle])
-            low = middle + 1;
+    const float kept[2] = {a.scale, a.offset};
+    bytes += (size_t)index * kept_of(s) * bytes_of_kept(s);
+    for (uint32_t i = 0; i < kept_of(s); i++) {
+        const uint16_t half = kvb_half_from_float(kept[i]);
+        if (s->store == KVB_STORE_FP8)
+            bytes[i] = kvb_fp8_from_float(kept[i]);
         else
-            high = middle;
+            memcpy(bytes + i * sizeof half, &half, sizeof half);
     }
-    return low;
 }
 
-static uint32_t code_of(const kvb_scaled *s, float x, affine a)
-{
-    return level_of(s, a.scale > 0.0f ? (x - a.offset) / a.scale : 0.0f);
-}
-
-static void put_affine(const kvb_scaling *s, affine a, uint32_t index, uint8_t *bytes)
-{
-    const uint16_t halves[2] = {kvb_half_from_float(a.scale), kvb_half_from_float(a.offset)};
-    const size_t size = sizeof *halves * halves_of(s);
-    memcpy(bytes + index * size, halves, size);
-}
-
-static affine get_affine(const kvb_scaled *q, uint32_t index, const uint8_t *bytes)
+static kvb_affine get_affine(const kvb_scaled *q, uint32_t index, const uint8_t *bytes)
 {
     const kvb_scaling *s = q->codebook->scaling;
     uint16_t halves[2] = {0, 0};
+    const uint32_t kept = kept_of(s);
     if (s->form == KVB_SCALE_FIXED)
-        return (affine){kvb_half_to_float(s->fixed[index]), kvb_half_to_float(s->fixed[q->head_dim + index])};
-    const size_t size = sizeof *halves * halves_of(s);
-    memcpy(halves, bytes + index * size, size);
-    return (affine){kvb_half_to_float(halves[1]), kvb_half_to_float(halves[0])};
+        return (kvb_affine){kvb_half_to_float(s->fixed[index]), kvb_half_to_float(s->fixed[q->head_dim + index])};
+    bytes += (size_t)index * kept * bytes_of_kept(s);
+    if (s->store == KVB_STORE_FP8)
+        return (kvb_affine){kept > 1 ? kvb_fp8_to_float(bytes[1]) : 0.0f, kvb_fp8_to_float(bytes[0])};
+    memcpy(halves, bytes, kept * sizeof *halves);
+    return (kvb_affine){kvb_half_to_float(halves[1]), kvb_half_to_float(halves[0])};
 }
 
 static bool is_among(const uint32_t *place, uint32_t count, uint32_t at)
@@ -145,10 +96,16 @@ static bool is_among(const uint32_t *place, uint32_t count, uint32_t at)
     return i < count;
 }
 
-/* Neighbouring channels of a token that are in one group. */
+/* Neighbouring channels of a token that are in one group, where groups are no lists. */
 static uint32_t run_of(const kvb_scaling *s)
 {
     return s->axis == KVB_AXIS_CHANNEL ? 1 : s->group;
+}
+
+/* Where group i of a token ends, in the order of its lists if it has them. */
+static uint32_t end_of(const kvb_scaling *s, uint32_t i)
+{
+    return s->lists > 0 ? s->end[i] : (i + 1) * run_of(s);
 }
 
 /* Writes a token's outliers, and `rest` [D]: y with a number in the place of each that leaves range and largest of its group alone. */
@@ -194,27 +151,38 @@ static void get_outliers(const kvb_scaled *s, const uint8_t *bytes, float *y)
     }
 }
 
+/* The offsets and scales of a block, found and written. */
+static void put_affines(const kvb_scaling *how, const float *y, uint32_t dim, uint8_t *bytes)
+{
+    const bool across = how->axis == KVB_AXIS_CHANNEL;
+    for (uint32_t i = 0, first = 0; how->form != KVB_SCALE_FIXED && i < kvb_scaling_groups(how, dim); i++) {
+        const uint32_t end = end_of(how, i);
+        const float clip = how->clips != NULL ? how->clips[i] : how->clip;
+        put_affine(how, kvb_affine_measure(how, clip, y + first, across ? how->group : end - first, across ? dim : 1), i, bytes);
+        first = end;
+    }
+}
+
 void kvb_scaled_encode(const kvb_scaled *s, const float *y, uint8_t *bytes, uint32_t *codes)
 {
     const kvb_codebook *c = s->codebook;
     const kvb_scaling *how = c->scaling;
-    const uint32_t dim = s->head_dim, block = kvb_codebook_block(c), groups = groups_of(how, dim), run = run_of(how);
+    const uint32_t dim = s->head_dim, block = kvb_codebook_block(c), groups = kvb_scaling_groups(how, dim);
     const size_t row = kvb_packed_bytes(dim, c->code_bits);
     uint8_t *packed = bytes + kvb_scaled_head_bytes(c, dim);
     float rest[KVB_MAX_HEAD_DIM];
-    if (how->outliers > 0) {
+    if (how->outliers > 0)
         put_outliers(s, y, packed + block * row, codes, rest);
-        y = rest;
-    }
-    for (uint32_t i = 0; how->form != KVB_SCALE_FIXED && i < groups; i++) {
-        const group g = {y + i * run, how->group, how->axis == KVB_AXIS_CHANNEL ? dim : 1};
-        put_affine(how, measure(how, &g), i, bytes);
-    }
+    for (uint32_t i = 0; how->lists > 0 && i < dim; i++)
+        rest[i] = y[how->order[i]];
+    if (how->outliers > 0 || how->lists > 0)
+        y = rest; /* of one token */
+    put_affines(how, y, dim, bytes);
     for (uint32_t t = 0; t < block; t++) {
-        for (uint32_t i = 0; i < groups; i++) {
-            const affine a = get_affine(s, i, bytes);
-            for (uint32_t j = i * run; j < (i + 1) * run; j++)
-                codes[j] = code_of(s, y[(size_t)t * dim + j], a);
+        for (uint32_t i = 0, j = 0; i < groups; i++) {
+            const kvb_affine a = get_affine(s, i, bytes);
+            for (; j < end_of(how, i); j++)
+                codes[j] = kvb_levels_code(&s->levels, y[(size_t)t * dim + j], a);
         }
         kvb_pack_codes(codes, dim, c->code_bits, packed + t * row);
     }
@@ -223,17 +191,18 @@ void kvb_scaled_encode(const kvb_scaled *s, const float *y, uint8_t *bytes, uint
 void kvb_scaled_decode(const kvb_scaled *s, const uint8_t *bytes, uint32_t first, uint32_t count, float *y, uint32_t *codes)
 {
     const kvb_codebook *c = s->codebook;
-    const uint32_t dim = s->head_dim, groups = groups_of(c->scaling, dim), run = run_of(c->scaling);
+    const kvb_scaling *how = c->scaling;
+    const uint32_t dim = s->head_dim, groups = kvb_scaling_groups(how, dim);
     const size_t row = kvb_packed_bytes(dim, c->code_bits);
     const uint8_t *packed = bytes + kvb_scaled_head_bytes(c, dim) + first * row;
     for (uint32_t t = 0; t < count; t++) {
         kvb_unpack_codes(packed + t * row, dim, c->code_bits, codes);
-        for (uint32_t i = 0; i < groups; i++) {
-            const affine a = get_affine(s, i, bytes);
-            for (uint32_t j = i * run; j < (i + 1) * run; j++)
-                y[(size_t)t * dim + j] = a.offset + a.scale * s->level[codes[j]];
+        for (uint32_t i = 0, j = 0; i < groups; i++) {
+            const kvb_affine a = get_affine(s, i, bytes);
+            for (; j < end_of(how, i); j++)
+                y[(size_t)t * dim + (how->lists > 0 ? how->order[j] : j)] = a.offset + a.scale * s->levels.level[codes[j]];
         }
-        if (c->scaling->outliers > 0)
+        if (how->outliers > 0)
             get_outliers(s, packed + row, y); /* tokens that have them are coded alone */
     }
 }

@@ -17,7 +17,7 @@ MAGIC = b"\x89KVB\r\n\x1a\n"
 SHARED = 0xFFFFFFFF
 ELEMENT = {0: 1, 1: 2, 2: 4}
 CODECS = (0, 1)
-KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "FINE", "MEAN", "XFRM", "qual")
+KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "GRPS", "FINE", "MEAN", "XFRM", "qual")
 MAX_META = 1 << 20
 MIN_NORMAL32 = 2.0 ** -126
 MIN_NORMAL64 = sys.float_info.min
@@ -315,7 +315,39 @@ def read_scalings(data, entries, layers, books):
         books[key] = {"layer": e["layer"], "head": e["head"], "kind": KINDS[e["kind"]], "d": 1, "K": 1 << bits, "S": D, "M": 1,
                       "bits": bits, "table": table or None, "mean": None, "forward": None, "inverse": None, "quality": None,
                       "fine": None, "scaling": {"axis": axis, "form": form, "group": group, "clip": clip, "outliers": outliers,
-                                                  "offsets": fixed[:D] or None, "scales": fixed[D:] or None}}
+                                                  "offsets": fixed[:D] or None, "scales": fixed[D:] or None,
+                                                  "store": 0, "order": None, "end": None, "clips": None}}
+    read_groups(data, entries, layers, books)
+
+
+def read_groups(data, entries, layers, books):
+    """The sections GRPS: more of what SCAL says of its groups."""
+    seen = set()
+    for e in entries:
+        if e["type"] != "GRPS":
+            continue
+        key, D = owner(e, layers)
+        s = books[key]["scaling"] if key in books else None
+        need(s is not None and key not in seen, "GRPS: without SCAL, or twice")
+        seen.add(key)
+        expect(e, 0, [e["raw_size"]], *(e["kind"], e["layer"], e["head"]))
+        raw = content(data, e)
+        need(len(raw) >= 16, "GRPS: size")
+        store, lists, clips, reserved = struct.unpack_from("<IIII", raw)
+        groups = lists or (D if s["axis"] == 0 else D // s["group"])
+        need(store <= 1 and reserved == 0 and (store or lists or clips), "GRPS: fields")
+        need(lists <= D and clips in (0, groups), "GRPS: lists or clips")
+        need(len(raw) == 16 + 4 * clips + (2 * (D + lists) if lists else 0), "GRPS: size")
+        need(not (s["form"] == 3 and store) and not (clips and s["axis"] == 0), "GRPS: nothing it could be of")
+        s["store"] = store
+        s["clips"] = list(struct.unpack_from("<%df" % clips, raw, 16)) or None
+        need(all(positive(c, MIN_NORMAL32) and c <= 16 for c in s["clips"] or []), "GRPS: clip")
+        if lists:
+            need(s["axis"] == 1 and s["group"] == D and s["outliers"] == 0, "GRPS: lists beside other groups or outliers")
+            places = struct.unpack_from("<%dH" % (D + lists), raw, 16 + 4 * clips)
+            s["order"], s["end"] = list(places[:D]), list(places[D:])
+            need(sorted(s["order"]) == list(range(D)), "GRPS: order")
+            need(all(a < b for a, b in zip([0] + s["end"], s["end"])) and s["end"][-1] == D, "GRPS: ends")
 
 
 def read_fine(data, entries, layers, books, policy):

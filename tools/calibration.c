@@ -44,13 +44,15 @@ void kvb_plan_calibration(const kvb_input *input, const kvb_recipe *recipe, uint
     const kvb_model_info *info = kvb_model_get_info(input->model);
     const bool gradients = kvb_recipe_wants_gradients(recipe);
     const uint64_t row_bytes = kvb_memory_row(info->layer, info->layers, gradients), tokens = input->chunks * input->ctx;
-    const uint64_t fixed = kvb_memory_fixed(input->model, &input->text, input->ctx, gradients || recipe->ladder_count > 0);
+    const uint64_t queries = kvb_recipe_wants_queries(recipe) ? input->ctx * kvb_capture_query_bytes(info->layer, info->layers) : 0;
+    const uint64_t fixed = kvb_memory_fixed(input->model, &input->text, input->ctx, gradients || recipe->ladder_count > 0) + queries;
     const uint64_t fit = max_memory > fixed ? (max_memory - fixed) / row_bytes : 0;
     /* Every chunk gives the same number of rows. */
     uint64_t rows = fit < tokens ? fit / input->chunks * input->chunks : tokens;
     *plan = (kvb_calibration_plan){
         .tokens = tokens, .rows = rows, .row_bytes = row_bytes, .fixed_bytes = fixed, .max_memory = max_memory,
-        .capture_bytes = rows * kvb_capture_row_bytes(info->layer, info->layers, gradients),
+        .capture_bytes = rows * kvb_capture_row_bytes(info->layer, info->layers, gradients) + (rows < tokens ? rows / input->chunks : input->ctx) *
+                                 (queries / input->ctx),
         .codebooks = codebooks_of(info), .book_bytes = book_bytes_of(info, recipe),
         .bits = kvb_recipe_nominal_bits(recipe),
     };
@@ -191,6 +193,10 @@ static void say_result(kvb_progress *p, const kvb_train_report *r)
     if (isfinite(r->key_heldout_error) && isfinite(r->value_heldout_error))
         snprintf(heldout, sizeof heldout, "; held out: keys %.4f, values %.4f", r->key_heldout_error,
                  r->value_heldout_error);
+    for (int kind = 0; kind < 2; kind++)
+        if (!isnan(r->clip_before[kind]))
+            kvb_say(p, "clips of %s: error of attention's output %.4f, without them %.4f", kind == KVB_KEY ? "keys" : "values", r->clip_after[kind],
+                    r->clip_before[kind]);
     if (isnan(r->key_error) && isnan(r->value_error)) {
         kvb_say(p, "no codebooks to train: numbers are coded one by one");
         return;
@@ -289,6 +295,7 @@ static kvb_capture_options calibration_options(const kvb_input *input, const kvb
         if (recipe[i]->ladder_count > 0)
             options.sensitivity_chunks = KVB_USUAL_SENSITIVITY;
         options.gradients = options.gradients || kvb_recipe_wants_gradients(recipe[i]);
+        options.queries = options.queries || kvb_recipe_wants_queries(recipe[i]);
     }
     return options;
 }

@@ -8,7 +8,7 @@ typedef struct capture_args {
     kvb_text_args text;
     const char *output, *shard;
     kvb_arg_u64 max_rows, seed, sensitivity, on_nan, device;
-    bool fisher, dry_run;
+    bool fisher, queries, dry_run;
 } capture_args;
 
 static const kvb_flag flags[] = {
@@ -22,6 +22,8 @@ static const kvb_flag flags[] = {
      "that deal out bits by it (default 8; 0: none)", .offset = offsetof(capture_args, sensitivity)},
     {"--fisher", KVB_FLAG_BOOL, NULL, "keep each token's gradients of the text's loss too, for recipes with \"weights\": \"fisher\": "
      "twice the size, and a backward pass", .offset = offsetof(capture_args, fisher)},
+    {"--queries", KVB_FLAG_BOOL, NULL, "keep the queries of the first chunk too, for recipes with \"clip\": \"search\"",
+     .offset = offsetof(capture_args, queries)},
     {"--shard", KVB_FLAG_STRING, "I/N", KVB_SHARD_HELP, .offset = offsetof(capture_args, shard)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(capture_args, on_nan), .choices = kvb_on_nan_choices},
     {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs (default cpu)",
@@ -49,8 +51,9 @@ static void print_plan(const kvb_input *in, const capture_args *a)
     uint64_t tokens = in->chunks * in->ctx, rows = tokens;
     if (a->max_rows.set && a->max_rows.value < tokens)
         rows = a->max_rows.value / in->chunks * in->chunks;
+    const uint64_t queries = a->queries ? rows / in->chunks * kvb_capture_query_bytes(info->layer, info->layers) : 0;
     printf("%llu chunks of %u tokens, %llu rows kept, %s\n", (unsigned long long)in->chunks, in->ctx,
-           (unsigned long long)rows, kvb_size_text(rows * kvb_capture_row_bytes(info->layer, info->layers, a->fisher), size));
+           (unsigned long long)rows, kvb_size_text(rows * kvb_capture_row_bytes(info->layer, info->layers, a->fisher) + queries, size));
 }
 
 static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progress *p, kvb_error *err)
@@ -60,6 +63,7 @@ static kvb_status capture(const kvb_input *in, const capture_args *a, kvb_progre
                                                           a->seed.value, a->max_rows.value, p);
     options.sensitivity_chunks = a->sensitivity.value;
     options.gradients = a->fisher;
+    options.queries = a->queries;
     kvb_status status = kvb_shard_parse(a->shard, &shard, err);
     return status == KVB_OK ? kvb_capture_shard(in, &options, &shard, a->output, p, err) : status;
 }

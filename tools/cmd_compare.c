@@ -45,7 +45,8 @@ static const kvb_command_spec spec = {
              "      --recipes antkv,cq,best --bits 4,2,1 -o table.json\n\n"
              "Writes table.json, table.md and table.svg, and prints the Markdown. An interrupted run goes on where it was; a\n"
              "later one with more chunks, recipes or rates does only what is new. Without --calib-text the chunks of --text\n"
-             "after the scored ones are calibrated on; without --chunks as well, one half is scored and the other calibrated on.",
+             "after the scored ones are calibrated on; without --chunks as well, one half is scored and the other calibrated on.\n"
+             "Where no recipe learns from text, none is taken for it.",
     .args_size = sizeof(compare_args),
     .group = {KVB_GROUP(model, "Model", compare_args, model), KVB_GROUP(text, "Text to score", compare_args, text),
               {"Calibration", calibration_flags, 3, offsetof(compare_args, calibration)},
@@ -130,14 +131,26 @@ static kvb_status share_text(const compare_args *a, kvb_input *in, kvb_input *ca
     return KVB_OK;
 }
 
-static kvb_status open_texts(const compare_args *a, kvb_input *in, kvb_input *calibration, kvb_progress *p, kvb_error *err)
+static bool any_learns(const kvb_compare_grid *grid)
+{
+    for (size_t i = 0; i < grid->count; i++)
+        if (!grid->cell[i].refused && kvb_recipe_learns(&grid->cell[i].recipe))
+            return true;
+    return false;
+}
+
+/* Recipes that learn nothing take the first tokens of what is scored: they leave no trace but in META. */
+static kvb_status open_texts(const compare_args *a, bool learns, kvb_input *in, kvb_input *calibration, kvb_progress *p, kvb_error *err)
 {
     kvb_status status = kvb_input_open(in, &a->model, &a->text, p, err);
     if (status != KVB_OK)
         return status;
-    if (a->calibration.text.count == 0)
+    if (a->calibration.text.count == 0 && learns)
         return share_text(a, in, calibration, err);
     *calibration = *in;
+    calibration->chunks = 1;
+    if (a->calibration.text.count == 0)
+        return KVB_OK;
     calibration->text = (kvb_text){0};
     return kvb_input_load_text(calibration, &a->calibration, p, err);
 }
@@ -200,10 +213,10 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (status == KVB_OK)
         status = check_outputs(a, &paths, err);
     if (status == KVB_OK)
-        status = open_texts(a, &in, &calibration, p, err);
+        status = open_texts(a, any_learns(&grid), &in, &calibration, p, err);
     kvb_compare_job job = {
         .input = &in, .calibration = &calibration, .text = a->text.text.items, .texts = a->text.text.count, .calib_text = calib->items,
-        .calib_texts = calib->count, .capture = &a->capture, .policy = &a->policy,
+        .calib_texts = own_text || any_learns(&grid) ? calib->count : 0, .capture = &a->capture, .policy = &a->policy,
         .protocol = (kvb_anchor_protocol)a->protocol.value, .seed = a->seed.value, .folder = paths.folder,
     };
     if (status == KVB_OK)

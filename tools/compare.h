@@ -26,7 +26,7 @@ typedef struct kvb_compare_cell {
 typedef struct kvb_compare_job {
     const kvb_input *input, *calibration; /* the same model; chunks of either */
     const char *const *text, *const *calib_text; /* files as given, [texts], [calib_texts] */
-    size_t texts, calib_texts;
+    size_t texts, calib_texts; /* the second 0: no recipe learns, `calibration` only stands in for a text */
     const kvb_capture_args *capture;
     const kvb_policy_args *policy;
     kvb_anchor_protocol protocol;

@@ -69,10 +69,14 @@ kvb_status kvb_compare_json(const kvb_compare_job *job, const kvb_compare_grid *
     kvb_json_put_u64(&w, "targets", in->chunks * (in->ctx - 1));
     kvb_json_put_bool(&w, "bos", in->bos >= 0);
     kvb_json_put_string(&w, "protocol", kvb_protocol_names[job->protocol]);
-    kvb_json_begin_object(&w, "calibration");
-    put_run(&w, job->calibration, job->calib_text, job->calib_texts);
-    kvb_json_put_u64(&w, "seed", job->seed);
-    kvb_json_end_object(&w);
+    if (job->calib_texts > 0) {
+        kvb_json_begin_object(&w, "calibration");
+        put_run(&w, job->calibration, job->calib_text, job->calib_texts);
+        kvb_json_put_u64(&w, "seed", job->seed);
+        kvb_json_end_object(&w);
+    } else {
+        kvb_json_put_string(&w, "calibration", NULL);
+    }
     kvb_json_put_number(&w, "ppl_exact", grid->ppl_exact);
     kvb_json_begin_array(&w, "rows");
     for (size_t i = 0; i < grid->count; i++)
@@ -132,10 +136,14 @@ static void put_table(FILE *out, const kvb_compare_job *job, const kvb_compare_g
     put_word(out, kvb_model_get_info(in->model)->name);
     fprintf(out, ", %llu chunks of %u tokens of ", (unsigned long long)in->chunks, in->ctx);
     put_names(out, job->text, job->texts);
-    fprintf(out, " after %llu; exact cache: %.3f. Books from %llu chunks of ", (unsigned long long)in->skip, grid->ppl_exact,
-            (unsigned long long)c->chunks);
-    put_names(out, job->calib_text, job->calib_texts);
-    fprintf(out, " after %llu, seed %llu.\n\n", (unsigned long long)c->skip, (unsigned long long)job->seed);
+    fprintf(out, " after %llu; exact cache: %.3f. ", (unsigned long long)in->skip, grid->ppl_exact);
+    if (job->calib_texts > 0) {
+        fprintf(out, "Books from %llu chunks of ", (unsigned long long)c->chunks);
+        put_names(out, job->calib_text, job->calib_texts);
+        fprintf(out, " after %llu, seed %llu.\n\n", (unsigned long long)c->skip, (unsigned long long)job->seed);
+    } else {
+        fprintf(out, "Books that learn nothing from text, seed %llu.\n\n", (unsigned long long)job->seed);
+    }
     fputs("| recipe | bits | eff. 2K | eff. 32K | eff. 128K | perplexity | dNLL | +- | KL | top-1 % | exact |\n"
           "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n", out);
     for (size_t i = 0; i < grid->count; i++)

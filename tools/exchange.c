@@ -12,6 +12,7 @@
 #include "format/base/outfile.h"
 #include "format/base/sha256.h"
 #include "format/book_write.h"
+#include "format/kvb_layout.h"
 #include "model/npz.h"
 #include "model/safetensors.h"
 
@@ -81,6 +82,15 @@ static void add_codebook(arrays *a, const kvb_codebook *c, uint32_t dim, const c
     add(a, c->inverse, "F32", 4, 2, square, name);
     snprintf(name, sizeof name, "%s.fixed", owner);
     add(a, c->scaling != NULL ? c->scaling->fixed : NULL, "F16", 2, 2, scales, name);
+    if (c->scaling == NULL)
+        return;
+    const uint64_t lists[] = {c->scaling->lists}, clips[] = {kvb_scaling_groups(c->scaling, dim)};
+    snprintf(name, sizeof name, "%s.clips", owner);
+    add(a, c->scaling->clips, "F32", 4, 1, clips, name);
+    snprintf(name, sizeof name, "%s.order", owner);
+    add(a, c->scaling->order, "U16", 2, 1, row, name);
+    snprintf(name, sizeof name, "%s.list_ends", owner);
+    add(a, c->scaling->end, "U16", 2, 1, lists, name);
 }
 
 static int by_offset(const void *x, const void *y)
@@ -206,7 +216,7 @@ static kvb_status write_safetensors(kvb_outfile *out, const kvb_book *book, cons
 /* As numpy spells a type of safetensors. */
 static const char *numpy_type(const char *dtype)
 {
-    return strcmp(dtype, "F16") == 0 ? "<f2" : strcmp(dtype, "F32") == 0 ? "<f4" : "|u1";
+    return strcmp(dtype, "F16") == 0 ? "<f2" : strcmp(dtype, "F32") == 0 ? "<f4" : strcmp(dtype, "U16") == 0 ? "<u2" : "|u1";
 }
 
 static kvb_status add_rest(kvb_npz_writer *npz, const arrays *a, kvb_error *err)

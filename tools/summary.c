@@ -116,13 +116,16 @@ const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT])
         return kvb_shape_text(c->channels, c->stage_centroids, c->stages, text);
     const kvb_scaling *s = c->scaling;
     char outliers[32] = "";
+    const char *fp8 = s->store == KVB_STORE_FP8 ? ", scales as e4m3" : "", *clips = s->clips != NULL ? ", clips" : "";
     if (s->outliers > 0)
         snprintf(outliers, sizeof outliers, ", %u outliers", s->outliers);
     if (s->form == KVB_SCALE_FIXED)
         snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a fixed scale of a channel%s", c->code_bits, outliers);
+    else if (s->lists > 0)
+        snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a scale for each of %u lists of channels%s%s", c->code_bits, s->lists, clips, fp8);
     else
-        snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a scale for %u %s%s", c->code_bits, s->group,
-                 s->axis == KVB_AXIS_CHANNEL ? "tokens of a channel" : "channels of a token", outliers);
+        snprintf(text, KVB_SHAPE_TEXT, "%u-bit numbers, a scale for %u %s%s%s%s", c->code_bits, s->group,
+                 s->axis == KVB_AXIS_CHANNEL ? "tokens of a channel" : "channels of a token", outliers, clips, fp8);
     return text;
 }
 

@@ -72,8 +72,16 @@ typedef enum kvb_scale_form {
     KVB_SCALE_FIXED = 3,  /* the book's, of each channel: nothing is found while coding, a token is coded alone */
 } kvb_scale_form;
 
+/* As what a cache keeps the offsets and scales that are found while coding. */
+typedef enum kvb_scale_store {
+    KVB_STORE_HALF = 0, /* half floats */
+    KVB_STORE_FP8 = 1,  /* a byte each: e4m3, the largest 448 */
+} kvb_scale_store;
+
 /* A scalar quantiser whose scales are found while coding: each number of y becomes the code of a level, and
- * y' = offset + scale * level, offset and scale being those of its group, kept as half floats beside the codes. */
+ * y' = offset + scale * level, offset and scale being those of its group, kept beside the codes.
+ *
+ * Along a token the groups may be lists of channels in place of neighbours: group i is order[end[i-1]] .. order[end[i] - 1]. */
 typedef struct kvb_scaling {
     kvb_scale_axis axis;
     kvb_scale_form form;
@@ -81,6 +89,11 @@ typedef struct kvb_scaling {
     float clip;
     uint32_t outliers;     /* numbers of each token held as half floats; none where tokens share scales, or with KVB_SCALE_RMS */
     const uint16_t *fixed; /* KVB_SCALE_FIXED: [2][D] half floats, the channels' offsets and then their positive scales; else NULL */
+    kvb_scale_store store; /* of what is found while coding: KVB_STORE_HALF with KVB_SCALE_FIXED */
+    uint32_t lists;        /* groups of a token that are lists of channels, `group` being D then; 0: neighbours */
+    const uint16_t *order; /* [D] a permutation of the channels, group after group; NULL without lists */
+    const uint16_t *end;   /* [lists] ascending, the last D; NULL without lists */
+    const float *clips;    /* for each group of a token one in place of `clip`, or NULL */
 } kvb_scaling;
 
 /* Codebooks of one (layer, KV head, K or V). A vector x of D channels is encoded as

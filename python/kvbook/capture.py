@@ -15,8 +15,8 @@ from ._library import Error, Status
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "U32": np.uint32, "I32": np.int32, "I64": np.int64}
 _LAYER_TENSORS = ("keys", "values", "weight_k", "weight_v", "moment_relative", "moment_post", "sensitivity_k",
-                  "sensitivity_v", "gradient_k", "gradient_v")
-_HALF_TENSORS = ("keys", "values", "gradient_k", "gradient_v")
+                  "sensitivity_v", "gradient_k", "gradient_v", "queries")
+_HALF_TENSORS = ("keys", "values", "gradient_k", "gradient_v", "queries")
 _HALF_MAX = 65504.0
 
 
@@ -119,9 +119,10 @@ def write_capture(path: str | os.PathLike[str], geometry: Sequence[Mapping[str, 
         `heads`, `kv_heads`, `head_dim`, `kind`, `rope_style`, ...: see spec/kvc-1.md.
     layers : sequence of dict, one a layer
         `keys` (before RoPE) and `values`, [G, n, D]; if known `weight_k`, `weight_v`, [G, n]; `moment_relative`,
-        `moment_post`, `sensitivity_k`, `sensitivity_v`, [G, D, D]; `gradient_k`, `gradient_v`, [G, n, D].
+        `moment_post`, `sensitivity_k`, `sensitivity_v`, [G, D, D]; `gradient_k`, `gradient_v`, [G, n, D];
+        `queries` (after RoPE), [H, m, D] of the first m rows, which are of one chunk.
         Empty for a layer of kind "unsupported".
-        Keys, values and gradients beyond +-65504 are stored as +-65504.
+        Keys, values, gradients and queries beyond +-65504 are stored as +-65504.
     meta : dict, optional
         Where the capture comes from: `model`, `tokenizer`, `text`, ...
     row_chunk, row_position : array_like of int, [n], optional
@@ -137,6 +138,7 @@ def write_capture(path: str | os.PathLike[str], geometry: Sequence[Mapping[str, 
     wide: dict[str, NDArray[Any]] = {}  # 4-byte tensors stand first, so that all are aligned
     half: dict[str, NDArray[Any]] = {}
     rows: int | None = None
+    queries: int | None = None
     for i, (shape, tensors) in enumerate(zip(geometry, layers)):
         if shape["kind"] == "unsupported" and not tensors:
             continue
@@ -147,7 +149,11 @@ def write_capture(path: str | os.PathLike[str], geometry: Sequence[Mapping[str, 
         for name, x in tensors.items():
             where = f"layers[{i}].{name}"
             array = _as_half(x, where) if name in _HALF_TENSORS else np.asarray(x, dtype="<f4")
+            if name == "queries" and array.ndim == 3:
+                queries = array.shape[1] if queries is None else queries
             expected = _expected(name, shape["kv_heads"], rows, shape["head_dim"])
+            if name == "queries":
+                expected = (shape["heads"], min(queries or rows, rows), shape["head_dim"])
             if array.shape != expected:
                 raise Error(Status.USAGE, where, f"shape {array.shape}, expected {expected}")
             if array.dtype == np.float32 and not (np.isfinite(array).all() and

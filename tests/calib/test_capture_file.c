@@ -48,6 +48,7 @@ static void same_layer(const kvb_capture *a, const kvb_capture *b, uint32_t l)
     assert_int_equal(g->rope_dims, b->geometry[l].rope_dims);
     assert_memory_equal(a->layer[l].gradient[0], b->layer[l].gradient[0], rows * g->head_dim * 2);
     assert_memory_equal(a->layer[l].gradient[1], b->layer[l].gradient[1], rows * g->head_dim * 2);
+    assert_memory_equal(a->layer[l].queries, b->layer[l].queries, a->query_rows * g->heads * g->head_dim * 2);
     assert_true(g->rope_base == b->geometry[l].rope_base && g->attention_scale == b->geometry[l].attention_scale);
 }
 
@@ -60,6 +61,8 @@ static void test_round_trip(void **state)
     const kvb_capture *a = kvb_capture_view(memory), *b = kvb_capture_view(file);
     assert_int_equal(b->layers, 2);
     assert_int_equal(b->rows, 11);
+    assert_int_equal(b->query_rows, 11);
+    assert_int_equal(a->query_rows, 11);
     assert_string_equal(a->meta_json, b->meta_json);
     assert_memory_equal(a->row_chunk, b->row_chunk, 11 * 4);
     assert_memory_equal(a->row_position, b->row_position, 11 * 4);
@@ -223,6 +226,9 @@ static void test_refused(void **state)
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.weight_k", "F32", "[3]", 24, 36), 36}, "expected [1, 3]"},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.gradient_k", "F16", "[1,2,3]", 24, 36), 36}, "expected [1, 3, 2]"},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.gradient_v", "F32", "[1,3,2]", 24, 48), 48}, "expected F16"},
+        {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.queries", "F16", "[1,3,2]", 24, 36), 36}, "expected [2, 3, 2]"},
+        {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.queries", "F16", "[2,4,2]", 24, 56), 56}, "rows of the first chunk"},
+        {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("layers.0.queries", "F16", "[2,3,2]", 24, 48), 48}, "queries are of the rows"},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("row_chunk", "U32", "[3]", 24, 36), 36}, "both or neither"},
         {{"1", GEOMETRY, NULL, KEYS VALUES TENSOR("row_chunk", "U32", "[3]", 24, 36) TENSOR("row_position", "I32", "[3]",
           36, 48), 48}, "ascending"},
@@ -298,9 +304,9 @@ static void test_sizes(void **state)
     const kvb_layer layer = {.heads = 9, .kv_heads = 3, .head_dim = 64, .attention_scale = 0.125};
     assert_int_equal(kvb_capture_row_bytes(&layer, 1, false), 3 * (64 * 4 + 8) + 8);
     assert_int_equal(kvb_capture_row_bytes(&layer, 1, true), 3 * (64 * 8 + 8) + 8);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, UINT64_MAX / 64, KVB_KVC_SENSITIVITIES, &layout, &err), KVB_E_USAGE);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, (uint64_t)1 << 61, KVB_KVC_GRADIENTS, &layout, &err), KVB_E_USAGE);
-    assert_int_equal(kvb_kvc_layout_create(&layer, 1, 100, 0, &layout, &err), KVB_OK);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, UINT64_MAX / 64, 0, KVB_KVC_SENSITIVITIES, &layout, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, (uint64_t)1 << 61, 0, KVB_KVC_GRADIENTS, &layout, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_kvc_layout_create(&layer, 1, 100, 0, 0, &layout, &err), KVB_OK);
     assert_int_equal(layout.data_size, 100 * kvb_capture_row_bytes(&layer, 1, false) + 2 * 3 * 64 * 64 * 4 + 2 * 3 * 64 * 65 / 2 * 16 + 3 * 8);
     kvb_kvc_layout_free(&layout);
 }

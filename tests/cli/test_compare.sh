@@ -38,6 +38,15 @@ done
 set -- "$table.books"/antkv-4-*.kvb
 same "the book of antkv-4 is that of calibrate" "$1" "$tmp/antkv-4.kvb"
 
+# Recipes that learn nothing take no text for it: all of the text is scored.
+expect "compare without a text to calibrate on" 0 'Books that learn nothing' "$kvbook" compare $model --text "$tmp/test.txt" --recipes kivi,turboquant --bits 4 \
+    -o "$work/free.json"
+"$kvbook" eval $model --text "$tmp/test.txt" --recipe kivi --bits 4 --json -q >"$tmp/free.json" 2>"$err"
+json "it scores the whole text" "$work/free.json" "d['calibration'] is None and d['chunks'] == json.load(open('$tmp/free.json'))['chunks'] and
+    abs(d['rows'][0]['ppl'] / json.load(open('$tmp/free.json'))['ppl'] - 1) < 1e-9"
+expect "one that learns takes its share" 0 'Books from' "$kvbook" compare $model --text "$tmp/test.txt" --recipes kivi,kvquant --bits 4 -o "$work/share.json"
+json "half of the text is scored" "$work/share.json" "d['chunks'] == (json.load(open('$work/free.json'))['chunks'] + 1) // 2"
+
 # Again: nothing is left to do, and the table is the same.
 cp "$table.json" "$tmp/first.json"
 ls -l --time-style=full-iso "$table.books" >"$tmp/before"

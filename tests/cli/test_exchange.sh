@@ -7,6 +7,7 @@ words "$tmp/train.txt" 120 1
 input="--model $tmp/tiny.gguf --text $tmp/train.txt --ctx 128 --chunks 2"
 "$kvbook" calibrate $input --recipe best --bits 2 -q -o "$tmp/best.kvb" 2>"$err"
 "$kvbook" calibrate $input --recipe kvquant --bits 2 -q -o "$tmp/kvquant.kvb" 2>"$err"
+"$kvbook" calibrate $input --recipe skvq --bits 2 -q -o "$tmp/skvq.kvb" 2>"$err"
 "$kvbook" calibrate $input --recipe antkv --k 4x16 --v 2x16 -q -o "$tmp/antkv.kvb" 2>"$err"
 for book in "$tmp"/*.kvb tests/golden/*.kvb; do
     name=$(basename "$book")

@@ -25,6 +25,9 @@ faults() { # faults NAME OUTPUT COMMAND...
 }
 faults "capture" "$work/c.kvc" "$kvbook" capture $input --chunks 2 --sensitivity 1 -q -o "$work/c.kvc"
 faults "train" "$work/b.kvb" "$kvbook" train "$tmp/in.kvc" --recipe antkv --k 4x16 --v 4x16 --checkpoint "$work/b.ckpt" -q -o "$work/b.kvb"
+"$kvbook" capture $input --chunks 2 --queries --sensitivity 0 -q -o "$tmp/q.kvc"
+faults "capture --queries" "$work/c.kvc" "$kvbook" capture $input --chunks 2 --queries --sensitivity 0 -q -o "$work/c.kvc"
+faults "train with clips" "$work/b.kvb" "$kvbook" train "$tmp/q.kvc" --recipe skvq --bits 2 -q -o "$work/b.kvb"
 faults "pack" "$work/p.kvp" "$kvbook" pack --model "$tmp/tiny.gguf" --book "$tmp/in.kvb" --text "$tmp/prompt.txt" -q -o "$work/p.kvp"
 faults "report" "$work/r.html" "$kvbook" report "$tmp/in.kvb" -q -o "$work/r.html"
 faults "compare" "$work/t.md" "$kvbook" compare $input --chunks 2 --calib-text "$tmp/text.txt" --calib-chunks 6 --recipes antkv,kivi --bits 4 \

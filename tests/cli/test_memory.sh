@@ -19,7 +19,7 @@ peak() { # peak MIB COMMAND...
 # The sanitizers' own memory would be measured.
 if grep -q 'fsanitize=' "$build/flags"; then skip "peak memory" "a build with sanitizers"; done_testing; fi
 job="--model $tmp/tiny.gguf --text $tmp/text.txt --ctx 128 --threads 2"
-for recipe in 'best --bits 2' 'antkv --bits 1 --k 4x16 --v 4x16'; do
+for recipe in 'best --bits 2' 'antkv --bits 1 --k 4x16 --v 4x16' 'skvq --bits 2'; do
     for chunks in 400 800; do
         expect "$recipe, $chunks chunks in 48M" 0 '^peak' peak 48 "$kvbook" calibrate $job --chunks $chunks --recipe $recipe --max-memory 48M -o "$work/m.kvb"
         grep -q 'sampling [0-9]* of' "$err" && ok "$recipe, $chunks chunks: sampled" || fail "$recipe, $chunks chunks: sampled" "it was not"

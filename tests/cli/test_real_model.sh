@@ -42,7 +42,7 @@ json "4 bits are better than 3" "$tmp/1x16:1x16.json" "d['kl'] * 2 < json.load(o
 
 # Fisher weights, and numbers with trained levels and outliers. A token of kivi waits for its group, 16 tokens on average: the others' windows
 # are as much longer.
-"$kvbook" capture --model "$model" --text "$calibration" --ctx 512 --chunks 8 --fisher --sensitivity 0 -o "$work/f.kvc" -q 2>"$err"
+"$kvbook" capture --model "$model" --text "$calibration" --ctx 512 --chunks 8 --fisher --queries --sensitivity 0 -o "$work/f.kvc" -q 2>"$err"
 "$kvbook" recipes show cq | sed 's/"fisher"/"none"/g; s/"cq"/"uniform"/' >"$tmp/uniform.json"
 scored() { # scored NAME RECIPE KEYS VALUES FLAG...: a book from the capture, and its scores
     "$kvbook" train "$work/f.kvc" --recipe "$2" --k "$3" --v "$4" -q -o "$work/$1.kvb" 2>"$err"
@@ -64,6 +64,21 @@ scored kvquant kvquant 1x4 1x4 --window 48 --sinks 1
 sed 's/"group": 32/"group": 64/g' "calib/recipes/kivi.json" >"$tmp/kivi64.json"
 scored kivi64 "$tmp/kivi64.json" 1x4 1x4 --window 16 --sinks 1
 json "kvquant is better than kivi of as many bits" "$tmp/kvquant.json" "d['kl'] * 1.05 < json.load(open('$tmp/kivi64.json'))['kl']"
+
+# Lists of channels, clips by search and the window each help; scales of a byte cost little.
+scored skvq skvq 1x4 1x4
+sed 's/"clip": "search"/"clip": 1/g' calib/recipes/skvq.json >"$tmp/variant.json"
+scored unclipped "$tmp/variant.json" 1x4 1x4
+sed 's/"groups": {[^}]*}/"group": 32/g' calib/recipes/skvq.json >"$tmp/variant.json"
+scored neighbours "$tmp/variant.json" 1x4 1x4
+sed 's/"fp8"/"half"/g' calib/recipes/skvq.json >"$tmp/variant.json"
+scored halves "$tmp/variant.json" 1x4 1x4
+"$kvbook" eval --model "$model" --text "$heldout" --ctx 512 --chunks 2 --book "$work/skvq.kvb" --json --window 0 >"$tmp/windowless.json" 2>"$err"
+for without in unclipped neighbours windowless; do
+    json "skvq is better than $without" "$tmp/skvq.json" "d['kl'] * 1.2 < json.load(open('$tmp/$without.json'))['kl']"
+done
+json "scales of a byte cost little, and are fewer bytes" "$tmp/skvq.json" "d['kl'] < json.load(open('$tmp/halves.json'))['kl'] * 1.15 and
+    d['bits_effective'] < json.load(open('$tmp/halves.json'))['bits_effective']"
 
 # The pivot of a prompt, its first token, kept as the model made it.
 scored unaided kivi 1x4 1x4 --window 0 --sinks 0

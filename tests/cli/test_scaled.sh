@@ -1,5 +1,5 @@
 #!/bin/sh
-# Methods that code numbers one by one (kivi, asymkv, turboquant, kvquant) from the command line: made, shown, scored at once and token by
+# Methods that code numbers one by one (kivi, asymkv, turboquant, kvquant, skvq) from the command line: made, shown, scored at once and token by
 # token, and refused where a recipe contradicts itself.
 . "$(dirname "$0")/lib.sh"
 
@@ -12,7 +12,7 @@ score="$model --text $tmp/test.txt --ctx 128 --chunks 2"
 
 same_number() { python3 -c "import json, sys; a, b = (json.load(open(f)) for f in sys.argv[2:]); sys.exit(a[sys.argv[1]] != b[sys.argv[1]])" "$@"; }
 
-for name in kivi asymkv turboquant innerq kv-adaquant kvquant; do
+for name in kivi asymkv turboquant innerq kv-adaquant kvquant skvq; do
     expect "calibrate $name" 0 "wrote .* recipe $name" "$kvbook" calibrate $input --recipe $name --bits 2 -o "$work/$name.kvb"
     expect "verify $name" 0 ' 0 failed' "$kvbook" verify "$work/$name.kvb" $model
     expect "spec/kvb_decode.py reads $name" 0 '"scaling": \{' python3 spec/kvb_decode.py --tables "$work/$name.kvb"
@@ -29,6 +29,25 @@ for name in kivi turboquant; do
 done
 refuse "eval --recipe kvquant without a text" 2 'kvquant needs calibration: give --calib-text' "$kvbook" eval $score --recipe kvquant --bits 2
 refuse "eval --recipe kivi --tune without a text" 2 'kivi needs calibration' "$kvbook" eval $score --recipe kivi --bits 2 --tune 1
+refuse "eval --recipe skvq without a text" 2 'skvq needs calibration: give --calib-text' "$kvbook" eval $score --recipe skvq --bits 2
+expect "info of lists" 0 'lists of channels' "$kvbook" info "$work/skvq.kvb"
+"$kvbook" info --json "$work/skvq.kvb" >"$tmp/info.json"
+json "what clips do is on record" "$tmp/info.json" 'all(0 < c["output_error"] <= c["output_error_before"] for c in d["meta"]["training"]["clips"].values())'
+expect "capture --queries" 0 . "$kvbook" capture $input --queries --sensitivity 0 -o "$work/q.kvc"
+expect "train with clips by search" 0 'clips of keys: error of attention.s output' "$kvbook" train "$work/q.kvc" --recipe skvq --bits 2 -o "$work/q.kvb"
+"$kvbook" capture $input --sensitivity 0 -q -o "$work/none.kvc" 2>"$err"
+refuse "a capture without queries" 6 'no layers.0.queries.*--queries' "$kvbook" train "$work/none.kvc" --recipe skvq --bits 2 -o "$work/x.kvb"
+"$kvbook" capture $model --text "$tmp/train.txt" --ctx 4 --chunks 2 --queries --sensitivity 0 -q -o "$work/short.kvc" 2>"$err"
+refuse "chunks of sinks alone" 1 "all are sinks of the recipe" "$kvbook" train "$work/short.kvc" --recipe skvq --bits 1 -o "$work/x.kvb"
+# The keys of a scale go together as they like: kivi with scales of a byte and clips by search.
+"$kvbook" recipes show kivi | sed 's/"form": "range"/"form": "range", "store": "fp8", "clip": "search"/g; s/"kivi"/"kivi8"/' >"$tmp/kivi8.json"
+expect "kivi with clips and e4m3 scales" 0 'clips of values' "$kvbook" calibrate $input --recipe "$tmp/kivi8.json" --bits 2 -o "$work/kivi8.kvb"
+expect "verify it" 0 ' 0 failed' "$kvbook" verify "$work/kivi8.kvb" $model
+expect "eval it token by token" 0 'attention given the same inputs by' "$kvbook" eval $score --book "$work/kivi8.kvb" --decode 64 --window 16
+for name in kivi kivi8; do "$kvbook" eval $score --book "$work/$name.kvb" --window 0 --json -q >"$tmp/$name.json" 2>"$err"; done
+json "half the bytes of scales" "$tmp/kivi8.json" "d['bits_effective'] < json.load(open('$tmp/kivi.json'))['bits_effective']"
+expect "a checkpoint" 0 . "$kvbook" calibrate $input --recipe skvq --bits 2 --checkpoint "$work/ck" -o "$work/kept.kvb"
+same "the same bytes with a checkpoint" "$work/skvq.kvb" "$work/kept.kvb"
 expect "info of fixed scales" 0 'keys 2-bit numbers, a fixed scale of a channel, 1 outliers' "$kvbook" info "$work/kvquant.kvb"
 expect "info" 0 'keys 2-bit numbers, a scale for 32 tokens of a channel' "$kvbook" info "$work/kivi.kvb"
 "$kvbook" info --json "$work/asymkv.kvb" >"$tmp/info.json"
@@ -59,6 +78,17 @@ bad "fixed scales along a token" 'expected "axis": "channel"' '"keys": {"scale":
 bad "outliers of tokens that share scales" 'scale.outliers: expected "form": "fixed"' '"keys": {"scale": {"axis": "channel", "outliers": 0.01}}'
 bad "more outliers than half" 'keys.scale.outliers: expected a number from 0 to 0.5' '"keys": {"scale": {"form": "fixed", "axis": "channel", "outliers": 0.6}}'
 bad "anchors that share scales" 'cannot stay behind' '"keys": {"scale": {"axis": "channel"}}, "cache": {"anchors": 0.01, "window": 8}'
+bad "groups and a group" 'keys.scale.groups: contradicts "group"' '"keys": {"scale": {"group": 8, "groups": {"by": "range"}}}'
+bad "an unknown way of grouping" 'keys.scale.groups.by: unknown value "rage"; did you mean "range"' '"keys": {"scale": {"groups": {"by": "rage"}}}'
+bad "an unknown member of groups" 'unknown key "count"; did you mean' '"keys": {"scale": {"groups": {"count": 2}}}'
+bad "groups of no channels" 'keys.scale.groups.size: expected a whole number from 1' '"keys": {"scale": {"groups": {"size": 0}}}'
+bad "lists along channels" 'keys.scale.groups: expected "axis": "token"' '"keys": {"scale": {"axis": "channel", "groups": {"by": "range"}}}'
+bad "lists with outliers" 'keys.scale.groups: expected "axis": "token", no outliers' '"keys": {"scale": {"groups": {"by": "range"}, "outliers": 0.01}}'
+bad "an unknown clip" 'keys.scale.clip: unknown value "serch"; did you mean "search"' '"keys": {"scale": {"clip": "serch"}}'
+bad "a clip that is too large" 'keys.scale.clip: expected a number' '"keys": {"scale": {"clip": 17}}'
+bad "clips of fixed scales" '"search" is of scales found while coding' '"keys": {"scale": {"axis": "channel", "form": "fixed", "clip": "search"}}'
+bad "an unknown store" 'keys.scale.store: unknown value "fp4"; did you mean "fp8"' '"keys": {"scale": {"store": "fp4"}}'
+bad "fixed scales of a byte" 'keys.scale.store: "fixed" scales are the book' '"keys": {"scale": {"axis": "channel", "form": "fixed", "store": "fp8"}}'
 bad "then without bits" 'expected both "layer" and "bits"' '"keys": {"scale": {"then": {"layer": 2}}}'
 refuse "1.5 bits" 2 'expected a whole number from 1 to 8' "$kvbook" calibrate $input --recipe kivi --bits 1.5 -o "$work/x.kvb"
 refuse "a shape of 8 channels" 2 'expected 1xK' "$kvbook" calibrate $input --recipe kivi --bits 2 --k 8x256 -o "$work/x.kvb"

@@ -8,11 +8,11 @@ words "$tmp/train.txt" 400 1
 words "$tmp/more.txt" 400 2
 input="--model $tmp/tiny.gguf --text $tmp/train.txt --ctx 128"
 
-"$kvbook" capture $input --chunks 24 --skip 1 --fisher -q -o "$work/whole.kvc"
+"$kvbook" capture $input --chunks 24 --skip 1 --fisher --queries -q -o "$work/whole.kvc"
 # 24 chunks from chunk 1 on, cut at three places.
-cut() { "$kvbook" capture $input --skip "$1" --chunks "$2" --fisher -q -o "$work/$3.kvc"; } # cut FIRST COUNT NAME
+cut() { "$kvbook" capture $input --skip "$1" --chunks "$2" --fisher --queries -q -o "$work/$3.kvc"; } # cut FIRST COUNT NAME
 cut 1 13 a; cut 14 1 b; cut 15 10 c
-for recipe in 'best --bits 2' 'antkv --bits 1 --k 4x16 --v 4x16' 'cq --bits 2' 'kvquant --bits 2' 'best-fast --bits 1 --allocate'; do
+for recipe in 'best --bits 2' 'antkv --bits 1 --k 4x16 --v 4x16' 'cq --bits 2' 'kvquant --bits 2' 'skvq --bits 2' 'best-fast --bits 1 --allocate'; do
     expect "one capture, $recipe" 0 wrote "$kvbook" train "$work/whole.kvc" --recipe $recipe -o "$work/one.kvb"
     expect "three captures, $recipe" 0 wrote "$kvbook" train "$work/c.kvc" "$work/a.kvc" "$work/b.kvc" --recipe $recipe -o "$work/three.kvb"
     same "the same bytes, $recipe" "$work/one.kvb" "$work/three.kvb"

@@ -10,6 +10,7 @@
 #include "format/base/json.h"
 #include "format/base/sha256.h"
 #include "format/book_write.h"
+#include "format/kvb_layout.h"
 #include "tests/support/cm.h"
 #include "tests/support/scratch.h"
 
@@ -116,6 +117,16 @@ static void expect_scaling(const kvb_json *v, const kvb_scaling *s, uint32_t dim
     expect_floats(kvb_json_get(v, "offsets"), s->fixed != NULL ? fixed : NULL, dim);
     expect_floats(kvb_json_get(v, "scales"), s->fixed != NULL ? fixed + dim : NULL, dim);
     free(fixed);
+    expect_u64(v, "store", s->store);
+    expect_floats(kvb_json_get(v, "clips"), s->clips, s->clips != NULL ? kvb_scaling_groups(s, dim) : 0);
+    const kvb_json *order = kvb_json_get(v, "order"), *end = kvb_json_get(v, "end");
+    assert_int_equal(kvb_json_type_of(order), s->lists > 0 ? KVB_JSON_ARRAY : KVB_JSON_NULL);
+    assert_int_equal(s->lists > 0 ? kvb_json_count(order) : 0, s->lists > 0 ? dim : 0);
+    assert_int_equal(s->lists > 0 ? kvb_json_count(end) : 0, s->lists);
+    for (uint32_t i = 0; s->lists > 0 && i < dim; i++)
+        assert_true(kvb_json_number(kvb_json_at(order, i), -1.0) == (double)s->order[i]);
+    for (uint32_t i = 0; i < s->lists; i++)
+        assert_true(kvb_json_number(kvb_json_at(end, i), -1.0) == (double)s->end[i]);
 }
 
 static void expect_codebook(const kvb_json *v, const kvb_book *book)
@@ -220,6 +231,7 @@ static void test_golden_books(void **state)
     check_golden("newer-minor.kvb");
     check_golden("scaled.kvb");
     check_golden("outliers.kvb");
+    check_golden("groups.kvb");
 }
 
 static size_t count_lines(const char *text, size_t size)

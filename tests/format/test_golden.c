@@ -43,6 +43,8 @@ static void test_writer_is_stable(void **state)
     expect_written(&sample, "scaled.kvb");
     sample_outliers(&sample);
     expect_written(&sample, "outliers.kvb");
+    sample_groups(&sample);
+    expect_written(&sample, "groups.kvb");
 }
 
 static void expect_sample_content(const char *name)
@@ -87,7 +89,7 @@ static void test_additive_book_opens(void **state)
 }
 
 static const char *const golden[] = {"minimal.kvb", "additive.kvb", "full.kvb", "packed.kvb", "newer-minor.kvb", "fine.kvb",
-                                     "scaled.kvb", "outliers.kvb"};
+                                     "scaled.kvb", "outliers.kvb", "groups.kvb"};
 
 static void expect_damage_seen(const uint8_t *bytes, size_t size, const char *how, size_t at)
 {

@@ -22,6 +22,10 @@ static void read_scaling(const kvb_codebook *c, size_t dim)
         sink += c->table[i];
     for (size_t i = 0; c->scaling->fixed != NULL && i < 2 * dim; i++)
         sink += c->scaling->fixed[i];
+    for (size_t i = 0; c->scaling->lists > 0 && i < dim; i++)
+        sink += c->scaling->order[i];
+    for (size_t i = 0; i < c->scaling->lists; i++)
+        sink += c->scaling->end[i];
     sink += c->scaling->group + c->scaling->outliers;
 }
 

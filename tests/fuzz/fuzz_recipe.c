@@ -13,7 +13,7 @@ static void parse(const char *text, size_t size)
     kvb_error err;
     if (kvb_recipe_parse(text, size, "fuzz.json", &r, &err) != KVB_OK)
         return;
-    sink += (double)strlen(r.name) + kvb_recipe_nominal_bits(&r) + kvb_recipe_has_fine(&r) + kvb_recipe_wants_gradients(&r);
+    sink += (double)strlen(r.name) + kvb_recipe_nominal_bits(&r) + kvb_recipe_has_fine(&r) + kvb_recipe_wants_gradients(&r) + kvb_recipe_wants_queries(&r);
     for (uint32_t kind = 0; kind < 2; kind++)
         sink += kvb_recipe_scaled_bits(&r.kind[kind], 3, 32);
     static const double bits[] = {0.375, 1.0, 2.0, 4.0, 7.0};

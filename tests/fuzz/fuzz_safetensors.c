@@ -45,6 +45,7 @@ static void read_layer(const kvb_capture *c, uint32_t l)
     touch(layer->weight_v, rows * 4);
     touch(layer->moment_relative, square * 4);
     touch(layer->moment_post, square * 4);
+    touch(layer->queries, c->query_rows * g->heads * g->head_dim * 2);
     for (int kind = 0; kind < 2; kind++) {
         touch(layer->sensitivity[kind], square * 4);
         touch(layer->gradient[kind], rows * g->head_dim * 2);

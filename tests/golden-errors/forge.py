@@ -153,6 +153,10 @@ def outliers():
     return Book("outliers.kvb")
 
 
+def groups():
+    return Book("groups.kvb")
+
+
 def fine():
     return Book("fine.kvb")
 
@@ -482,6 +486,44 @@ def scaled_cases():
     content_case("scaled-anchors", "anchor fraction 0.25", "POLC", 0, "d", 0.25, base=scaled)
 
 
+def groups_cases():
+    # keys: store 1, 2 lists, 2 clips at 16, order at 24, ends at 32; values: store 1 alone
+    nan = float("nan")
+    for name, message, offset, form, value, nth in (
+            ("store-2", "scales stored as 2", 0, "I", 2, 0), ("lists-5", "5 lists and 2 clips", 4, "I", 5, 0), ("lists-max", "4294967295 lists", 4, "I", 0xFFFFFFFF, 0),
+            ("lists-1", "1 lists and 2 clips", 4, "I", 1, 0), ("clips-max", "2 lists and 4294967295 clips", 8, "I", 0xFFFFFFFF, 0),
+            ("reserved", "reserved bytes are not zero", 12, "I", 1, 0), ("clip-nan", "clip nan", 20, "f", nan, 0), ("clip-0", "clip 0", 16, "f", 0.0, 0),
+            ("clip-17", "clip 17", 16, "f", 17.0, 0), ("channel-4", "place 0 of the order has channel 4", 24, "H", 4, 0),
+            ("channel-twice", "place 2 of the order has channel 0", 28, "H", 0, 0), ("end-0", "list 0 ends at 0", 32, "H", 0, 0),
+            ("end-order", "list 1 ends at 4", 32, "H", 4, 0), ("end-last", "list 1 ends at 3", 34, "H", 3, 0), ("end-outside", "list 0 ends at 9", 32, "H", 9, 0),
+            ("nothing", "says nothing", 0, "I", 0, 1)):
+        content_case("groups-" + name, message, "GRPS", offset, form, value, base=groups, nth=nth)
+    content_case("groups-of-neighbours", "expected up to 4 lists, with 4 on axis 1", "SCAL", 12, "I", 2, base=groups)
+    content_case("groups-outliers", "and 1 outliers", "SCAL", 24, "I", 1, base=groups)
+    b = groups()
+    s = b.find("GRPS")
+    s.raw(s.data[:12]).set(shape0=12)
+    case("groups-cut", "shorter than 16 bytes", b.build())
+    b = groups()
+    s = b.find("GRPS")
+    s.raw(s.data[:-2]).set(shape0=34)
+    case("groups-short", "2 lists and 2 clips in 34 bytes", b.build())
+    b = groups()
+    s = b.find("GRPS", 1)
+    s.raw(struct.pack("<IIII4f", 0, 0, 4, 0, 1, 1, 1, 1)).set(shape0=32)
+    case("groups-clips-of-channels", "a clip of each group on axis 0", b.build())
+    b = groups()
+    s = b.find("GRPS", 1)
+    s.raw(struct.pack("<IIII5H", 0, 1, 0, 0, 0, 1, 2, 3, 4)).set(shape0=26)
+    case("groups-lists-of-channels", "on axis 0", b.build())
+    b = groups()
+    case("groups-twice", "a second one for this head", b.add(b.find("GRPS").copy()).build())
+    b = outliers()
+    case("groups-fixed", "fixed scales stored as 1", b.add(groups().find("GRPS", 1).copy().set(kind=0)).build())
+    b = additive()
+    case("groups-without-scaling", "no SCAL section", b.add(groups().find("GRPS", 1).copy()).build())
+
+
 def fine_cases():
     b = fine()
     case("fine-missing", "no FINE section for layer 1, head 0, value", b.drop("FINE", 5).build())
@@ -564,6 +606,7 @@ def main():
     code_cases()
     additive_cases()
     scaled_cases()
+    groups_cases()
     fine_cases()
     transform_cases()
     names = [c[0] for c in CASES]

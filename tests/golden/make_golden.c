@@ -124,6 +124,9 @@ int main(int argc, char **argv)
     sample_outliers(&book);
     if (status == KVB_OK)
         status = write_book(&book.spec, argv[1], "outliers.kvb", &err);
+    sample_groups(&book);
+    if (status == KVB_OK)
+        status = write_book(&book.spec, argv[1], "groups.kvb", &err);
     if (status == KVB_OK)
         status = write_all_caches(argv[1], &err);
     if (status != KVB_OK)

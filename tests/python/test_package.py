@@ -224,6 +224,20 @@ def test_capture_written_here_trains_a_book_that_opens_here(tmp_path):
     assert kvbook.Book(out).layers[0].head_dim == 16
 
 
+def test_queries_written_here_serve_a_search_of_clips(tmp_path):
+    rng = np.random.default_rng(6)
+    one = {**layer(rng, 300), "queries": rng.standard_normal((2, 100, 16))}
+    places = {"row_chunk": np.arange(300) // 100, "row_position": np.arange(300) % 100}
+    kvbook.write_capture(tmp_path / "q.kvc", [GEOMETRY] * 2, [one, one], **places)
+    assert kvbook.Capture(tmp_path / "q.kvc").tensors["layers.1.queries"].shape == (2, 100, 16)
+    subprocess.check_call([COMMAND, "train", tmp_path / "q.kvc", "--recipe", "skvq", "--bits", "2", "-o", tmp_path / "q.kvb", "-q"])
+    assert kvbook.Book(tmp_path / "q.kvb").codebook(0, 0, "key").scaled
+    for wrong in ((1, 100, 16), (2, 301, 16), (2, 99, 16)):
+        other = {**one, "queries": np.zeros(wrong)}
+        with pytest.raises(kvbook.Error, match="shape"):
+            kvbook.write_capture(tmp_path / "w.kvc", [GEOMETRY] * 2, [one, other], **places)
+
+
 def test_a_book_knows_where_its_anchors_stood(tmp_path):
     """200 rows of which the first two weigh 8 and the rest 1: the 1 % that matters most stands first, and the mean is 1.07."""
     rng = np.random.default_rng(8)

@@ -29,9 +29,33 @@ static const kvb_scaling of_channels = {.axis = KVB_AXIS_CHANNEL, .form = KVB_SC
                                         .fixed = fixed_halves};
 static const kvb_scaling with_outliers = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RANGE, .group = 8, .clip = 1.0f, .outliers = 3};
 
-/* The formula for a group of numbers: nearest of even levels between offset - scale and offset + scale. */
-static void plain_group(const float *y, uint32_t count, uint32_t stride, kvb_scale_form form, float clip, uint32_t levels, float *out)
+/* Three lists of channels, of 3, 8 and 5. */
+static const uint16_t list_order[D] = {5, 0, 11, 1, 15, 2, 9, 3, 4, 13, 6, 7, 8, 14, 10, 12}, list_end[3] = {3, 11, 16};
+static const float list_clips[3] = {0.75f, 1.0f, 0.5f}, neighbour_clips[4] = {0.5f, 1.0f, 0.8f, 1.25f};
+static const kvb_scaling in_lists = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RANGE, .group = D, .clip = 1.0f, .store = KVB_STORE_FP8,
+                                     .lists = 3, .order = list_order, .end = list_end, .clips = list_clips};
+
+/* As what offsets and scales are stored: the nearest number of e4m3 by looking at all, or a half float. */
+static double stored(double x, kvb_scale_store store)
 {
+    double best = 1e30, at = 0.0;
+    if (store == KVB_STORE_HALF)
+        return (double)kvb_half_to_float(kvb_half_from_float((float)x));
+    for (int e = 0; e < 16; e++)
+        for (int m = 0; m < (e == 15 ? 7 : 8); m++) {
+            const double y = copysign(e == 0 ? m * 0x1p-9 : (8 + m) * ldexp(1.0, e - 10), x);
+            if (fabs(x - y) < best || (fabs(x - y) == best && m % 2 == 0)) {
+                best = fabs(x - y);
+                at = y;
+            }
+        }
+    return at;
+}
+
+/* The formula for a group of numbers: nearest of even levels between offset - scale and offset + scale. */
+static void plain_group(const float *y, uint32_t count, uint32_t stride, const kvb_scaling *s, float clip, uint32_t levels, float *out)
+{
+    const kvb_scale_form form = s->form;
     double least = 1e30, most = -1e30, largest = 0.0, square = 0.0;
     for (uint32_t i = 0; i < count; i++) {
         const double x = (double)y[i * stride];
@@ -42,8 +66,7 @@ static void plain_group(const float *y, uint32_t count, uint32_t stride, kvb_sca
     }
     const double centre = form == KVB_SCALE_RANGE ? (least + most) / 2 : 0.0;
     const double reach = form == KVB_SCALE_RANGE ? (most - least) / 2 : form == KVB_SCALE_ABSMAX ? largest : sqrt(square);
-    const double offset = (double)kvb_half_to_float(kvb_half_from_float((float)centre));
-    const double scale = (double)kvb_half_to_float(kvb_half_from_float((float)((double)clip * reach)));
+    const double offset = stored((double)(float)centre, s->store), scale = stored((double)(float)((double)clip * reach), s->store);
     for (uint32_t i = 0; i < count; i++) {
         double best = 1e30, at = 0.0;
         for (uint32_t k = 0; k < levels; k++) {
@@ -55,6 +78,20 @@ static void plain_group(const float *y, uint32_t count, uint32_t stride, kvb_sca
         }
         out[i * stride] = (float)at;
     }
+}
+
+/* Groups of one token: neighbours or lists, each with its own clip or not. */
+static void plain_token(const float *x, const kvb_scaling *s, uint32_t levels, float *out)
+{
+    float in[D], decoded[D];
+    for (uint32_t i = 0, first = 0, end; first < D; i++, first = end) {
+        end = s->lists > 0 ? s->end[i] : first + s->group;
+        for (uint32_t j = first; j < end; j++)
+            in[j] = x[s->lists > 0 ? s->order[j] : j];
+        plain_group(in + first, end - first, 1, s, s->clips != NULL ? s->clips[i] : s->clip, levels, decoded + first);
+    }
+    for (uint32_t j = 0; j < D; j++)
+        out[s->lists > 0 ? s->order[j] : j] = decoded[j];
 }
 
 static void check_formula(kvb_scaling scaling, uint32_t levels)
@@ -72,10 +109,11 @@ static void check_formula(kvb_scaling scaling, uint32_t levels)
     assert_non_null(packed);
     kvb_codec_encode_packed(codec, x, D, tokens, packed);
     kvb_codec_decode_packed(codec, packed, 0, tokens, found);
-    for (uint32_t t = 0; t < tokens; t += scaling.axis == KVB_AXIS_CHANNEL ? scaling.group : 1)
-        for (uint32_t i = 0; i < D; i += scaling.axis == KVB_AXIS_CHANNEL ? 1 : scaling.group)
-            plain_group(x + t * D + i, scaling.group, scaling.axis == KVB_AXIS_CHANNEL ? D : 1, scaling.form, scaling.clip, levels,
-                        expected + t * D + i);
+    for (uint32_t t = 0; scaling.axis == KVB_AXIS_TOKEN && t < tokens; t++)
+        plain_token(x + t * D, &scaling, levels, expected + t * D);
+    for (uint32_t t = 0; scaling.axis == KVB_AXIS_CHANNEL && t < tokens; t += scaling.group)
+        for (uint32_t i = 0; i < D; i++)
+            plain_group(x + t * D + i, scaling.group, D, &scaling, scaling.clip, levels, expected + t * D + i);
     /* A number halfway between two levels may fall either way: within rounding, its error is the same. */
     for (uint32_t i = 0; i < tokens * D; i++)
         assert_true(fabs(fabs((double)found[i] - (double)x[i]) - fabs((double)expected[i] - (double)x[i])) < 1e-5);
@@ -97,6 +135,15 @@ static void test_formula(void **state)
             check_formula((kvb_scaling){.axis = KVB_AXIS_CHANNEL, .form = (kvb_scale_form)form, .group = 16, .clip = 1.0f}, levels[i]);
             check_formula((kvb_scaling){.axis = KVB_AXIS_TOKEN, .form = (kvb_scale_form)form, .group = 4, .clip = 0.8f}, levels[i]);
             check_formula((kvb_scaling){.axis = KVB_AXIS_TOKEN, .form = (kvb_scale_form)form, .group = D, .clip = 1.5f}, levels[i]);
+            check_formula((kvb_scaling){.axis = KVB_AXIS_CHANNEL, .form = (kvb_scale_form)form, .group = 8, .clip = 1.0f,
+                                        .store = KVB_STORE_FP8}, levels[i]);
+            check_formula((kvb_scaling){.axis = KVB_AXIS_TOKEN, .form = (kvb_scale_form)form, .group = 4, .clip = 1.0f,
+                                        .clips = neighbour_clips}, levels[i]);
+            kvb_scaling lists = in_lists;
+            lists.form = (kvb_scale_form)form;
+            check_formula(lists, levels[i]);
+            lists.clips = NULL;
+            check_formula(lists, levels[i]);
         }
 }
 
@@ -241,6 +288,12 @@ static void test_cache_equals_prefill(void **state)
             turned.transform = true;
             turned.frame = KVB_FRAME_PRE;
             check_cache(turned, policy, tokens);
+            rt_shape lists = shape_of(in_lists, in_lists, 4);
+            lists.frame = KVB_FRAME_PRE;
+            check_cache(lists, policy, tokens);
+            kvb_scaling bytes = along_tokens;
+            bytes.store = KVB_STORE_FP8;
+            check_cache(shape_of(bytes, in_lists, 4), policy, tokens);
         }
     /* Outliers, and scales of calibration: heads of queries share them. */
     for (uint32_t tokens = 1; tokens < TOKENS; tokens += 37) {
@@ -296,6 +349,81 @@ static void test_fixed_bytes(void **state)
     kvb_book_close(book);
 }
 
+/* Lists and clips are held once for each head, e4m3 scales a byte each for every token; with so many bits that nothing is lost by them, the
+ * order of the channels is no one's business. */
+static void test_lists(void **state)
+{
+    (void)state;
+    const kvb_policy policy = {.window = 10};
+    const rt_shape shape = shape_of(in_lists, in_lists, 4);
+    kvb_book *book = rt_book_make(&shape, &policy);
+    assert_non_null(book);
+    assert_int_equal(kvb_cache_predict_bytes(book, &policy, 100).codebooks, 2 * 2 * (3 * sizeof(float) + (D + 3) * sizeof(uint16_t)));
+    assert_int_equal(kvb_cache_predict_bytes(book, &policy, 100).codes, 2 * 2 * 90 * (D / 4 + 3 * 2));
+    kvb_book_close(book);
+    /* Channels of their own ranges: each comes back where it was. */
+    kvb_scaling fine = in_lists;
+    fine.clips = NULL;
+    fine.store = KVB_STORE_HALF;
+    const kvb_codebook c = {.channels = 1, .centroids = 256, .groups = D, .code_bits = 8, .stages = 1, .stage_centroids = 256, .scaling = &fine};
+    float x[D], found[D];
+    uint8_t packed[64];
+    kvb_codec *codec;
+    for (uint32_t i = 0; i < D; i++)
+        x[i] = (float)i * (i % 2 == 0 ? 1.0f : -1.0f);
+    assert_int_equal(kvb_codec_create(&c, D, true, &codec, NULL), KVB_OK);
+    assert_int_equal(codec->packed_bytes, D + 3 * 4);
+    kvb_codec_encode_packed(codec, x, D, 1, packed);
+    kvb_codec_decode_packed(codec, packed, 0, 1, found);
+    for (uint32_t i = 0; i < D; i++)
+        assert_true(fabsf(found[i] - x[i]) < 0.1f);
+    kvb_codec_destroy(codec);
+}
+
+static void run_with(const kvb_scaling *scaling, uint32_t window, float *out)
+{
+    const kvb_policy policy = {.window = window};
+    rt_shape shape = shape_of(*scaling, *scaling, 4);
+    shape.frame = KVB_FRAME_PRE;
+    kvb_book *book = rt_book_make(&shape, &policy);
+    kvb_cache_options options;
+    kvb_cache *cache;
+    rt_rows rows;
+    assert_non_null(book);
+    assert_true(rt_rows_make(&rows, kvb_book_layer(book, 0), 60, 77));
+    kvb_cache_options_init(&options, book);
+    assert_int_equal(kvb_cache_create(book, &options, &cache, NULL), KVB_OK);
+    assert_int_equal(rt_run_cache(cache, kvb_book_layer(book, 0), 0, &rows, out, NULL), KVB_OK);
+    kvb_cache_destroy(cache);
+    rt_rows_free(&rows);
+    kvb_book_close(book);
+}
+
+/* An order of channels is no more than that: what is exact stays so to the bit, and which list comes first, or which channel in it, is one. */
+static void test_order(void **state)
+{
+    (void)state;
+    /* Other lists; and those of in_lists in another order, the channels of each too. */
+    static const uint16_t others[D] = {8, 7, 6, 13, 4, 3, 9, 2, 12, 10, 14, 15, 11, 5, 1, 0}, others_end[3] = {8, 11, 16};
+    static const uint16_t turned[D] = {6, 13, 1, 15, 2, 9, 3, 4, 12, 7, 8, 14, 10, 0, 5, 11}, turned_end[3] = {8, 13, 16};
+    static const float clips[3] = {1.0f, 0.5f, 0.75f};
+    static float a[4 * 60 * D], b[4 * 60 * D];
+    kvb_scaling other = in_lists;
+    other.order = others;
+    other.end = others_end;
+    run_with(&in_lists, 60, a);
+    run_with(&other, 60, b);
+    assert_memory_equal(a, b, sizeof a);
+    run_with(&in_lists, 5, a);
+    run_with(&other, 5, b);
+    assert_memory_not_equal(a, b, sizeof a);
+    other.clips = clips;
+    other.order = turned;
+    other.end = turned_end;
+    run_with(&other, 5, b);
+    assert_memory_equal(a, b, sizeof a);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -320,7 +448,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula), cmocka_unit_test(test_outliers), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
-        cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -51,6 +51,18 @@ void sample_outliers(sample_book *b)
     b->spec.policy.anchor_fraction = 0.25;
 }
 
+void sample_groups(sample_book *b)
+{
+    static const uint16_t order[4] = {2, 0, 3, 1}, end[2] = {1, 4};
+    static const float clips[2] = {0.75f, 1.125f};
+    static const kvb_scaling keys = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RANGE, .group = 4, .clip = 1.0f, .store = KVB_STORE_FP8,
+                                     .lists = 2, .order = order, .end = end, .clips = clips};
+    static const kvb_scaling values = {.axis = KVB_AXIS_CHANNEL, .form = KVB_SCALE_RANGE, .group = 8, .clip = 1.0f, .store = KVB_STORE_FP8};
+    sample_scaled(b);
+    b->part[0] = (kvb_book_part){.centroids = 4, .scaling = &keys};
+    b->part[1] = (kvb_book_part){.centroids = 4, .scaling = &values};
+}
+
 void sample_additive(sample_book *b)
 {
     memset(b, 0, sizeof *b);

@@ -123,7 +123,7 @@ void synth_call_free(synth_call *s)
     free(s->lse);
 }
 
-enum { CLUSTERS = 24 };
+enum { CLUSTERS = 24, CHUNK = 512 };
 
 /* Row i of a head: a cluster's centre and some noise around it. */
 static void fill_rows(uint16_t *half, const synth_capture *s, uint64_t key)
@@ -153,7 +153,13 @@ static kvb_status write_layer(const synth_capture *s, const kvb_kvc_layout *layo
     kvb_status status = KVB_OK;
     for (kvb_kvc_part part = 0; status == KVB_OK && part < KVB_KVC_PARTS; part++) {
         uint64_t key = kvb_rng_key(s->key, layer, part, 0, 0), offset = kvb_kvc_offset(layout, layer, part);
-        if (kvb_kvc_element(part) == 2) {
+        if (part == KVB_KVC_QUERIES) {
+            for (uint32_t h = 0; status == KVB_OK && h < s->heads; h++) {
+                fill_rows(half, s, key + 10 * h);
+                const size_t size = layout->query_rows * s->dim * sizeof *half;
+                status = kvb_sink_write(sink, offset + h * size, half, size, NULL);
+            }
+        } else if (kvb_kvc_element(part) == 2) {
             for (uint32_t g = 0; g < s->kv_heads; g++)
                 fill_rows(half + (size_t)g * s->rows * s->dim, s, key + 10 * g);
             status = kvb_sink_write(sink, offset, half, rows * s->dim * sizeof *half, NULL);
@@ -177,7 +183,7 @@ static kvb_status write_places(const synth_capture *s, const kvb_kvc_layout *lay
 {
     kvb_status status = KVB_OK;
     for (uint32_t i = 0; status == KVB_OK && i < s->rows; i++) {
-        uint32_t chunk = i / 512, position = i % 512;
+        uint32_t chunk = i / CHUNK, position = i % CHUNK;
         status = kvb_sink_write(sink, layout->row_chunk + 4 * (uint64_t)i, &chunk, 4, NULL);
         if (status == KVB_OK)
             status = kvb_sink_write(sink, layout->row_position + 4 * (uint64_t)i, &position, 4, NULL);
@@ -196,7 +202,8 @@ int synth_capture_make(const synth_capture *s, const char *path, kvb_capture_sto
                                .rope_style = KVB_ROPE_HALF, .rope_dims = s->dim, .rope_base = 10000.0,
                                .attention_scale = 0.25};
     *store = NULL;
-    kvb_status status = kvb_kvc_layout_create(layer, s->layers, s->rows, KVB_KVC_SENSITIVITIES | KVB_KVC_GRADIENTS, &layout, NULL);
+    kvb_status status = kvb_kvc_layout_create(layer, s->layers, s->rows, s->rows < CHUNK ? s->rows : CHUNK,
+                                                KVB_KVC_SENSITIVITIES | KVB_KVC_GRADIENTS | KVB_KVC_WITH_QUERIES, &layout, NULL);
     if (status == KVB_OK)
         status = path != NULL ? kvb_sink_to_file(&layout, path, meta, &sink, NULL)
                               : kvb_sink_to_memory(&layout, &sink, NULL);
