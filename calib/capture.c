@@ -362,7 +362,7 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
     if (status == KVB_OK)
         status = set_up(&r, path, err);
     if (status == KVB_OK)
-        status = options->device == KVB_DEVICE_CUDA ? run_on_device(&r, err) : run_here(&r, err);
+        status = options->device != KVB_DEVICE_CPU ? run_on_device(&r, err) : run_here(&r, err);
     if (status == KVB_OK)
         status = write_sensitivities(&r, err);
     if (status == KVB_OK && options->gradients)

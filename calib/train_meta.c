@@ -107,7 +107,7 @@ static void put_training(kvb_json_writer *w, const kvb_capture *capture, const k
     kvb_json_end_object(w);
     put_quality(w, report);
     kvb_train_put_scores(w, capture, scores);
-    kvb_json_put_string(w, "device", options->device == KVB_DEVICE_CUDA ? "cuda" : "cpu");
+    kvb_json_put_string(w, "device", options->device != KVB_DEVICE_CPU ? "cuda" : "cpu");
     kvb_json_end_object(w);
 }
 

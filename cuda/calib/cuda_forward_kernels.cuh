@@ -7,6 +7,8 @@
 #include <math_constants.h>
 #include <stdint.h>
 
+#include "format/base/exact.h"
+
 typedef struct kvb_dev_work_layer {
     uint32_t heads, kv_heads, dim, tokens, sequences; /* H, G, D, T, sequences at work */
     uint32_t rope_style, rope_dims, window;           /* window 0: all earlier tokens */
@@ -150,15 +152,18 @@ static __global__ void kvb_good_queries(kvb_dev_work_layer w, float *to, unsigne
     }
 }
 
-/* sums [G][D][D] += the products [H][D][D] of the heads of each group, in their order. */
-static __global__ void kvb_add_moments(const float *product, uint32_t heads, uint32_t kv_heads, uint32_t dim, double *sums)
+/* sums [G][D(D+1)/2] += the symmetric parts of the products [H][D][D] of each group's heads. */
+static __global__ void kvb_add_moments(const float *product, uint32_t heads, uint32_t kv_heads, uint32_t dim, kvb_exact *sums)
 {
-    const size_t square = (size_t)dim * dim, group = heads / kv_heads;
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < kv_heads * square; i += (size_t)gridDim.x * blockDim.x) {
-        double sum = sums[i];
-        for (size_t h = 0; h < group; h++)
-            sum += product[(i / square * group + h) * square + i % square];
-        sums[i] = sum;
+    const size_t square = (size_t)dim * dim, group = heads / kv_heads, triangle = kvb_triangle(dim);
+    for (size_t n = blockIdx.x * (size_t)blockDim.x + threadIdx.x; n < kv_heads * square; n += (size_t)gridDim.x * blockDim.x) {
+        const size_t head = n / square, i = n % square / dim, j = n % dim;
+        if (j < i)
+            continue;
+        kvb_exact *to = sums + head * triangle + i * (2 * dim - i + 1) / 2 + (j - i), sum = *to;
+        for (size_t h = head * group; h < (head + 1) * group; h++)
+            sum = kvb_exact_add(sum, kvb_exact_of(0.5 * ((double)product[h * square + i * dim + j] + product[h * square + j * dim + i])));
+        *to = sum;
     }
 }
 
