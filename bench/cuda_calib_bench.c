@@ -73,7 +73,7 @@ static void make_model(kvb_model *m, kvb_tensor *embedding, uint32_t layers)
         .bytes = (const uint8_t *)random_matrix(VOCAB, WIDTH, 0.02, 5), .size = (uint64_t)VOCAB * WIDTH * sizeof(float),
     };
     m->config = (kvb_model_config){.layers = layers, .embedding = WIDTH, .ffn = FFN, .vocab = VOCAB, .context = CTX,
-                                   .norm_epsilon = 1e-5, .geometry = g, .name = "random 8B", .architecture = "llama"};
+                                   .norm_epsilon = 1e-5, .geometry = g, .arch = kvb_architecture_of_gguf("llama"), .name = "random 8B", .architecture = "llama"};
     m->final_norm = ones(WIDTH);
     m->geometry = kvb_alloc_array(layers, sizeof *m->geometry);
     m->layer = kvb_alloc_array(layers, sizeof *m->layer);

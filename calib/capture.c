@@ -359,6 +359,8 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
     capture_run r = {.model = model, .text = text, .options = options, .layer = info->layer, .layers = info->layers};
     *store = NULL;
     kvb_status status = kvb_device_check(options->device, err);
+    if (status == KVB_OK && options->device != KVB_DEVICE_CPU)
+        status = kvb_capture_device_check(model, err);
     if (status == KVB_OK)
         status = set_up(&r, path, err);
     if (status == KVB_OK)

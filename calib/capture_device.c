@@ -1,6 +1,36 @@
 #include "calib/capture_device.h"
 
 #include "format/base/fail.h"
+#include "format/base/rope.h"
+#include "model/weights.h"
+
+enum { MOST_DIM = 128 }; /* channels of a head */
+
+/* The GPU's forward pass takes all layers' window, RoPE and scale from the first. */
+static bool attends_alike(const kvb_layer *a, const kvb_layer *b)
+{
+    const bool slides = a->kind == KVB_LAYER_SLIDING;
+    return slides == (b->kind == KVB_LAYER_SLIDING) && (!slides || a->sliding_window == b->sliding_window) && kvb_rope_same(a, b) &&
+           a->attention_scale == b->attention_scale;
+}
+
+kvb_status kvb_capture_device_check(const kvb_model *model, kvb_error *err)
+{
+    const kvb_architecture *arch = model->config.arch;
+    const kvb_layer *first = &model->geometry[0];
+    if (arch->activation != KVB_ACTIVATION_SILU || arch->post_norms || arch->embedding_scale)
+        return kvb_fail(err, KVB_E_USAGE, "--device cuda",
+                        "models of the architecture %s are not captured on a GPU (%s); use --device cpu", arch->name,
+                        arch->post_norms ? "norms behind attention and feed-forward" : "its activation or scaled embeddings");
+    if (first->head_dim > MOST_DIM)
+        return kvb_fail(err, KVB_E_USAGE, "--device cuda", "heads of %u channels: the GPU captures heads of at most %d; use --device cpu",
+                        first->head_dim, MOST_DIM);
+    for (uint32_t l = 1; l < model->config.layers; l++)
+        if (!attends_alike(first, &model->geometry[l]))
+            return kvb_fail(err, KVB_E_USAGE, "--device cuda", "layer %u attends otherwise than layer 0 (window, RoPE or scale): the GPU "
+                            "captures models whose layers are alike; use --device cpu", l);
+    return KVB_OK;
+}
 
 #ifdef KVB_CUDA
 #include <inttypes.h>
@@ -14,8 +44,6 @@
 #include "calib/lanes.h"
 #include "cuda/calib/cuda_forward.h"
 #include "format/base/checked.h"
-#include "format/base/rope.h"
-#include "model/weights.h"
 
 enum { HALF_MAGNITUDE = 0x7fff, HALF_MOST = 0x7bff };
 
@@ -193,6 +221,7 @@ static kvb_status send_weights(share *s, uint32_t layer, kvb_error *err)
         .qkv = floats_of(&w->qkv, &s->weights[0]), .out = floats_of(&w->out, &s->weights[1]),
         .gate_up = floats_of(&w->gate_up, &s->weights[2]), .down = floats_of(&w->down, &s->weights[3]),
         .attention_norm = w->attention_norm, .ffn_norm = w->ffn_norm,
+        .qkv_bias = w->qkv_bias, .q_norm = w->q_norm, .k_norm = w->k_norm,
     };
     if (weights.qkv == NULL || weights.out == NULL || weights.gate_up == NULL || weights.down == NULL)
         return kvb_fail_memory(err, "weights of a layer");
@@ -402,7 +431,7 @@ static kvb_status bring_together(device_run *r, kvb_error *err)
 kvb_status kvb_capture_on_device(const kvb_capture_device_job *job, kvb_error *err)
 {
     const kvb_model_config *config = &job->model->config;
-    device_run r = {.job = job, .config = config, .g = &config->geometry, .ctx = job->options->ctx};
+    device_run r = {.job = job, .config = config, .g = &job->model->geometry[0], .ctx = job->options->ctx};
     kvb_status status = allocate(&r, err);
     if (status == KVB_OK)
         status = choose_places(&r, err);

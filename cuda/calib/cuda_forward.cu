@@ -21,6 +21,8 @@ static const size_t STAGE_BYTES = (size_t)16 << 20;
 /* One layer's matrices, as they come and as they are used. */
 struct weight_slot {
     float *qkv = nullptr, *out = nullptr, *gate_up = nullptr, *down = nullptr, *norm = nullptr; /* norm [2][E] */
+    float *bias = nullptr, *head_norm = nullptr; /* [(H+2G)D], [2][D] */
+    bool biased = false, head_normed = false;    /* whether this layer has them */
     cudaEvent_t here = nullptr, used = nullptr; /* copied; the layer is done with them */
 };
 
@@ -133,6 +135,10 @@ static kvb_status take_weights(kvb_cuda_forward *f, weight_slot *w, kvb_error *e
         status = take(f, &w->down, ffn * width, err);
     if (status == KVB_OK)
         status = take(f, &w->norm, 2 * width, err);
+    if (status == KVB_OK)
+        status = take(f, &w->bias, qkv_width(g), err);
+    if (status == KVB_OK)
+        status = take(f, &w->head_norm, 2 * g->head_dim, err);
     if (status == KVB_OK)
         status = take_event(&w->here, err);
     return status == KVB_OK ? take_event(&w->used, err) : status;
@@ -408,13 +414,21 @@ static kvb_status upload_layer(kvb_cuda_forward *f, const weight_slot *to, const
         status = upload(f, to->down, w->down, ffn * width, true, err);
     if (status == KVB_OK)
         status = upload(f, to->norm, w->attention_norm, width, false, err);
+    if (status == KVB_OK && w->qkv_bias != nullptr)
+        status = upload(f, to->bias, w->qkv_bias, qkv_width(g), false, err);
+    if (status == KVB_OK && w->q_norm != nullptr)
+        status = upload(f, to->head_norm, w->q_norm, g->head_dim, false, err);
+    if (status == KVB_OK && w->q_norm != nullptr)
+        status = upload(f, to->head_norm + g->head_dim, w->k_norm, g->head_dim, false, err);
     return status == KVB_OK ? upload(f, to->norm + width, w->ffn_norm, width, false, err) : status;
 }
 
 kvb_status kvb_cuda_forward_weights(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_error *err)
 {
-    const weight_slot *slot = &f->weights[f->copied % SLOTS];
+    weight_slot *slot = &f->weights[f->copied % SLOTS];
     kvb_status status = KVB_OK;
+    if ((weights->q_norm != nullptr) != (weights->k_norm != nullptr))
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "a norm of queries or of keys alone: expected both or neither");
     if (f->copied - f->layers >= SLOTS)
         return kvb_fail(err, KVB_E_USAGE, "GPU", "weights of %d layers are waiting already; begin a layer first", (int)SLOTS);
     TRY(status, err, "choosing a device", cudaSetDevice(f->device));
@@ -422,6 +436,8 @@ kvb_status kvb_cuda_forward_weights(kvb_cuda_forward *f, const kvb_cuda_weights 
     if (status == KVB_OK)
         status = upload_layer(f, slot, weights, err);
     TRY(status, err, "copying weights", cudaEventRecord(slot->here, f->in));
+    slot->biased = weights->qkv_bias != nullptr;
+    slot->head_normed = weights->q_norm != nullptr;
     f->copied += status == KVB_OK;
     return status;
 }
@@ -497,6 +513,10 @@ static kvb_status attention_block(kvb_cuda_forward *f, const kvb_dev_work_layer 
     float *x = f->x + first * width;
     kvb_rms_norm<<<(unsigned)rows, 256, 0, f->compute>>>(x, weights->norm, f->shape.embedding, f->shape.norm_epsilon, f->normed);
     kvb_status status = linear(f, f->normed, weights->qkv, rows, qkv_width(g), width, 0.0f, w.qkv, err);
+    if (weights->biased || weights->head_normed)
+        kvb_finish_heads<<<(unsigned)rows, 256, 0, f->compute>>>(
+            w, weights->biased ? weights->bias : nullptr, weights->head_normed ? weights->head_norm : nullptr,
+            weights->head_normed ? weights->head_norm + g->head_dim : nullptr, f->shape.norm_epsilon);
     for (int values = 0; values < 2 && to != nullptr; values++)
         kvb_keep_rows<<<blocks_for(rows * g->kv_heads * g->head_dim), 256, 0, f->compute>>>(
             w, values != 0, first, all, to->kept + values * g->kv_heads * all * g->head_dim, to->bad + values * g->kv_heads * all,

@@ -46,6 +46,8 @@ typedef struct kvb_cuda_weights {
     const float *gate_up; /* [2F][E] */
     const float *down;    /* [E][F] */
     const float *attention_norm, *ffn_norm; /* [E] */
+    const float *qkv_bias;          /* [(H + 2G) D], or NULL */
+    const float *q_norm, *k_norm;   /* [D] of RMSNorm over each head's channels before RoPE, both or neither NULL */
 } kvb_cuda_weights;
 
 /* What one layer leaves, in the handle's host memory until the next call for it. n = sequences * T; row r of every head is token

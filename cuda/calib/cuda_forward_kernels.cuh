@@ -75,6 +75,30 @@ static __global__ void kvb_swiglu(const float *gate_up, uint32_t ffn, size_t row
     }
 }
 
+/* What stands between the product and the heads as they are before RoPE: a bias, then RMSNorm over each head of q and k. A block a
+ * token, a warp a head at a time. bias [(H+2G)D] or NULL; q_norm, k_norm [D] or NULL. */
+static __global__ void __launch_bounds__(256) kvb_finish_heads(kvb_dev_work_layer w, const float *bias, const float *q_norm,
+                                                               const float *k_norm, double epsilon)
+{
+    const uint32_t lane = threadIdx.x % 32, heads = w.heads + 2 * w.kv_heads;
+    for (uint32_t head = threadIdx.x / 32; head < heads; head += 8) {
+        float *x = w.qkv + ((size_t)blockIdx.x * heads + head) * w.dim, square = 0.0f;
+        const float *norm = head < w.heads ? q_norm : head < w.heads + w.kv_heads ? k_norm : nullptr;
+        for (uint32_t c = lane; c < w.dim; c += 32) {
+            if (bias != nullptr)
+                x[c] += bias[head * w.dim + c];
+            square += x[c] * x[c];
+        }
+        if (norm == nullptr)
+            continue;
+        for (int far = 16; far > 0; far /= 2)
+            square += __shfl_xor_sync(0xffffffffu, square, far);
+        const float factor = (float)(1.0 / sqrt((double)square / w.dim + epsilon));
+        for (uint32_t c = lane; c < w.dim; c += 32)
+            x[c] = x[c] * factor * norm[c];
+    }
+}
+
 /* Keys or values [M][D] of every KV head as half floats, and which rows hold a NaN or infinity, to where the head's rows of all
  * sequences lie. first: the row of the first token at work; all: rows of a head. */
 static __global__ void kvb_keep_rows(kvb_dev_work_layer w, bool values, size_t first, size_t all, __half *to, uint8_t *bad,

@@ -92,6 +92,13 @@ model=$work/tiny.gguf
 "$BUILD/tests/make_tiny_gguf" "$model" 7
 captures "tiny model" --model "$model" --text "$DATA/wikitext2/wiki.valid.raw" --ctx 200 --chunks 9 || status=1
 captures "tiny model, sampled" --model "$model" --text "$DATA/wikitext2/wiki.valid.raw" --ctx 129 --chunks 5 --max-rows 300 || status=1
+for arch in qwen2 qwen3 phi3; do
+    "$BUILD/tests/make_tiny_gguf" "$work/$arch.gguf" 7 0 $arch
+    captures "tiny $arch" --model "$work/$arch.gguf" --text "$DATA/wikitext2/wiki.valid.raw" --ctx 200 --chunks 9 || status=1
+done
+"$BUILD/tests/make_tiny_gguf" "$work/gemma3.gguf" 7 0 gemma3
+kvbook capture --model "$work/gemma3.gguf" --text "$DATA/wikitext2/wiki.valid.raw" --ctx 200 --chunks 9 --device cuda -o "$work/n.kvc" -q \
+    2>"$work/log" && { echo "FAIL tiny gemma3 is not refused"; status=1; } || cat "$work/log"
 stories="--model $DATA/stories260K/stories260K.bin --tokenizer $DATA/stories260K/tok512.bin --text $DATA/wikitext2/wiki.valid.raw"
 captures stories260K $stories --ctx 512 --chunks 8 || status=1
 books stories260K antkv 1 $stories --ctx 512 --chunks 32 || status=1
