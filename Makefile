@@ -33,6 +33,7 @@ endif
 ifeq ($(CUDA),1)
 CPPFLAGS += -DKVB_CUDA
 CUDA_CALIB_OBJ = $(patsubst %.cu,$(BUILD)/obj/%.o,$(wildcard cuda/calib/*.cu))
+$(CUDA_CALIB_OBJ): NVCCFLAGS += -Xcompiler -fopenmp
 CUDA_LIBS = -L$(dir $(realpath $(shell command -v $(NVCC))))../lib64 -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread
 LIBS += $(CUDA_LIBS)
 endif
@@ -60,7 +61,7 @@ TESTS = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 FUZZERS = $(patsubst %.c,$(BUILD)/%,$(FUZZ_SRC))
 EXAMPLES = $(patsubst %.c,$(BUILD)/%,$(EXAMPLE_SRC))
 
-.PHONY: force all help man deb deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib install uninstall dist clean print-config
+.PHONY: force all help man deb deps check check-models check-python check-quick wheel tests asan tsan fuzz golden demo bench cuda check-cuda bench-cuda cuda-calib check-cuda-calib bench-cuda-calib install uninstall dist clean print-config
 .SECONDARY:
 
 all: print-config $(BUILD)/kvbook $(BUILD)/libkvbook.a $(BUILD)/libkvbook.so $(BUILD)/libkvb-kmeans.a $(BUILD)/libkvb-kmeans.so
@@ -79,7 +80,7 @@ help:
 	@echo 'make golden     write the golden books of the tests again'
 	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
 	@echo 'make cuda       build $(BUILD)/libkvbook-cuda with the GPU runtime (CUDA Toolkit; no GPU needed)'
-	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates on a GPU (--device cuda); make check-cuda-calib tests it'
+	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates on a GPU (--device cuda); make check-cuda-calib tests it, make bench-cuda-calib both'
 	@echo 'make check-cuda  the tests that need a GPU; make bench-cuda times decoding beside PyTorch'
 	@echo 'make man        the manual (scdoc) and the completions of bash and zsh, into $(BUILD)/man; make install installs them'
 	@echo 'make deb        a Debian package, $(BUILD)/kvbook_VERSION_ARCH.deb'
@@ -289,6 +290,9 @@ cuda-calib:
 
 check-cuda-calib: cuda-calib
 	$(Q)BUILD=$(BUILD)/cuda tests/cuda/calib.sh
+
+bench-cuda-calib: cuda-calib
+	$(Q)BUILD=$(BUILD)/cuda bench/cuda_calib.sh
 
 cuda: $(BUILD)/libkvbook-cuda.a $(BUILD)/libkvbook-cuda.so $(BUILD)/docs/examples/cuda_example $(CUDA_PROGRAMS)
 

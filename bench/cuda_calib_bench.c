@@ -1,14 +1,18 @@
 /* How long calibration of an 8B model takes on a GPU: a model of Llama-3-8B's shape with random weights, made here, so that
  * nothing need be fetched. Every layer has the same matrices; they are copied to the GPU for every layer all the same.
  *
- *   build/cuda/bench/cuda_calib_bench [RECIPE [BITS [CHUNKS [LAYERS]]]]
+ *   build/cuda/bench/cuda_calib_bench [RECIPE [BITS [CHUNKS [LAYERS [DEVICE [LANES]]]]]]
  *
- * Chunks of 2048 tokens. Prints seconds of capture and of training (with the book's image), and the training's errors. */
+ * Chunks of 2048 tokens. DEVICE as in `kvbook --device` (cuda); LANES: layers trained side by side (0: the usual number). Prints seconds
+ * of capture and of training (with the book's image), the training's errors, and a checksum of the capture's rows and of the book,
+ * which other devices and lanes must not change. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include <zlib.h>
 
 #include "calib/train.h"
 #include "format/base/checked.h"
@@ -69,7 +73,7 @@ static void make_model(kvb_model *m, kvb_tensor *embedding, uint32_t layers)
         .bytes = (const uint8_t *)random_matrix(VOCAB, WIDTH, 0.02, 5), .size = (uint64_t)VOCAB * WIDTH * sizeof(float),
     };
     m->config = (kvb_model_config){.layers = layers, .embedding = WIDTH, .ffn = FFN, .vocab = VOCAB, .context = CTX,
-                                   .norm_epsilon = 1e-5, .geometry = g, .name = "random 8B", .architecture = "llama"};
+                                   .norm_epsilon = 1e-5, .geometry = g, .arch = kvb_architecture_of_gguf("llama"), .name = "random 8B", .architecture = "llama"};
     m->final_norm = ones(WIDTH);
     m->geometry = kvb_alloc_array(layers, sizeof *m->geometry);
     m->layer = kvb_alloc_array(layers, sizeof *m->layer);
@@ -85,6 +89,31 @@ static void make_model(kvb_model *m, kvb_tensor *embedding, uint32_t layers)
                                .embedding = WIDTH, .vocab = VOCAB, .context = CTX, .layer = m->geometry};
 }
 
+static uint32_t crc_of(const void *bytes, size_t size, uint32_t crc)
+{
+    const uint8_t *at = bytes;
+    for (; size > 0; at += 1 << 30, size -= size < 1 << 30 ? size : 1 << 30)
+        crc = (uint32_t)crc32(crc, at, (uInt)(size < 1 << 30 ? size : 1 << 30));
+    return crc;
+}
+
+/* Of the first and the last layer: rows, weights and means of queries. */
+static uint32_t capture_crc(const kvb_capture *c)
+{
+    const size_t n = (size_t)KV_HEADS * c->rows;
+    uint32_t crc = 0;
+    for (uint32_t l = 0; l < c->layers; l += c->layers > 1 ? c->layers - 1 : 1) {
+        const kvb_capture_layer *layer = &c->layer[l];
+        crc = crc_of(layer->keys, n * DIM * sizeof *layer->keys, crc);
+        crc = crc_of(layer->values, n * DIM * sizeof *layer->values, crc);
+        crc = crc_of(layer->weight_k, n * sizeof *layer->weight_k, crc);
+        crc = crc_of(layer->weight_v, n * sizeof *layer->weight_v, crc);
+        crc = crc_of(layer->moment_relative, (size_t)KV_HEADS * DIM * DIM * sizeof *layer->moment_relative, crc);
+        crc = crc_of(layer->moment_post, (size_t)KV_HEADS * DIM * DIM * sizeof *layer->moment_post, crc);
+    }
+    return crc;
+}
+
 static int fail(const kvb_error *err)
 {
     fprintf(stderr, "%s: %s\n", err->where, err->message);
@@ -97,12 +126,18 @@ int main(int argc, char **argv)
     const double bits = argc > 2 ? atof(argv[2]) : 1.0;
     const uint64_t chunks = argc > 3 ? strtoull(argv[3], NULL, 10) : 64;
     const uint32_t layers = argc > 4 ? (uint32_t)strtoul(argv[4], NULL, 10) : 32;
+    const uint32_t lanes = argc > 6 ? (uint32_t)strtoul(argv[6], NULL, 10) : 0;
+    kvb_device device = KVB_DEVICE_CUDA;
+    if (argc > 5 && !kvb_device_parse(argv[5], &device)) {
+        fprintf(stderr, "%s: expected cpu, cuda, cuda:all or cuda:0,1\n", argv[5]);
+        return 2;
+    }
     kvb_model model = {0};
     kvb_tensor embedding;
     kvb_error err = {0};
     kvb_recipe recipe;
     kvb_capture_store *store = NULL;
-    kvb_status status = kvb_device_check(KVB_DEVICE_CUDA, &err);
+    kvb_status status = kvb_device_check(device, &err);
     if (status == KVB_OK)
         status = kvb_recipe_load(name, &recipe, &err);
     if (status == KVB_OK && bits > 0.0)
@@ -118,12 +153,12 @@ int main(int argc, char **argv)
     fflush(stdout);
     start = seconds();
     const kvb_capture_options capture = {.ctx = CTX, .chunks = chunks, .bos = -1, .seed = 1, .stop_on_nan = true,
-                                         .device = KVB_DEVICE_CUDA};
+                                         .device = device};
     status = kvb_capture_run(&model, &text, &capture, &store, &err);
     if (status != KVB_OK)
         return fail(&err);
     const double captured = seconds() - start;
-    printf("capture of %llu x %d tokens, %u layers: %.1f s\n", (unsigned long long)chunks, CTX, layers, captured);
+    printf("capture of %llu x %d tokens, %u layers: %.2f s\n", (unsigned long long)chunks, CTX, layers, captured);
     fflush(stdout);
     start = seconds();
     kvb_train_options options;
@@ -131,13 +166,14 @@ int main(int argc, char **argv)
     uint8_t *image = NULL;
     size_t size = 0;
     kvb_train_options_init(&options);
-    options.device = KVB_DEVICE_CUDA;
+    options.device = device;
+    options.lanes = lanes;
     status = kvb_train_book(kvb_capture_view(store), &recipe, &options, &image, &size, &report, &err);
     if (status != KVB_OK)
         return fail(&err);
     const double trained = seconds() - start;
-    printf("training %s at %g bits: %.1f s, relative errors %.4f and %.4f, book of %.1f MB\n", name, kvb_recipe_nominal_bits(&recipe),
+    printf("training %s at %g bits: %.2f s, relative errors %.4f and %.4f, book of %.1f MB\n", name, kvb_recipe_nominal_bits(&recipe),
            trained, report.key_error, report.value_error, (double)size / 1e6);
-    printf("together %.1f s\n", captured + trained);
+    printf("together %.1f s; checksums %08x %08x\n", captured + trained, capture_crc(kvb_capture_view(store)), crc_of(image, size, 0));
     return 0;
 }

@@ -367,10 +367,12 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
     capture_run r = {.model = model, .text = text, .options = options, .layer = info->layer, .layers = info->layers};
     *store = NULL;
     kvb_status status = kvb_device_check(options->device, err);
+    if (status == KVB_OK && options->device != KVB_DEVICE_CPU)
+        status = kvb_capture_device_check(model, err);
     if (status == KVB_OK)
         status = set_up(&r, path, err);
     if (status == KVB_OK)
-        status = options->device == KVB_DEVICE_CUDA ? run_on_device(&r, err) : run_here(&r, err);
+        status = options->device != KVB_DEVICE_CPU ? run_on_device(&r, err) : run_here(&r, err);
     if (status == KVB_OK)
         status = write_sensitivities(&r, err);
     if (status == KVB_OK && options->gradients)

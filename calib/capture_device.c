@@ -1,81 +1,143 @@
 #include "calib/capture_device.h"
 
 #include "format/base/fail.h"
+#include "format/base/rope.h"
+#include "model/weights.h"
+
+enum { MOST_DIM = 128 }; /* channels of a head */
+
+/* The GPU's forward pass takes all layers' window, RoPE and scale from the first. */
+static bool attends_alike(const kvb_layer *a, const kvb_layer *b)
+{
+    const bool slides = a->kind == KVB_LAYER_SLIDING;
+    return slides == (b->kind == KVB_LAYER_SLIDING) && (!slides || a->sliding_window == b->sliding_window) && kvb_rope_same(a, b) &&
+           a->attention_scale == b->attention_scale;
+}
+
+kvb_status kvb_capture_device_check(const kvb_model *model, kvb_error *err)
+{
+    const kvb_architecture *arch = model->config.arch;
+    const kvb_layer *first = &model->geometry[0];
+    if (arch->activation != KVB_ACTIVATION_SILU || arch->post_norms || arch->embedding_scale)
+        return kvb_fail(err, KVB_E_USAGE, "--device cuda",
+                        "models of the architecture %s are not captured on a GPU (%s); use --device cpu", arch->name,
+                        arch->post_norms ? "norms behind attention and feed-forward" : "its activation or scaled embeddings");
+    if (first->head_dim > MOST_DIM)
+        return kvb_fail(err, KVB_E_USAGE, "--device cuda", "heads of %u channels: the GPU captures heads of at most %d; use --device cpu",
+                        first->head_dim, MOST_DIM);
+    for (uint32_t l = 1; l < model->config.layers; l++)
+        if (!attends_alike(first, &model->geometry[l]))
+            return kvb_fail(err, KVB_E_USAGE, "--device cuda", "layer %u attends otherwise than layer 0 (window, RoPE or scale): the GPU "
+                            "captures models whose layers are alike; use --device cpu", l);
+    return KVB_OK;
+}
 
 #ifdef KVB_CUDA
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "calib/capture_rows.h"
+#include "calib/lanes.h"
 #include "cuda/calib/cuda_forward.h"
 #include "format/base/checked.h"
-#include "format/base/rope.h"
-#include "model/weights.h"
 
-enum { DEVICE = 0, HALF_MAGNITUDE = 0x7fff, HALF_MOST = 0x7bff };
+enum { HALF_MAGNITUDE = 0x7fff, HALF_MOST = 0x7bff };
+
+struct device_run;
+
+/* The chunks of one GPU, in a host thread of their own. Rows are counted from the first of them. */
+typedef struct share {
+    struct device_run *run;
+    uint32_t gpu;
+    uint64_t first, chunks;
+    size_t rows;         /* chunks * ctx, of the forward pass */
+    const uint32_t *position; /* [chunks][keep] of the run's */
+    kvb_cuda_forward *forward;
+    float *weights[4];   /* matrices that are not resident */
+    kvb_cuda_seen seen;
+    uint8_t *bad;        /* [G][rows]: key, value or weights are not finite */
+    uint16_t *half;      /* [chunks * keep][D] */
+    float *row_weight;   /* [chunks * keep] */
+    kvb_exact *sums;     /* [layers][2][G][D(D+1)/2] */
+    uint64_t *bad_queries; /* [layers][H] */
+    kvb_capture_counts counts;
+} share;
 
 typedef struct device_run {
     const kvb_capture_device_job *job;
     const kvb_model_config *config;
     const kvb_layer *g; /* of every layer */
-    size_t ctx, rows;   /* rows: chunks * ctx, of the forward pass */
-    kvb_cuda_forward *forward;
+    size_t ctx;
     kvb_rope_table rope;
     uint32_t *position;  /* [chunks][keep] */
     uint32_t *drawn;     /* [chunks][ctx] */
-    float *weights[4];   /* matrices that are not resident */
-    kvb_cuda_seen seen;
-    uint16_t *half;      /* [chunks * keep][D] */
-    float *row_weight;   /* [chunks * keep] */
-    kvb_exact *sums;     /* [2][G][D(D+1)/2] */
-    uint64_t *queries;   /* [G] */
+    share share[KVB_MOST_GPUS];
+    uint32_t shares;
+    atomic_bool stop;    /* somebody failed: nobody need go on */
 } device_run;
+
+static size_t sum_count(const device_run *r)
+{
+    return 2 * r->g->kv_heads * kvb_triangle(r->g->head_dim);
+}
+
+static void share_free(share *s)
+{
+    kvb_cuda_forward_destroy(s->forward);
+    for (int i = 0; i < 4; i++)
+        free(s->weights[i]);
+    free(s->bad);
+    free(s->half);
+    free(s->row_weight);
+    free(s->sums);
+    free(s->bad_queries);
+}
 
 static void run_free(device_run *r)
 {
-    kvb_cuda_forward_destroy(r->forward);
+    for (uint32_t i = 0; i < r->shares; i++)
+        share_free(&r->share[i]);
     kvb_rope_table_free(&r->rope);
-    for (int i = 0; i < 4; i++)
-        free(r->weights[i]);
     free(r->position);
     free(r->drawn);
-    free(r->seen.keys);
-    free(r->seen.values);
-    free(r->seen.bad_keys);
-    free(r->seen.bad_values);
-    free(r->seen.weight_k);
-    free(r->seen.weight_v);
-    free(r->seen.moment);
-    free(r->seen.bad_queries);
-    free(r->half);
-    free(r->row_weight);
-    free(r->sums);
-    free(r->queries);
 }
 
-static bool allocate(device_run *r)
+static bool allocate_share(share *s)
 {
-    const size_t heads = r->g->kv_heads, dim = r->g->head_dim, all = heads * r->rows, kept = r->job->chunks * r->job->keep;
-    r->position = kvb_alloc_array(kept, sizeof *r->position);
-    r->drawn = kvb_alloc_array(r->rows, sizeof *r->drawn);
-    r->seen.keys = kvb_alloc_array(all, dim * sizeof *r->seen.keys);
-    r->seen.values = kvb_alloc_array(all, dim * sizeof *r->seen.values);
-    r->seen.bad_keys = kvb_alloc_array(all, 1);
-    r->seen.bad_values = kvb_alloc_array(all, 1);
-    r->seen.weight_k = kvb_alloc_array(all, sizeof *r->seen.weight_k);
-    r->seen.weight_v = kvb_alloc_array(all, sizeof *r->seen.weight_v);
-    r->seen.moment = kvb_alloc_array(2 * heads * dim, dim * sizeof *r->seen.moment);
-    r->seen.bad_queries = kvb_alloc_array(r->g->heads, sizeof *r->seen.bad_queries);
-    r->half = kvb_alloc_array(kept, dim * sizeof *r->half);
-    r->row_weight = kvb_alloc_array(kept, sizeof *r->row_weight);
-    r->sums = kvb_alloc_array(2 * heads * kvb_triangle(dim), sizeof *r->sums);
-    r->queries = kvb_alloc_array(heads, sizeof *r->queries);
-    return r->position && r->drawn && r->seen.keys && r->seen.values && r->seen.bad_keys && r->seen.bad_values &&
-           r->seen.weight_k && r->seen.weight_v && r->seen.moment && r->seen.bad_queries && r->half && r->row_weight && r->sums &&
-           r->queries;
+    const device_run *r = s->run;
+    const size_t kept = s->chunks * r->job->keep;
+    s->bad = kvb_alloc_array(r->g->kv_heads * s->rows, sizeof *s->bad);
+    s->half = kvb_alloc_array(kept, r->g->head_dim * sizeof *s->half);
+    s->row_weight = kvb_alloc_array(kept, sizeof *s->row_weight);
+    s->sums = kvb_alloc_zeroed(r->config->layers * sum_count(r), sizeof *s->sums);
+    s->bad_queries = kvb_alloc_zeroed((size_t)r->config->layers * r->g->heads, sizeof *s->bad_queries);
+    return s->bad && s->half && s->row_weight && s->sums && s->bad_queries;
+}
+
+/* The chunks, shared out evenly over as many GPUs as have at least one. */
+static kvb_status allocate(device_run *r, kvb_error *err)
+{
+    const uint64_t chunks = r->job->chunks;
+    uint32_t gpu[KVB_MOST_GPUS], gpus = 0;
+    kvb_status status = kvb_device_gpus(r->job->options->device, gpu, &gpus, err);
+    if (status != KVB_OK)
+        return status;
+    r->position = kvb_alloc_array(chunks * r->job->keep, sizeof *r->position);
+    r->drawn = kvb_alloc_array(chunks * r->ctx, sizeof *r->drawn);
+    bool good = r->position != NULL && r->drawn != NULL;
+    gpus = gpus < chunks ? gpus : (uint32_t)chunks;
+    for (uint32_t i = 0; i < gpus && good; i++) {
+        const uint64_t first = kvb_capture_part_begin(chunks, i, gpus), many = kvb_capture_part_begin(chunks, i + 1, gpus) - first;
+        r->share[i] = (share){.run = r, .gpu = gpu[i], .first = first, .chunks = many, .rows = many * r->ctx,
+                              .position = r->position + first * r->job->keep};
+        r->shares++;
+        good = allocate_share(&r->share[i]);
+    }
+    return good ? KVB_OK : kvb_fail_memory(err, "capture");
 }
 
 /* Rows that are kept, where they came from, and the positions that queries are turned back by. */
@@ -104,20 +166,20 @@ static kvb_status choose_places(device_run *r, kvb_error *err)
     return status;
 }
 
-static kvb_status start_forward(device_run *r, kvb_error *err)
+static kvb_status start_forward(share *s, kvb_error *err)
 {
-    kvb_status status = kvb_rope_table_create(&r->rope, r->g, 0, (uint32_t)r->ctx, err);
-    if (status != KVB_OK)
-        return status;
+    const device_run *r = s->run;
     const kvb_cuda_shape shape = {
         .embedding = r->config->embedding, .ffn = r->config->ffn, .norm_epsilon = r->config->norm_epsilon, .geometry = *r->g,
-        .ctx = (uint32_t)r->ctx, .sequences = r->job->chunks, .cosine = r->rope.cosine, .sine = r->rope.sine, .drawn = r->drawn,
+        .ctx = (uint32_t)r->ctx, .sequences = s->chunks, .cosine = r->rope.cosine, .sine = r->rope.sine,
+        .drawn = r->drawn + s->first * r->ctx,
     };
-    return kvb_cuda_forward_create(DEVICE, &shape, &r->forward, err);
+    return kvb_cuda_forward_create((int)s->gpu, &shape, &s->forward, err);
 }
 
-static kvb_status embed(device_run *r, kvb_error *err)
+static kvb_status embed(share *s, kvb_error *err)
 {
+    const device_run *r = s->run;
     const kvb_capture_options *o = r->job->options;
     const size_t width = r->config->embedding;
     const kvb_tensor *e = r->job->model->embedding.part[0];
@@ -126,8 +188,8 @@ static kvb_status embed(device_run *r, kvb_error *err)
     float *x = kvb_alloc_array(r->ctx, width * sizeof *x);
     if (tokens == NULL || x == NULL)
         status = kvb_fail_memory(err, "embeddings");
-    for (uint64_t c = 0; c < r->job->chunks && status == KVB_OK; c++) {
-        kvb_text_chunk(r->job->text, o->ctx, o->skip, c, o->bos, tokens);
+    for (uint64_t c = 0; c < s->chunks && status == KVB_OK; c++) {
+        kvb_text_chunk(r->job->text, o->ctx, o->skip, s->first + c, o->bos, tokens);
         for (size_t t = 0; t < r->ctx && status == KVB_OK; t++)
             if (tokens[t] >= r->config->vocab)
                 status = kvb_fail(err, KVB_E_USAGE, "forward pass", "token %zu is id %u of a vocabulary of %u", t, tokens[t],
@@ -137,7 +199,7 @@ static kvb_status embed(device_run *r, kvb_error *err)
 #pragma omp parallel for schedule(static)
         for (size_t t = 0; t < r->ctx; t++)
             kvb_dequantise(e, tokens[t] * width, width, x + t * width);
-        status = kvb_cuda_forward_put(r->forward, c, x, err);
+        status = kvb_cuda_forward_put(s->forward, c, x, err);
     }
     free(tokens);
     free(x);
@@ -152,154 +214,233 @@ static const float *floats_of(const kvb_weight *w, float **scratch)
     return w->resident == NULL && *scratch == NULL ? NULL : kvb_weight_floats(w, *scratch);
 }
 
-static kvb_status run_layer(device_run *r, uint32_t layer, kvb_error *err)
+static kvb_status send_weights(share *s, uint32_t layer, kvb_error *err)
 {
-    const kvb_layer_weights *w = &r->job->model->layer[layer];
+    const kvb_layer_weights *w = &s->run->job->model->layer[layer];
     const kvb_cuda_weights weights = {
-        .qkv = floats_of(&w->qkv, &r->weights[0]), .out = floats_of(&w->out, &r->weights[1]),
-        .gate_up = floats_of(&w->gate_up, &r->weights[2]), .down = floats_of(&w->down, &r->weights[3]),
+        .qkv = floats_of(&w->qkv, &s->weights[0]), .out = floats_of(&w->out, &s->weights[1]),
+        .gate_up = floats_of(&w->gate_up, &s->weights[2]), .down = floats_of(&w->down, &s->weights[3]),
         .attention_norm = w->attention_norm, .ffn_norm = w->ffn_norm,
+        .qkv_bias = w->qkv_bias, .q_norm = w->q_norm, .k_norm = w->k_norm,
     };
     if (weights.qkv == NULL || weights.out == NULL || weights.gate_up == NULL || weights.down == NULL)
         return kvb_fail_memory(err, "weights of a layer");
-    const bool empty = kvb_kvc_is_empty(&r->job->layout->layer[layer]);
-    return kvb_cuda_forward_layer(r->forward, &weights, empty ? NULL : &r->seen, err);
+    return kvb_cuda_forward_weights(s->forward, &weights, err);
 }
 
-static kvb_status refuse_row(const device_run *r, uint32_t layer, uint32_t head, size_t row, const char *what, kvb_error *err)
+static kvb_status refuse_row(const share *s, uint32_t layer, uint32_t head, size_t row, const char *what, kvb_error *err)
 {
+    const device_run *r = s->run;
     char where[256];
     snprintf(where, sizeof where, "%.120s: layer %u, KV head %u, chunk %" PRIu64 ", token %zu",
-             kvb_model_get_info(r->job->model)->path, layer, head, r->job->options->skip + row / r->ctx, row % r->ctx);
+             kvb_model_get_info(r->job->model)->path, layer, head, r->job->options->skip + s->first + row / r->ctx, row % r->ctx);
     return kvb_fail(err, KVB_E_CHECK, where,
                     "the %s there holds a NaN or infinity; expected finite numbers. Check the model file, or let the run count "
                     "and leave out such rows (--on-nan quarantine)",
                     what);
 }
 
-/* Marks in bad_keys the rows of a head whose key, value or weights are not finite, or fails at the first. */
-static kvb_status find_bad(device_run *r, uint32_t layer, uint32_t head, kvb_error *err)
+/* Marks the rows of a head whose key, value or weights are not finite, or fails at the first. */
+static kvb_status find_bad(share *s, uint32_t layer, uint32_t head, kvb_error *err)
 {
     static const char *const what[] = {"key", "value", "token weight"};
-    const size_t first = head * r->rows;
+    const size_t first = head * s->rows;
+    const kvb_cuda_seen *seen = &s->seen;
+    memset(s->bad + first, 0, s->rows);
     for (int pass = 0; pass < 3; pass++)
-        for (size_t i = 0; i < r->rows; i++) {
-            const bool bad = pass == 0   ? r->seen.bad_keys[first + i]
-                             : pass == 1 ? r->seen.bad_values[first + i]
-                                         : !isfinite(r->seen.weight_k[first + i]) || !isfinite(r->seen.weight_v[first + i]);
-            if (bad && r->job->options->stop_on_nan)
-                return refuse_row(r, layer, head, i, what[pass], err);
-            r->seen.bad_keys[first + i] |= bad;
+        for (size_t i = 0; i < s->rows; i++) {
+            const bool bad = pass == 0   ? seen->bad_keys[first + i]
+                             : pass == 1 ? seen->bad_values[first + i]
+                                         : !isfinite(seen->weight_k[first + i]) || !isfinite(seen->weight_v[first + i]);
+            if (bad && s->run->job->options->stop_on_nan)
+                return refuse_row(s, layer, head, i, what[pass], err);
+            s->bad[first + i] |= bad;
         }
     return KVB_OK;
 }
 
 /* The row of the forward pass that kept row i is. */
-static size_t row_of(const device_run *r, size_t i)
+static size_t row_of(const share *s, size_t i)
 {
-    return i / r->job->keep * r->ctx + r->position[i];
+    return i / s->run->job->keep * s->run->ctx + s->position[i];
 }
 
-static kvb_status write_rows(device_run *r, uint32_t layer, uint32_t head, kvb_kvc_part part, kvb_error *err)
+/* The place in a part [G][rows] of all chunks' kept rows where those of a head and this share begin. */
+static uint64_t place_of(const share *s, uint32_t layer, uint32_t head, kvb_kvc_part part, size_t row_bytes)
 {
-    const size_t dim = r->g->head_dim, kept = r->job->chunks * r->job->keep, first = head * r->rows;
+    const kvb_capture_device_job *j = s->run->job;
+    return kvb_kvc_offset(j->layout, layer, part) + (head * j->chunks + s->first) * j->keep * row_bytes;
+}
+
+static kvb_status write_rows(share *s, uint32_t layer, uint32_t head, kvb_kvc_part part, kvb_error *err)
+{
+    const size_t dim = s->run->g->head_dim, kept = s->chunks * s->run->job->keep, first = head * s->rows;
     const bool keys = part == KVB_KVC_KEYS;
-    const uint16_t *from = (keys ? r->seen.keys : r->seen.values) + first * dim;
-    const bool saturated = (keys ? r->seen.saturated_keys : r->seen.saturated_values) != 0;
+    const uint16_t *from = (keys ? s->seen.keys : s->seen.values) + first * dim;
+    const bool saturated = (keys ? s->seen.saturated_keys : s->seen.saturated_values) != 0;
     uint64_t most = 0;
 #pragma omp parallel for schedule(static) reduction(+ : most)
     for (size_t i = 0; i < kept; i++) {
-        const size_t row = row_of(r, i);
-        if (r->seen.bad_keys[first + row]) {
-            memset(r->half + i * dim, 0, dim * sizeof *r->half);
+        const size_t row = row_of(s, i);
+        if (s->bad[first + row]) {
+            memset(s->half + i * dim, 0, dim * sizeof *s->half);
             continue;
         }
-        memcpy(r->half + i * dim, from + row * dim, dim * sizeof *r->half);
+        memcpy(s->half + i * dim, from + row * dim, dim * sizeof *s->half);
         for (size_t c = 0; saturated && c < dim; c++)
-            most += (r->half[i * dim + c] & HALF_MAGNITUDE) == HALF_MOST;
+            most += (s->half[i * dim + c] & HALF_MAGNITUDE) == HALF_MOST;
     }
-    r->job->counts->saturated += most;
-    return kvb_sink_write(r->job->sink, kvb_kvc_offset(r->job->layout, layer, part) + head * kept * dim * sizeof *r->half, r->half,
-                          kept * dim * sizeof *r->half, err);
+    s->counts.saturated += most;
+    return kvb_sink_write(s->run->job->sink, place_of(s, layer, head, part, dim * sizeof *s->half), s->half,
+                          kept * dim * sizeof *s->half, err);
 }
 
-static kvb_status write_weights(device_run *r, uint32_t layer, uint32_t head, kvb_kvc_part part, kvb_error *err)
+static kvb_status write_weights(share *s, uint32_t layer, uint32_t head, kvb_kvc_part part, kvb_error *err)
 {
-    const size_t kept = r->job->chunks * r->job->keep, first = head * r->rows;
-    const float *from = (part == KVB_KVC_WEIGHT_K ? r->seen.weight_k : r->seen.weight_v) + first;
+    const size_t kept = s->chunks * s->run->job->keep, first = head * s->rows;
+    const float *from = (part == KVB_KVC_WEIGHT_K ? s->seen.weight_k : s->seen.weight_v) + first;
     for (size_t i = 0; i < kept; i++)
-        r->row_weight[i] = r->seen.bad_keys[first + row_of(r, i)] ? 0.0f : from[row_of(r, i)];
-    return kvb_sink_write(r->job->sink, kvb_kvc_offset(r->job->layout, layer, part) + head * kept * sizeof *r->row_weight,
-                          r->row_weight, kept * sizeof *r->row_weight, err);
+        s->row_weight[i] = s->bad[first + row_of(s, i)] ? 0.0f : from[row_of(s, i)];
+    return kvb_sink_write(s->run->job->sink, place_of(s, layer, head, part, sizeof *s->row_weight), s->row_weight,
+                          kept * sizeof *s->row_weight, err);
 }
 
-static kvb_status write_head(device_run *r, uint32_t layer, uint32_t head, kvb_error *err)
+static kvb_status write_head(share *s, uint32_t layer, uint32_t head, kvb_error *err)
 {
-    kvb_status status = find_bad(r, layer, head, err);
-    for (size_t i = 0; status == KVB_OK && i < r->job->chunks * r->job->keep; i++)
-        r->job->counts->quarantined += r->seen.bad_keys[head * r->rows + row_of(r, i)];
+    kvb_status status = find_bad(s, layer, head, err);
+    for (size_t i = 0; status == KVB_OK && i < s->chunks * s->run->job->keep; i++)
+        s->counts.quarantined += s->bad[head * s->rows + row_of(s, i)];
     if (status == KVB_OK)
-        status = write_rows(r, layer, head, KVB_KVC_KEYS, err);
+        status = write_rows(s, layer, head, KVB_KVC_KEYS, err);
     if (status == KVB_OK)
-        status = write_rows(r, layer, head, KVB_KVC_VALUES, err);
+        status = write_rows(s, layer, head, KVB_KVC_VALUES, err);
     if (status == KVB_OK)
-        status = write_weights(r, layer, head, KVB_KVC_WEIGHT_K, err);
+        status = write_weights(s, layer, head, KVB_KVC_WEIGHT_K, err);
     if (status == KVB_OK)
-        status = write_weights(r, layer, head, KVB_KVC_WEIGHT_V, err);
+        status = write_weights(s, layer, head, KVB_KVC_WEIGHT_V, err);
     return status;
 }
 
-/* Sums of a whole run: parts of it add up to the same but for the rounding of each. */
-static kvb_status write_moments(device_run *r, uint32_t layer, kvb_error *err)
+static bool is_observed(const device_run *r, uint32_t layer)
 {
-    const size_t dim = r->g->head_dim, square = dim * dim, heads = r->g->kv_heads, group = r->g->heads / heads;
-    memset(r->sums, 0, 2 * heads * kvb_triangle(dim) * sizeof *r->sums);
-    for (size_t i = 0; i < 2 * heads; i++)
-        kvb_query_sums_add(r->sums + i * kvb_triangle(dim), r->seen.moment + i * square, r->g->head_dim);
-    for (size_t head = 0; head < heads; head++) {
-        r->queries[head] = group * r->rows;
-        for (size_t h = head * group; h < (head + 1) * group; h++) {
-            r->queries[head] -= r->seen.bad_queries[h];
-            r->job->counts->bad_queries += r->seen.bad_queries[h];
-        }
-    }
-    return kvb_sink_write_moments(r->job->sink, layer, r->sums, r->queries, err);
+    return !kvb_kvc_is_empty(&r->job->layout->layer[layer]);
 }
 
-static kvb_status run_layers(device_run *r, kvb_error *err)
+/* What a layer left, if anybody asked: rows to the sink, sums to be added up when all shares are there. */
+static kvb_status take_layer(share *s, uint32_t layer, kvb_error *err)
+{
+    const device_run *r = s->run;
+    if (!is_observed(r, layer))
+        return KVB_OK;
+    kvb_status status = kvb_cuda_forward_seen(s->forward, &s->seen, err);
+    for (uint32_t head = 0; head < r->g->kv_heads && status == KVB_OK; head++)
+        status = write_head(s, layer, head, err);
+    if (status != KVB_OK)
+        return status;
+    memcpy(s->sums + layer * sum_count(r), s->seen.sums, sum_count(r) * sizeof *s->sums);
+    memcpy(s->bad_queries + (size_t)layer * r->g->heads, s->seen.bad_queries, r->g->heads * sizeof *s->bad_queries);
+    return KVB_OK;
+}
+
+/* The first share speaks for all. */
+static kvb_status report(const share *s, uint32_t layer, kvb_error *err)
+{
+    const kvb_capture_options *o = s->run->job->options;
+    const uint32_t layers = s->run->config->layers;
+    if (s != &s->run->share[0] || o->progress == NULL || o->progress(o->progress_user, "capture", layer, layers) == 0)
+        return KVB_OK;
+    return kvb_fail(err, KVB_E_CANCELLED, "capture", "stopped at layer %u of %u", layer, layers);
+}
+
+/* While a layer runs, the weights of the next are on their way and what the one before left is written. */
+static kvb_status run_layers(share *s, kvb_error *err)
+{
+    const uint32_t layers = s->run->config->layers;
+    kvb_status status = layers > 0 ? send_weights(s, 0, err) : KVB_OK;
+    for (uint32_t l = 0; l < layers && status == KVB_OK && !atomic_load(&s->run->stop); l++) {
+        status = report(s, l, err);
+        if (status == KVB_OK)
+            status = kvb_cuda_forward_layer(s->forward, is_observed(s->run, l), err);
+        if (status == KVB_OK && l + 1 < layers)
+            status = send_weights(s, l + 1, err);
+        if (status == KVB_OK && l > 0)
+            status = take_layer(s, l - 1, err);
+    }
+    if (status == KVB_OK && layers > 0 && !atomic_load(&s->run->stop))
+        status = take_layer(s, layers - 1, err);
+    return status;
+}
+
+static kvb_status run_share(void *user, uint32_t lane, kvb_error *err)
+{
+    device_run *r = user;
+    share *s = &r->share[lane];
+    kvb_status status = start_forward(s, err);
+    if (status == KVB_OK)
+        status = embed(s, err);
+    if (status == KVB_OK)
+        status = run_layers(s, err);
+    if (status != KVB_OK)
+        atomic_store(&r->stop, true);
+    kvb_cuda_forward_destroy(s->forward); /* device memory, as soon as nobody needs it */
+    s->forward = NULL;
+    return status;
+}
+
+/* Sums never round, so how chunks were shared out does not show. */
+static kvb_status write_moments(device_run *r, uint32_t layer, kvb_exact *sums, uint64_t *queries, kvb_error *err)
+{
+    const size_t heads = r->g->kv_heads, group = r->g->heads / heads, count = sum_count(r);
+    memset(sums, 0, count * sizeof *sums);
+    for (size_t head = 0; head < heads; head++)
+        queries[head] = group * r->job->chunks * r->ctx;
+    for (uint32_t i = 0; i < r->shares; i++) {
+        const share *s = &r->share[i];
+        for (size_t n = 0; n < count; n++)
+            sums[n] = kvb_exact_add(sums[n], s->sums[layer * count + n]);
+        for (size_t h = 0; h < r->g->heads; h++) {
+            queries[h / group] -= s->bad_queries[(size_t)layer * r->g->heads + h];
+            r->job->counts->bad_queries += s->bad_queries[(size_t)layer * r->g->heads + h];
+        }
+    }
+    return kvb_sink_write_moments(r->job->sink, layer, sums, queries, err);
+}
+
+static kvb_status bring_together(device_run *r, kvb_error *err)
 {
     const kvb_capture_options *o = r->job->options;
     kvb_status status = KVB_OK;
-    for (uint32_t l = 0; l < r->config->layers && status == KVB_OK; l++) {
-        if (o->progress != NULL && o->progress(o->progress_user, "capture", l, r->config->layers) != 0)
-            return kvb_fail(err, KVB_E_CANCELLED, "capture", "stopped at layer %u of %u", l, r->config->layers);
-        status = run_layer(r, l, err);
-        if (status != KVB_OK || kvb_kvc_is_empty(&r->job->layout->layer[l]))
-            continue;
-        for (uint32_t head = 0; head < r->g->kv_heads && status == KVB_OK; head++)
-            status = write_head(r, l, head, err);
-        if (status == KVB_OK)
-            status = write_moments(r, l, err);
+    kvb_exact *sums = kvb_alloc_array(sum_count(r), sizeof *sums);
+    uint64_t *queries = kvb_alloc_array(r->g->kv_heads, sizeof *queries);
+    if (sums == NULL || queries == NULL)
+        status = kvb_fail_memory(err, "query moments");
+    for (uint32_t i = 0; i < r->shares; i++) {
+        r->job->counts->saturated += r->share[i].counts.saturated;
+        r->job->counts->quarantined += r->share[i].counts.quarantined;
     }
+    for (uint32_t l = 0; l < r->config->layers && status == KVB_OK; l++)
+        if (is_observed(r, l))
+            status = write_moments(r, l, sums, queries, err);
     if (status == KVB_OK && o->progress != NULL)
         (void)o->progress(o->progress_user, "capture", r->config->layers, r->config->layers);
+    free(sums);
+    free(queries);
     return status;
 }
 
 kvb_status kvb_capture_on_device(const kvb_capture_device_job *job, kvb_error *err)
 {
     const kvb_model_config *config = &job->model->config;
-    device_run r = {.job = job, .config = config, .g = &config->geometry, .ctx = job->options->ctx,
-                    .rows = job->chunks * job->options->ctx};
-    kvb_status status = allocate(&r) ? KVB_OK : kvb_fail_memory(err, "capture");
+    device_run r = {.job = job, .config = config, .g = &job->model->geometry[0], .ctx = job->options->ctx};
+    kvb_status status = allocate(&r, err);
     if (status == KVB_OK)
         status = choose_places(&r, err);
     if (status == KVB_OK)
-        status = start_forward(&r, err);
+        status = kvb_rope_table_create(&r.rope, r.g, 0, (uint32_t)r.ctx, err);
     if (status == KVB_OK)
-        status = embed(&r, err);
+        status = kvb_lanes_run(r.shares, run_share, &r, err);
     if (status == KVB_OK)
-        status = run_layers(&r, err);
+        status = bring_together(&r, err);
     run_free(&r);
     return status;
 }

@@ -12,7 +12,7 @@ typedef struct kvb_capture_sink kvb_capture_sink;
 kvb_status kvb_sink_to_memory(const kvb_kvc_layout *layout, kvb_capture_sink **sink, kvb_error *err);
 kvb_status kvb_sink_to_file(const kvb_kvc_layout *layout, const char *path, const char *meta_json,
                             kvb_capture_sink **sink, kvb_error *err);
-/* Bytes at an offset of the data section, inside it. */
+/* Bytes at an offset of the data section, inside it. Threads may write at the same time where their bytes do not overlap. */
 kvb_status kvb_sink_write(kvb_capture_sink *sink, uint64_t offset, const void *bytes, size_t size, kvb_error *err);
 /* The sums of a layer's queries, [2][G][D(D+1)/2] over queries [G], and both means of them. */
 kvb_status kvb_sink_write_moments(kvb_capture_sink *sink, uint32_t layer, const kvb_exact *sums, const uint64_t *queries,

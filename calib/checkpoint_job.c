@@ -76,7 +76,7 @@ void kvb_checkpoint_job_put(kvb_json_writer *w, const kvb_recipe *recipe, uint64
     put_text(w, "policy", "anchors %.17g by score %d, window %u, sinks %u, form %d", p->anchor_fraction, (int)p->score,
              p->window, p->sinks, (int)p->exact);
     put_text(w, "--seed", "%" PRIu64, seed);
-    put_text(w, "--device", "%s", device == KVB_DEVICE_CUDA ? "cuda" : "cpu");
+    put_text(w, "--device", "%s", device != KVB_DEVICE_CPU ? "cuda" : "cpu");
 }
 
 void kvb_checkpoint_job_put_input(kvb_json_writer *w, const kvb_model *model, const kvb_text *text,

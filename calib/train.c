@@ -165,17 +165,19 @@ static kvb_status deliver(kvb_trainer *t, uint32_t from, uint32_t layer, kvb_err
     return status;
 }
 
-/* One layer for each process of the team, fewer at the end. */
+/* One layer for each process of the team, or for each lane of a process alone; fewer at the end. */
 static kvb_status train_round(kvb_trainer *t, const uint32_t *layer, uint32_t count, kvb_error *err)
 {
     const kvb_team *team = t->options->team;
     const uint32_t rank = kvb_team_rank(team);
     kvb_status status = kvb_capture_load(t->capture, layer, count, err);
-    if (status == KVB_OK && rank < count)
+    if (status == KVB_OK && kvb_team_size(team) == 1)
+        status = kvb_train_lanes(t, layer, count, err);
+    else if (status == KVB_OK && rank < count)
         status = kvb_train_layer(t, layer[rank], err);
     status = kvb_team_agree(team, status, err);
     for (uint32_t i = 0; status == KVB_OK && i < count; i++) {
-        if (i > 0)
+        if (i > 0 && kvb_team_size(team) > 1)
             status = deliver(t, i, layer[i], err);
         if (status == KVB_OK && rank == 0)
             status = kvb_train_save_layer(t, layer[i], err);
@@ -209,15 +211,17 @@ static kvb_status find_layers(kvb_trainer *t, uint32_t *layer, uint32_t *count, 
 
 static kvb_status train_layers(kvb_trainer *t, kvb_error *err)
 {
-    const uint32_t team = kvb_team_size(t->options->team);
-    uint32_t count = 0, *layer = kvb_alloc_array(t->capture->layers, sizeof *layer);
+    uint32_t count = 0, at_once = 1, *layer = kvb_alloc_array(t->capture->layers, sizeof *layer);
     kvb_status status = kvb_team_agree(t->options->team, layer != NULL ? KVB_OK : kvb_fail_memory(err, "training"), err);
     if (status == KVB_OK)
+        status = kvb_team_agree(t->options->team, kvb_train_choose_lanes(t, &at_once, err), err);
+    if (status == KVB_OK)
         status = find_layers(t, layer, &count, err);
+    at_once = kvb_team_size(t->options->team) > 1 ? kvb_team_size(t->options->team) : at_once;
     if (status == KVB_OK)
         status = kvb_team_agree(t->options->team, report_progress(t, err), err);
-    for (uint32_t i = 0; status == KVB_OK && i < count; i += team)
-        status = train_round(t, layer + i, count - i < team ? count - i : team, err);
+    for (uint32_t i = 0; status == KVB_OK && i < count; i += at_once)
+        status = train_round(t, layer + i, count - i < at_once ? count - i : at_once, err);
     free(layer);
     return status;
 }

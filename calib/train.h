@@ -13,7 +13,10 @@ typedef struct kvb_train_options {
     struct kvb_checkpoint *checkpoint; /* NULL: none. Layers that it has are not trained again; each is saved when it is done */
     const kvb_team *team; /* processes that train together, each with the same options but for the checkpoint, which is the first one's,
                            * and a capture that loads for all (kvb_team_capture()); NULL: none. The image is the first one's alone */
-    kvb_device device; /* where k-means runs, unless the recipe names a backend of its own */
+    kvb_device device; /* where k-means runs, unless the recipe names a backend of its own: layers are shared out over its GPUs. In a
+                        * team each process takes one of them */
+    uint32_t lanes;    /* layers trained side by side by a process alone whose capture has all layers at hand; 0: one on the CPU, two
+                        * for each GPU, so that one's work on the host hides behind the other's on the GPU */
     kvb_progress_fn progress; /* total in codebooks */
     void *progress_user;
 } kvb_train_options;
@@ -35,7 +38,7 @@ void kvb_train_options_init(kvb_train_options *options);
 
 /* Trains one layer at a time and returns the image of the `.kvb` file (free with free()). KVB_E_USAGE where d does not
  * divide D or there are fewer rows than centroids; KVB_E_CHECK where the capture holds NaN or all-zero weights (place
- * named). The same capture, recipe and seed give the same bytes for any number of threads. */
+ * named). The same capture, recipe and seed give the same bytes for any number of threads, lanes and GPUs. */
 kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
                           uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
 

@@ -106,6 +106,7 @@ typedef struct kvb_trainer {
     uint32_t *chosen;         /* [layers][part_heads][2] of the recipe's ladder, or NULL: the recipe's shapes */
     uint32_t part_heads;
     uint64_t done, total; /* codebooks */
+    uint32_t gpu, gpu_lanes; /* where this lane's k-means runs, and how many lanes share it; unused on the CPU */
 } kvb_trainer;
 
 static inline size_t kvb_train_item(const kvb_trainer *t, uint32_t layer, uint32_t head, int kind)
@@ -177,6 +178,10 @@ kvb_status kvb_train_load_choice(kvb_trainer *t, bool *there, kvb_error *err);
 
 /* Trains a layer's codebooks: fills its result and its parts. What it leaves after a failure belongs to the trainer. */
 kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);
+
+/* train_lanes.c: how many layers the job trains at a time, by itself, and training so many of them. A failure is the first layer's. */
+kvb_status kvb_train_choose_lanes(kvb_trainer *t, uint32_t *lanes, kvb_error *err);
+kvb_status kvb_train_lanes(kvb_trainer *t, const uint32_t *layer, uint32_t count, kvb_error *err);
 
 /* META of the book: the capture's, the recipe and how it was trained. NULL if out of memory; free with free().
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */

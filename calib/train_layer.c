@@ -209,8 +209,12 @@ static kvb_status solve(layer_job *job, kvb_error *err)
     kvb_additive_options_init(&options);
     options.kmeans.iterations = t->recipe->iterations;
     options.kmeans.seeding = t->recipe->seeding;
-    options.kmeans.backend = t->recipe->backend == KVB_KMEANS_OWN && t->options->device == KVB_DEVICE_CUDA ? KVB_KMEANS_CUDA
-                                                                                                      : t->recipe->backend;
+    options.kmeans.backend = t->recipe->backend;
+    if (t->recipe->backend == KVB_KMEANS_OWN && t->options->device != KVB_DEVICE_CPU) {
+        options.kmeans.backend = KVB_KMEANS_CUDA;
+        options.kmeans.device = t->gpu;
+        options.kmeans.device_callers = t->gpu_lanes;
+    }
     options.kmeans.holdout_every = t->holdout_every;
     options.kmeans.holdout_block = KVB_HOLDOUT_BLOCK;
     options.kmeans.threads = t->options->threads;

@@ -125,7 +125,7 @@ static void put_training(kvb_json_writer *w, const kvb_capture *capture, const k
     put_quality(w, report);
     put_clips(w, report);
     kvb_train_put_scores(w, capture, scores);
-    kvb_json_put_string(w, "device", options->device == KVB_DEVICE_CUDA ? "cuda" : "cpu");
+    kvb_json_put_string(w, "device", options->device != KVB_DEVICE_CPU ? "cuda" : "cpu");
     kvb_json_end_object(w);
 }
 

@@ -13,7 +13,7 @@
 #ifdef KVB_CUDA
 #include "cuda/calib/cuda_kmeans.h"
 
-enum { DEVICE = 0, MOST_AT_ONCE = 4096 };
+enum { MOST_AT_ONCE = 4096 };
 
 /* One problem of a batch. Places are into the batch's arrays. */
 typedef struct item {
@@ -184,7 +184,7 @@ static kvb_status open_points(batch *b, kvb_error *err)
     for (size_t i = 0; i < b->count; i++)
         problems[i] = device_problem(&b->items[i]);
     kvb_status status =
-        kvb_cuda_points_open(DEVICE, problems, b->count, o->holdout_every, o->holdout_block, &b->points, err);
+        kvb_cuda_points_open((int)o->device, problems, b->count, o->holdout_every, o->holdout_block, &b->points, err);
     free(problems);
     return status;
 }
@@ -638,9 +638,10 @@ kvb_status kvb_kmeans_on_device(const kvb_kmeans_problem *problems, size_t count
                                 const kvb_kmeans_range *ranges, int threads, kvb_kmeans_result *results, kvb_error *err)
 {
     uint64_t room = 0;
-    kvb_status status = kvb_cuda_points_device(DEVICE, err);
+    const kvb_kmeans_options *o = run->options;
+    kvb_status status = kvb_cuda_points_device((int)o->device, err);
     if (status == KVB_OK)
-        status = kvb_cuda_points_room(DEVICE, &room, err);
+        status = kvb_cuda_points_room((int)o->device, &room, err);
     if (status != KVB_OK)
         return status;
     item *items = kvb_alloc_zeroed(count, sizeof *items);
@@ -650,7 +651,7 @@ kvb_status kvb_kmeans_on_device(const kvb_kmeans_problem *problems, size_t count
         items[i] = (item){.number = i, .problem = &problems[i], .range = &ranges[i], .before = INFINITY};
     qsort(items, count, sizeof *items, by_width);
     for (size_t at = 0, many; at < count && status == KVB_OK; at += many) {
-        many = fitting(items + at, count - at, room / 10 * 8);
+        many = fitting(items + at, count - at, room / 10 * 8 / (o->device_callers > 1 ? o->device_callers : 1));
         status = solve_batch(run, threads, items + at, many, results, err);
     }
     free(items);

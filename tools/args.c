@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/device.h"
 #include "calib/suggest.h"
 #include "format/base/checked.h"
 #include "format/base/fail.h"
@@ -170,6 +171,15 @@ static kvb_status read_choice(arg_reader *r, const kvb_flag *flag, const char *t
                     kvb_suggest(text, flag->choices, count), kvb_join_words(flag->choices, count, list, sizeof list));
 }
 
+static kvb_status read_device(arg_reader *r, const kvb_flag *flag, const char *text, unsigned char *to)
+{
+    kvb_arg_u64 device = {.set = true};
+    if (!kvb_device_parse(text, &device.value))
+        return refuse_value(r, flag, text, "cpu, cuda, cuda:all, or GPUs by number such as cuda:0,1");
+    memcpy(to, &device, sizeof device);
+    return KVB_OK;
+}
+
 /* The words after the flag up to the next flag, or the one after '='. */
 static void read_strings(arg_reader *r, const char *first, bool only_one, unsigned char *to)
 {
@@ -204,6 +214,8 @@ static kvb_status read_value(arg_reader *r, const kvb_flag *flag, const char *te
         return read_real(r, flag, text, to);
     case KVB_FLAG_CHOICE:
         return read_choice(r, flag, text, to);
+    case KVB_FLAG_DEVICE:
+        return read_device(r, flag, text, to);
     case KVB_FLAG_BOOL:
         break;
     }

@@ -20,6 +20,7 @@ typedef enum kvb_flag_type {
     KVB_FLAG_REAL,     /* kvb_arg_real in [least, most] */
     KVB_FLAG_FRACTION, /* kvb_arg_real in [0, 1]: 0.01 or 1% */
     KVB_FLAG_CHOICE,   /* kvb_arg_u64: index into choices, which ends with NULL */
+    KVB_FLAG_DEVICE,   /* kvb_arg_u64: a kvb_device; choices are those that completion offers */
 } kvb_flag_type;
 
 typedef struct kvb_strings {

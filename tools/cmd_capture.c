@@ -26,7 +26,7 @@ static const kvb_flag flags[] = {
      .offset = offsetof(capture_args, queries)},
     {"--shard", KVB_FLAG_STRING, "I/N", KVB_SHARD_HELP, .offset = offsetof(capture_args, shard)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(capture_args, on_nan), .choices = kvb_on_nan_choices},
-    {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs (default cpu)",
+    {"--device", KVB_FLAG_DEVICE, "NAME", "where the model runs: cpu (the default), cuda, cuda:all or cuda:0,1",
      .offset = offsetof(capture_args, device), .choices = kvb_device_names},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print how large the capture would be",
      .offset = offsetof(capture_args, dry_run)},

@@ -20,7 +20,7 @@ typedef struct train_args {
 static const kvb_flag flags[] = {
     {"--output", KVB_FLAG_STRING, "FILE", "the book to write (.kvb)", .offset = offsetof(train_args, output),
      .letter = "-o", .required = true},
-    {"--device", KVB_FLAG_CHOICE, "NAME", "where k-means trains (default cpu)",
+    {"--device", KVB_FLAG_DEVICE, "NAME", "where k-means trains: cpu (the default), cuda, cuda:all or cuda:0,1",
      .offset = offsetof(train_args, device), .choices = kvb_device_names},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print rows, bits and sizes, and stop", .offset = offsetof(train_args, dry_run)},
 };

@@ -49,7 +49,7 @@ static kvb_status fingerprint(const kvb_compare_job *job, kvb_compare_cell *cell
     kvb_json_put_u64(&w, "seed", job->seed);
     kvb_json_put_u64(&w, "max_memory", job->capture->max_memory.value);
     kvb_json_put_u64(&w, "on_nan", job->capture->on_nan.value);
-    kvb_json_put_u64(&w, "device", job->capture->device.value);
+    kvb_json_put_u64(&w, "device", job->capture->device.value != KVB_DEVICE_CPU);
     kvb_json_put_number(&w, "bits", cell->bits);
     kvb_json_put_value(&w, "recipe", kvb_json_root(cell->recipe.doc));
     kvb_json_end_object(&w);

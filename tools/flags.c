@@ -87,7 +87,7 @@ const kvb_flag kvb_policy_flags[5] = {
 
 const char *const kvb_on_nan_choices[] = {"stop", "quarantine", NULL};
 
-const char *const kvb_device_names[] = {"cpu", "cuda", NULL};
+const char *const kvb_device_names[] = {"cpu", "cuda", "cuda:all", NULL};
 const char *const kvb_protocol_names[] = {"causal", "chunk", NULL};
 
 const kvb_flag kvb_capture_flags[3] = {
@@ -96,7 +96,7 @@ const kvb_flag kvb_capture_flags[3] = {
      .offset = offsetof(kvb_capture_args, max_memory)},
     {"--on-nan", KVB_FLAG_CHOICE, "WHAT", KVB_ON_NAN_HELP, .offset = offsetof(kvb_capture_args, on_nan),
      .choices = kvb_on_nan_choices},
-    {"--device", KVB_FLAG_CHOICE, "NAME", "where the model runs and k-means trains (default cpu)",
+    {"--device", KVB_FLAG_DEVICE, "NAME", "where the model runs and k-means trains: cpu (the default), cuda, cuda:all or cuda:0,1",
      .offset = offsetof(kvb_capture_args, device), .choices = kvb_device_names},
 };
 

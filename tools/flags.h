@@ -74,7 +74,7 @@ extern const kvb_flag kvb_common_flags[6], kvb_model_flags[3], kvb_text_flags[6]
     kvb_policy_flags[5], kvb_capture_flags[3], kvb_tune_flags[6],
     kvb_override_flags[2], kvb_checkpoint_flags[2];
 
-/* The choices of --device, by kvb_device, and of --anchor-protocol, by kvb_anchor_protocol. */
+/* What completion offers for --device, and the choices of --anchor-protocol, by kvb_anchor_protocol. */
 extern const char *const kvb_device_names[], *const kvb_protocol_names[];
 
 /* A group of a command whose options are `type`, with the group's struct as `member`. */

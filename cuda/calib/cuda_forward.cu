@@ -3,6 +3,8 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <string.h>
+
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -13,26 +15,45 @@ extern "C" {
 #include "format/base/fail.h"
 }
 
-enum { ROWS_AT_WORK = 8192, MOST_DIM = 128, COUNTERS = 2 /* then one a query head */ };
+enum { MOST_DIM = 128, COUNTERS = 2 /* then one a query head */, SLOTS = 2, STAGES = 4 };
+static const size_t STAGE_BYTES = (size_t)16 << 20;
+
+/* One layer's matrices, as they come and as they are used. */
+struct weight_slot {
+    float *qkv = nullptr, *out = nullptr, *gate_up = nullptr, *down = nullptr, *norm = nullptr; /* norm [2][E] */
+    float *bias = nullptr, *head_norm = nullptr; /* [(H+2G)D], [2][D] */
+    bool biased = false, head_normed = false;    /* whether this layer has them */
+    cudaEvent_t here = nullptr, used = nullptr; /* copied; the layer is done with them */
+};
+
+/* What one layer leaves: the same blocks on the device and on the host. */
+struct seen_slot {
+    __half *kept = nullptr;   /* [2][G][n][D] */
+    uint8_t *bad = nullptr;   /* [2][G][n] */
+    float *weight = nullptr;  /* [2][G][n] */
+    kvb_exact *sums = nullptr; /* [2][G][D(D+1)/2] */
+    unsigned long long *counter = nullptr; /* saturated keys, values, then bad queries of each head */
+    cudaEvent_t done = nullptr; /* the layer */
+};
 
 struct kvb_cuda_forward {
     int device = 0;
     kvb_cuda_shape shape = {};
-    uint32_t at_work = 0; /* sequences */
     cublasHandle_t blas = nullptr;
-    std::vector<void *> memory;
+    cudaStream_t compute = nullptr, in = nullptr, out = nullptr;
+    std::vector<void *> memory, host;
     float *x = nullptr;      /* [sequences][T][E] the residual stream */
-    float *normed = nullptr; /* [M][E] */
-    float *wide = nullptr;   /* [M][2F] */
-    float *narrow = nullptr; /* [M][F] */
-    float *qkv_w = nullptr, *out_w = nullptr, *gate_up_w = nullptr, *down_w = nullptr, *norm_w = nullptr; /* norm_w [2][E] */
+    float *normed = nullptr; /* [T][E] */
+    float *wide = nullptr;   /* [T][2F] */
+    float *narrow = nullptr; /* [T][F] */
     float *product = nullptr; /* [H][D][D] */
-    double *moment = nullptr; /* [2][G][D][D] */
-    __half *kept = nullptr;   /* [2][G][n][D] */
-    uint8_t *bad = nullptr;   /* [2][G][n] */
-    float *weight = nullptr;  /* [2][G][n] */
-    unsigned long long *counter = nullptr; /* saturated keys, values, then bad queries of each head */
     uint32_t *drawn = nullptr; /* [n] */
+    weight_slot weights[SLOTS];
+    seen_slot seen[SLOTS], held; /* held: on the host */
+    uint64_t copied = 0, layers = 0, observed = 0, read = 0; /* layers whose weights came, that were begun, observed, read */
+    char *stage[STAGES] = {};
+    cudaEvent_t staged[STAGES] = {};
+    unsigned next_stage = 0;
     kvb_dev_work_layer work = {};
 };
 
@@ -75,26 +96,69 @@ static size_t qkv_width(const kvb_layer *g)
     return (g->heads + 2 * (size_t)g->kv_heads) * g->head_dim;
 }
 
-static kvb_status take_weights(kvb_cuda_forward *f, kvb_error *err)
+/* Page-locked host memory, which copies reach without a detour. */
+template <typename T>
+static kvb_status take_host(kvb_cuda_forward *f, T **to, size_t count, kvb_error *err)
+{
+    void *memory = nullptr;
+    kvb_status status = KVB_OK;
+    const cudaError_t code = cudaHostAlloc(&memory, count * sizeof(T), cudaHostAllocDefault);
+    if (code == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        return kvb_fail(err, KVB_E_MEMORY, "GPU", "%zu bytes of page-locked memory cannot be had; use fewer or shorter chunks, or the CPU",
+                        count * sizeof(T));
+    }
+    TRY(status, err, "page-locked memory", code);
+    if (status == KVB_OK)
+        f->host.push_back(memory);
+    *to = (T *)memory;
+    return status;
+}
+
+static kvb_status take_event(cudaEvent_t *event, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    TRY(status, err, "events", cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    return status;
+}
+
+static kvb_status take_weights(kvb_cuda_forward *f, weight_slot *w, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
     const size_t width = f->shape.embedding, ffn = f->shape.ffn, heads = (size_t)g->heads * g->head_dim;
-    kvb_status status = take(f, &f->qkv_w, qkv_width(g) * width, err);
+    kvb_status status = take(f, &w->qkv, qkv_width(g) * width, err);
     if (status == KVB_OK)
-        status = take(f, &f->out_w, width * heads, err);
+        status = take(f, &w->out, width * heads, err);
     if (status == KVB_OK)
-        status = take(f, &f->gate_up_w, 2 * ffn * width, err);
+        status = take(f, &w->gate_up, 2 * ffn * width, err);
     if (status == KVB_OK)
-        status = take(f, &f->down_w, ffn * width, err);
+        status = take(f, &w->down, ffn * width, err);
     if (status == KVB_OK)
-        status = take(f, &f->norm_w, 2 * width, err);
+        status = take(f, &w->norm, 2 * width, err);
+    if (status == KVB_OK)
+        status = take(f, &w->bias, qkv_width(g), err);
+    if (status == KVB_OK)
+        status = take(f, &w->head_norm, 2 * g->head_dim, err);
+    if (status == KVB_OK)
+        status = take_event(&w->here, err);
+    return status == KVB_OK ? take_event(&w->used, err) : status;
+}
+
+static kvb_status take_stages(kvb_cuda_forward *f, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    for (int i = 0; i < STAGES && status == KVB_OK; i++) {
+        status = take_host(f, &f->stage[i], STAGE_BYTES, err);
+        if (status == KVB_OK)
+            status = take_event(&f->staged[i], err);
+    }
     return status;
 }
 
 static kvb_status take_rows(kvb_cuda_forward *f, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
-    const size_t rows = (size_t)f->at_work * f->shape.ctx, heads = (size_t)g->heads * g->head_dim;
+    const size_t rows = (size_t)f->shape.ctx, heads = (size_t)g->heads * g->head_dim;
     kvb_dev_work_layer *w = &f->work;
     kvb_status status = take(f, &f->x, all_rows(f) * f->shape.embedding, err);
     if (status == KVB_OK)
@@ -118,22 +182,53 @@ static kvb_status take_rows(kvb_cuda_forward *f, kvb_error *err)
     return status;
 }
 
-static kvb_status take_seen(kvb_cuda_forward *f, kvb_error *err)
+/* Elements of a slot's blocks. */
+struct seen_sizes {
+    size_t kept, rows, sums, counters;
+    explicit seen_sizes(const kvb_cuda_forward *f)
+    {
+        const kvb_layer *g = &f->shape.geometry;
+        rows = 2 * g->kv_heads * all_rows(f);
+        kept = rows * g->head_dim;
+        sums = 2 * g->kv_heads * kvb_triangle(g->head_dim);
+        counters = COUNTERS + g->heads;
+    }
+};
+
+static kvb_status take_seen(kvb_cuda_forward *f, seen_slot *s, kvb_error *err)
+{
+    const seen_sizes n(f);
+    kvb_status status = take(f, &s->kept, n.kept, err);
+    if (status == KVB_OK)
+        status = take(f, &s->bad, n.rows, err);
+    if (status == KVB_OK)
+        status = take(f, &s->weight, n.rows, err);
+    if (status == KVB_OK)
+        status = take(f, &s->sums, n.sums, err);
+    if (status == KVB_OK)
+        status = take(f, &s->counter, n.counters, err);
+    return status == KVB_OK ? take_event(&s->done, err) : status;
+}
+
+static kvb_status take_held(kvb_cuda_forward *f, seen_slot *s, kvb_error *err)
+{
+    const seen_sizes n(f);
+    kvb_status status = take_host(f, &s->kept, n.kept, err);
+    if (status == KVB_OK)
+        status = take_host(f, &s->bad, n.rows, err);
+    if (status == KVB_OK)
+        status = take_host(f, &s->weight, n.rows, err);
+    if (status == KVB_OK)
+        status = take_host(f, &s->sums, n.sums, err);
+    return status == KVB_OK ? take_host(f, &s->counter, n.counters, err) : status;
+}
+
+static kvb_status take_places(kvb_cuda_forward *f, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
     const size_t square = (size_t)g->head_dim * g->head_dim, n = all_rows(f), pairs = g->rope_dims / 2;
     float *cosine = nullptr, *sine = nullptr;
     kvb_status status = take(f, &f->product, g->heads * square, err);
-    if (status == KVB_OK)
-        status = take(f, &f->moment, 2 * g->kv_heads * square, err);
-    if (status == KVB_OK)
-        status = take(f, &f->kept, 2 * g->kv_heads * n * g->head_dim, err);
-    if (status == KVB_OK)
-        status = take(f, &f->bad, 2 * g->kv_heads * n, err);
-    if (status == KVB_OK)
-        status = take(f, &f->weight, 2 * g->kv_heads * n, err);
-    if (status == KVB_OK)
-        status = take(f, &f->counter, COUNTERS + g->heads, err);
     if (status == KVB_OK)
         status = take(f, &f->drawn, n, err);
     if (status == KVB_OK)
@@ -145,6 +240,7 @@ static kvb_status take_seen(kvb_cuda_forward *f, kvb_error *err)
         TRY(status, err, "rotary table", cudaMemcpy(sine, f->shape.sine, f->shape.ctx * pairs * 4, cudaMemcpyHostToDevice));
     }
     TRY(status, err, "drawn positions", cudaMemcpy(f->drawn, f->shape.drawn, n * sizeof(uint32_t), cudaMemcpyHostToDevice));
+    TRY(status, err, "tables", cudaDeviceSynchronize()); /* the streams do not wait for copies of this kind */
     f->work.cosine = cosine;
     f->work.sine = sine;
     return status;
@@ -173,20 +269,28 @@ static kvb_status set_up(kvb_cuda_forward *f, kvb_error *err)
     TRY(status, err, "attention kernels", allow<32>());
     TRY(status, err, "attention kernels", allow<64>());
     TRY(status, err, "attention kernels", allow<128>());
-    if (status == KVB_OK && cublasCreate(&f->blas) != CUBLAS_STATUS_SUCCESS)
+    TRY(status, err, "streams", cudaStreamCreateWithFlags(&f->compute, cudaStreamNonBlocking));
+    TRY(status, err, "streams", cudaStreamCreateWithFlags(&f->in, cudaStreamNonBlocking));
+    TRY(status, err, "streams", cudaStreamCreateWithFlags(&f->out, cudaStreamNonBlocking));
+    if (status == KVB_OK && (cublasCreate(&f->blas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(f->blas, f->compute) != CUBLAS_STATUS_SUCCESS))
         return kvb_fail(err, KVB_E_DEVICE, "GPU", "cuBLAS cannot be started");
-    f->at_work = (uint32_t)std::min<uint64_t>(std::max<uint64_t>(ROWS_AT_WORK / f->shape.ctx, 1), f->shape.sequences);
     f->work.heads = g->heads, f->work.kv_heads = g->kv_heads, f->work.dim = g->head_dim, f->work.tokens = f->shape.ctx;
     f->work.rope_style = g->rope_style, f->work.rope_dims = g->rope_style == KVB_ROPE_NONE ? 0 : g->rope_dims;
     f->work.window = g->kind == KVB_LAYER_SLIDING ? g->sliding_window : 0;
     f->work.scale = (float)g->attention_scale;
+    f->work.sequences = 1;
+    for (int i = 0; i < SLOTS && status == KVB_OK; i++) {
+        status = take_weights(f, &f->weights[i], err);
+        if (status == KVB_OK)
+            status = take_seen(f, &f->seen[i], err);
+    }
     if (status == KVB_OK)
-        status = take_weights(f, err);
+        status = take_held(f, &f->held, err);
+    if (status == KVB_OK)
+        status = take_stages(f, err);
     if (status == KVB_OK)
         status = take_rows(f, err);
-    if (status == KVB_OK)
-        status = take_seen(f, err);
-    return status;
+    return status == KVB_OK ? take_places(f, err) : status;
 }
 
 kvb_status kvb_cuda_forward_create(int device, const kvb_cuda_shape *shape, kvb_cuda_forward **out, kvb_error *err)
@@ -216,8 +320,22 @@ void kvb_cuda_forward_destroy(kvb_cuda_forward *f)
 {
     if (f == nullptr)
         return;
+    (void)cudaSetDevice(f->device);
+    (void)cudaDeviceSynchronize(); /* nothing is under way in what is freed now */
     for (void *memory : f->memory)
         cudaFree(memory);
+    for (void *memory : f->host)
+        cudaFreeHost(memory);
+    for (int i = 0; i < SLOTS; i++)
+        for (cudaEvent_t event : {f->weights[i].here, f->weights[i].used, f->seen[i].done})
+            if (event != nullptr)
+                cudaEventDestroy(event);
+    for (cudaEvent_t event : f->staged)
+        if (event != nullptr)
+            cudaEventDestroy(event);
+    for (cudaStream_t stream : {f->compute, f->in, f->out})
+        if (stream != nullptr)
+            cudaStreamDestroy(stream);
     if (f->blas != nullptr)
         cublasDestroy(f->blas);
     delete f;
@@ -232,9 +350,12 @@ static kvb_status move_rows(kvb_cuda_forward *f, uint64_t sequence, float *host,
                         (unsigned long long)f->shape.sequences);
     TRY(status, err, "choosing a device", cudaSetDevice(f->device));
     if (from != nullptr)
-        TRY(status, err, "embeddings", cudaMemcpy(f->x + sequence * size, from, size * sizeof(float), cudaMemcpyHostToDevice));
+        TRY(status, err, "embeddings",
+            cudaMemcpyAsync(f->x + sequence * size, from, size * sizeof(float), cudaMemcpyHostToDevice, f->compute));
     else
-        TRY(status, err, "hidden states", cudaMemcpy(host, f->x + sequence * size, size * sizeof(float), cudaMemcpyDeviceToHost));
+        TRY(status, err, "hidden states",
+            cudaMemcpyAsync(host, f->x + sequence * size, size * sizeof(float), cudaMemcpyDeviceToHost, f->compute));
+    TRY(status, err, "rows of a sequence", cudaStreamSynchronize(f->compute));
     return status;
 }
 
@@ -253,30 +374,71 @@ static unsigned blocks_for(size_t count)
     return (unsigned)std::min<size_t>((count + 255) / 256, 65536);
 }
 
-/* A matrix to the device, rounded to TF32. */
-static kvb_status upload(float *to, const float *from, size_t count, kvb_error *err)
+static void copy_by_all(char *to, const char *from, size_t size)
 {
+    const size_t piece = 1 << 20;
+#pragma omp parallel for schedule(static)
+    for (size_t at = 0; at < size; at += piece)
+        memcpy(to + at, from + at, std::min(piece, size - at));
+}
+
+/* A matrix to the device by way of page-locked memory, rounded to TF32 there where asked. */
+static kvb_status upload(kvb_cuda_forward *f, float *to, const float *from, size_t count, bool rounded, kvb_error *err)
+{
+    const size_t size = count * sizeof(float);
     kvb_status status = KVB_OK;
-    TRY(status, err, "copying weights", cudaMemcpy(to, from, count * sizeof(float), cudaMemcpyHostToDevice));
-    if (status == KVB_OK)
-        kvb_round_tf32<<<blocks_for(count), 256>>>(to, count);
+    for (size_t at = 0; at < size && status == KVB_OK; at += STAGE_BYTES) {
+        const unsigned i = f->next_stage++ % STAGES;
+        const size_t part = std::min(STAGE_BYTES, size - at);
+        TRY(status, err, "copying weights", cudaEventSynchronize(f->staged[i]));
+        copy_by_all(f->stage[i], (const char *)from + at, part);
+        TRY(status, err, "copying weights", cudaMemcpyAsync((char *)to + at, f->stage[i], part, cudaMemcpyHostToDevice, f->in));
+        TRY(status, err, "copying weights", cudaEventRecord(f->staged[i], f->in));
+    }
+    if (status == KVB_OK && rounded)
+        kvb_round_tf32<<<blocks_for(count), 256, 0, f->in>>>(to, count);
     TRY(status, err, "copying weights", cudaGetLastError());
     return status;
 }
 
-static kvb_status upload_layer(kvb_cuda_forward *f, const kvb_cuda_weights *w, kvb_error *err)
+static kvb_status upload_layer(kvb_cuda_forward *f, const weight_slot *to, const kvb_cuda_weights *w, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
     const size_t width = f->shape.embedding, ffn = f->shape.ffn;
-    kvb_status status = upload(f->qkv_w, w->qkv, qkv_width(g) * width, err);
+    kvb_status status = upload(f, to->qkv, w->qkv, qkv_width(g) * width, true, err);
     if (status == KVB_OK)
-        status = upload(f->out_w, w->out, width * g->heads * g->head_dim, err);
+        status = upload(f, to->out, w->out, width * g->heads * g->head_dim, true, err);
     if (status == KVB_OK)
-        status = upload(f->gate_up_w, w->gate_up, 2 * ffn * width, err);
+        status = upload(f, to->gate_up, w->gate_up, 2 * ffn * width, true, err);
     if (status == KVB_OK)
-        status = upload(f->down_w, w->down, ffn * width, err);
-    TRY(status, err, "norms", cudaMemcpy(f->norm_w, w->attention_norm, width * sizeof(float), cudaMemcpyHostToDevice));
-    TRY(status, err, "norms", cudaMemcpy(f->norm_w + width, w->ffn_norm, width * sizeof(float), cudaMemcpyHostToDevice));
+        status = upload(f, to->down, w->down, ffn * width, true, err);
+    if (status == KVB_OK)
+        status = upload(f, to->norm, w->attention_norm, width, false, err);
+    if (status == KVB_OK && w->qkv_bias != nullptr)
+        status = upload(f, to->bias, w->qkv_bias, qkv_width(g), false, err);
+    if (status == KVB_OK && w->q_norm != nullptr)
+        status = upload(f, to->head_norm, w->q_norm, g->head_dim, false, err);
+    if (status == KVB_OK && w->q_norm != nullptr)
+        status = upload(f, to->head_norm + g->head_dim, w->k_norm, g->head_dim, false, err);
+    return status == KVB_OK ? upload(f, to->norm + width, w->ffn_norm, width, false, err) : status;
+}
+
+kvb_status kvb_cuda_forward_weights(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_error *err)
+{
+    weight_slot *slot = &f->weights[f->copied % SLOTS];
+    kvb_status status = KVB_OK;
+    if ((weights->q_norm != nullptr) != (weights->k_norm != nullptr))
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "a norm of queries or of keys alone: expected both or neither");
+    if (f->copied - f->layers >= SLOTS)
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "weights of %d layers are waiting already; begin a layer first", (int)SLOTS);
+    TRY(status, err, "choosing a device", cudaSetDevice(f->device));
+    TRY(status, err, "copying weights", cudaStreamWaitEvent(f->in, slot->used, 0));
+    if (status == KVB_OK)
+        status = upload_layer(f, slot, weights, err);
+    TRY(status, err, "copying weights", cudaEventRecord(slot->here, f->in));
+    slot->biased = weights->qkv_bias != nullptr;
+    slot->head_normed = weights->q_norm != nullptr;
+    f->copied += status == KVB_OK;
     return status;
 }
 
@@ -293,7 +455,7 @@ static kvb_status linear(kvb_cuda_forward *f, const float *x, const float *w, si
 }
 
 /* sums += the second moments of queries x [m][HD] */
-static kvb_status add_moments(kvb_cuda_forward *f, const float *x, size_t m, double *sums, kvb_error *err)
+static kvb_status add_moments(kvb_cuda_forward *f, const float *x, size_t m, kvb_exact *sums, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
     const int dim = (int)g->head_dim, width = (int)(g->heads * g->head_dim);
@@ -303,130 +465,145 @@ static kvb_status add_moments(kvb_cuda_forward *f, const float *x, size_t m, dou
                                   f->product, dim, (long long)dim * dim, (int)g->heads);
     if (code != CUBLAS_STATUS_SUCCESS)
         return kvb_fail(err, KVB_E_DEVICE, "GPU", "cuBLAS: %s", cublasGetStatusString(code));
-    kvb_add_moments<<<blocks_for((size_t)g->kv_heads * dim * dim), 256>>>(f->product, g->heads, g->kv_heads, g->head_dim, sums);
+    kvb_add_moments<<<blocks_for((size_t)g->kv_heads * dim * dim), 256, 0, f->compute>>>(f->product, g->heads, g->kv_heads, g->head_dim, sums);
     return KVB_OK;
 }
 
-template <int D> static void launch_attend(const kvb_dev_work_layer &w)
+template <int D> static void launch_attend(const kvb_dev_work_layer &w, cudaStream_t stream)
 {
-    kvb_attend_tiles<D><<<dim3((w.tokens + 63) / 64, w.heads, w.sequences), 256, kvb_attend_bytes<D>()>>>(w);
+    kvb_attend_tiles<D><<<dim3((w.tokens + 63) / 64, w.heads, w.sequences), 256, kvb_attend_bytes<D>(), stream>>>(w);
 }
 
-template <int D> static void launch_weigh(const kvb_dev_work_layer &w)
+template <int D> static void launch_weigh(const kvb_dev_work_layer &w, cudaStream_t stream)
 {
-    kvb_weigh_tiles<D><<<dim3((w.tokens + 63) / 64, w.heads, w.sequences), 256, kvb_weigh_bytes<D>()>>>(w);
+    kvb_weigh_tiles<D><<<dim3((w.tokens + 63) / 64, w.heads, w.sequences), 256, kvb_weigh_bytes<D>(), stream>>>(w);
 }
 
-#define BY_DIM(launch, w)                    \
+#define BY_DIM(launch, w, stream)            \
     switch (padded_dim((w).dim)) {           \
-    case 16: launch<16>(w); break;           \
-    case 32: launch<32>(w); break;           \
-    case 64: launch<64>(w); break;           \
-    default: launch<128>(w); break;          \
+    case 16: launch<16>(w, stream); break;   \
+    case 32: launch<32>(w, stream); break;   \
+    case 64: launch<64>(w, stream); break;   \
+    default: launch<128>(w, stream); break;  \
     }
 
-/* Weights and moments of the rows at work, whose attention is there. */
-static kvb_status observe(kvb_cuda_forward *f, const kvb_dev_work_layer &w, size_t first, kvb_error *err)
+/* Weights and moments of a sequence, whose attention is there. */
+static kvb_status observe(kvb_cuda_forward *f, const kvb_dev_work_layer &w, const seen_slot *to, size_t first, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
-    const size_t rows = (size_t)w.sequences * w.tokens, all = all_rows(f), square = (size_t)g->head_dim * g->head_dim;
-    BY_DIM(launch_weigh, w)
+    const size_t rows = w.tokens, all = all_rows(f), triangle = kvb_triangle(g->head_dim);
+    BY_DIM(launch_weigh, w, f->compute)
     for (size_t kind = 0; kind < 2; kind++)
-        kvb_add_weights<<<blocks_for(rows * g->kv_heads), 256>>>(w, w.weight + kind * g->heads * rows, first, all,
-                                                                 f->weight + kind * g->kv_heads * all);
-    kvb_status status = add_moments(f, w.q_back, rows, f->moment, err);
-    kvb_good_queries<<<blocks_for(rows * g->heads * g->head_dim), 256>>>(w, w.q_back, f->counter + COUNTERS);
+        kvb_add_weights<<<blocks_for(rows * g->kv_heads), 256, 0, f->compute>>>(w, w.weight + kind * g->heads * rows, first, all,
+                                                                                to->weight + kind * g->kv_heads * all);
+    kvb_status status = add_moments(f, w.q_back, rows, to->sums, err);
+    kvb_good_queries<<<blocks_for(rows * g->heads * g->head_dim), 256, 0, f->compute>>>(w, w.q_back, to->counter + COUNTERS);
     if (status == KVB_OK)
-        status = add_moments(f, w.q_back, rows, f->moment + g->kv_heads * square, err);
+        status = add_moments(f, w.q_back, rows, to->sums + g->kv_heads * triangle, err);
     TRY(status, err, "token weights", cudaGetLastError());
     return status;
 }
 
-static kvb_status attention_block(kvb_cuda_forward *f, const kvb_dev_work_layer &w, size_t first, bool observed, kvb_error *err)
+/* to: NULL where nobody observes. */
+static kvb_status attention_block(kvb_cuda_forward *f, const kvb_dev_work_layer &w, const weight_slot *weights, const seen_slot *to,
+                                  size_t first, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
-    const size_t rows = (size_t)w.sequences * w.tokens, width = f->shape.embedding, heads = (size_t)g->heads * g->head_dim;
-    const size_t all = all_rows(f);
+    const size_t rows = w.tokens, width = f->shape.embedding, heads = (size_t)g->heads * g->head_dim, all = all_rows(f);
     float *x = f->x + first * width;
-    kvb_rms_norm<<<(unsigned)rows, 256>>>(x, f->norm_w, f->shape.embedding, f->shape.norm_epsilon, f->normed);
-    kvb_status status = linear(f, f->normed, f->qkv_w, rows, qkv_width(g), width, 0.0f, w.qkv, err);
-    for (int values = 0; values < 2 && observed; values++)
-        kvb_keep_rows<<<blocks_for(rows * g->kv_heads * g->head_dim), 256>>>(
-            w, values != 0, first, all, f->kept + values * g->kv_heads * all * g->head_dim, f->bad + values * g->kv_heads * all,
-            f->counter + values);
-    kvb_turn<<<(unsigned)rows, 256>>>(w, observed);
-    BY_DIM(launch_attend, w)
+    kvb_rms_norm<<<(unsigned)rows, 256, 0, f->compute>>>(x, weights->norm, f->shape.embedding, f->shape.norm_epsilon, f->normed);
+    kvb_status status = linear(f, f->normed, weights->qkv, rows, qkv_width(g), width, 0.0f, w.qkv, err);
+    if (weights->biased || weights->head_normed)
+        kvb_finish_heads<<<(unsigned)rows, 256, 0, f->compute>>>(
+            w, weights->biased ? weights->bias : nullptr, weights->head_normed ? weights->head_norm : nullptr,
+            weights->head_normed ? weights->head_norm + g->head_dim : nullptr, f->shape.norm_epsilon);
+    for (int values = 0; values < 2 && to != nullptr; values++)
+        kvb_keep_rows<<<blocks_for(rows * g->kv_heads * g->head_dim), 256, 0, f->compute>>>(
+            w, values != 0, first, all, to->kept + values * g->kv_heads * all * g->head_dim, to->bad + values * g->kv_heads * all,
+            to->counter + values);
+    kvb_turn<<<(unsigned)rows, 256, 0, f->compute>>>(w, to != nullptr);
+    BY_DIM(launch_attend, w, f->compute)
     TRY(status, err, "attention", cudaGetLastError());
-    if (status == KVB_OK && observed)
-        status = observe(f, w, first, err);
-    kvb_round_tf32<<<blocks_for(rows * heads), 256>>>(w.out, rows * heads);
-    return status == KVB_OK ? linear(f, w.out, f->out_w, rows, width, heads, 1.0f, x, err) : status;
+    if (status == KVB_OK && to != nullptr)
+        status = observe(f, w, to, first, err);
+    kvb_round_tf32<<<blocks_for(rows * heads), 256, 0, f->compute>>>(w.out, rows * heads);
+    return status == KVB_OK ? linear(f, w.out, weights->out, rows, width, heads, 1.0f, x, err) : status;
 }
 
-static kvb_status feed_forward(kvb_cuda_forward *f, size_t first, size_t rows, kvb_error *err)
+static kvb_status feed_forward(kvb_cuda_forward *f, const weight_slot *weights, size_t first, kvb_error *err)
 {
-    const size_t width = f->shape.embedding, ffn = f->shape.ffn;
+    const size_t rows = f->shape.ctx, width = f->shape.embedding, ffn = f->shape.ffn;
     float *x = f->x + first * width;
-    kvb_rms_norm<<<(unsigned)rows, 256>>>(x, f->norm_w + width, f->shape.embedding, f->shape.norm_epsilon, f->normed);
-    kvb_status status = linear(f, f->normed, f->gate_up_w, rows, 2 * ffn, width, 0.0f, f->wide, err);
-    kvb_swiglu<<<blocks_for(rows * ffn), 256>>>(f->wide, f->shape.ffn, rows, f->narrow);
+    kvb_rms_norm<<<(unsigned)rows, 256, 0, f->compute>>>(x, weights->norm + width, f->shape.embedding, f->shape.norm_epsilon, f->normed);
+    kvb_status status = linear(f, f->normed, weights->gate_up, rows, 2 * ffn, width, 0.0f, f->wide, err);
+    kvb_swiglu<<<blocks_for(rows * ffn), 256, 0, f->compute>>>(f->wide, f->shape.ffn, rows, f->narrow);
     if (status == KVB_OK)
-        status = linear(f, f->narrow, f->down_w, rows, width, ffn, 1.0f, x, err);
+        status = linear(f, f->narrow, weights->down, rows, width, ffn, 1.0f, x, err);
     TRY(status, err, "feed-forward", cudaGetLastError());
     return status;
 }
 
-static kvb_status read_seen(kvb_cuda_forward *f, kvb_cuda_seen *seen, kvb_error *err)
+static kvb_status clear_seen(kvb_cuda_forward *f, const seen_slot *s, kvb_error *err)
 {
-    const kvb_layer *g = &f->shape.geometry;
-    const size_t n = all_rows(f), half = g->kv_heads * n * g->head_dim;
-    std::vector<unsigned long long> counter(COUNTERS + g->heads);
+    const seen_sizes n(f);
     kvb_status status = KVB_OK;
-    TRY(status, err, "keys", cudaMemcpy(seen->keys, f->kept, half * sizeof(__half), cudaMemcpyDeviceToHost));
-    TRY(status, err, "values", cudaMemcpy(seen->values, f->kept + half, half * sizeof(__half), cudaMemcpyDeviceToHost));
-    TRY(status, err, "rows left out", cudaMemcpy(seen->bad_keys, f->bad, g->kv_heads * n, cudaMemcpyDeviceToHost));
-    TRY(status, err, "rows left out", cudaMemcpy(seen->bad_values, f->bad + g->kv_heads * n, g->kv_heads * n, cudaMemcpyDeviceToHost));
-    TRY(status, err, "token weights", cudaMemcpy(seen->weight_k, f->weight, g->kv_heads * n * sizeof(float), cudaMemcpyDeviceToHost));
-    TRY(status, err, "token weights",
-        cudaMemcpy(seen->weight_v, f->weight + g->kv_heads * n, g->kv_heads * n * sizeof(float), cudaMemcpyDeviceToHost));
-    TRY(status, err, "moments", cudaMemcpy(seen->moment, f->moment, 2 * g->kv_heads * (size_t)g->head_dim * g->head_dim * sizeof(double),
-                                           cudaMemcpyDeviceToHost));
-    TRY(status, err, "counts", cudaMemcpy(counter.data(), f->counter, counter.size() * sizeof counter[0], cudaMemcpyDeviceToHost));
-    seen->saturated_keys = counter[0];
-    seen->saturated_values = counter[1];
-    for (size_t h = 0; h < g->heads; h++)
-        seen->bad_queries[h] = counter[COUNTERS + h];
+    TRY(status, err, "moments", cudaMemsetAsync(s->sums, 0, n.sums * sizeof *s->sums, f->compute));
+    TRY(status, err, "counts", cudaMemsetAsync(s->bad, 0, n.rows, f->compute));
+    TRY(status, err, "counts", cudaMemsetAsync(s->counter, 0, n.counters * sizeof *s->counter, f->compute));
     return status;
 }
 
-static kvb_status run_layer(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_cuda_seen *seen, kvb_error *err)
+kvb_status kvb_cuda_forward_layer(kvb_cuda_forward *f, bool observed, kvb_error *err)
 {
-    const kvb_layer *g = &f->shape.geometry;
+    const weight_slot *weights = &f->weights[f->layers % SLOTS];
+    const seen_slot *to = observed ? &f->seen[f->observed % SLOTS] : nullptr;
     kvb_status status = KVB_OK;
+    if (f->copied == f->layers)
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "no weights are waiting: kvb_cuda_forward_weights() comes first");
+    if (observed && f->observed - f->read >= SLOTS)
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "%d observed layers are waiting to be read", (int)SLOTS);
     TRY(status, err, "choosing a device", cudaSetDevice(f->device));
-    if (status == KVB_OK)
-        status = upload_layer(f, weights, err);
-    TRY(status, err, "moments", cudaMemset(f->moment, 0, 2 * g->kv_heads * (size_t)g->head_dim * g->head_dim * sizeof(double)));
-    TRY(status, err, "counts", cudaMemset(f->bad, 0, 2 * g->kv_heads * all_rows(f)));
-    TRY(status, err, "counts", cudaMemset(f->counter, 0, (COUNTERS + g->heads) * sizeof *f->counter));
-    for (uint64_t s = 0; s < f->shape.sequences && status == KVB_OK; s += f->at_work) {
+    TRY(status, err, "layer", cudaStreamWaitEvent(f->compute, weights->here, 0));
+    if (status == KVB_OK && observed)
+        status = clear_seen(f, to, err);
+    for (uint64_t s = 0; s < f->shape.sequences && status == KVB_OK; s++) {
         kvb_dev_work_layer w = f->work;
         const size_t first = (size_t)s * f->shape.ctx;
-        w.sequences = (uint32_t)std::min<uint64_t>(f->at_work, f->shape.sequences - s);
         w.drawn = f->drawn + first;
-        status = attention_block(f, w, first, seen != nullptr, err);
+        status = attention_block(f, w, weights, to, first, err);
         if (status == KVB_OK)
-            status = feed_forward(f, first, (size_t)w.sequences * f->shape.ctx, err);
+            status = feed_forward(f, weights, first, err);
     }
-    TRY(status, err, "layer", cudaDeviceSynchronize());
-    return status == KVB_OK && seen != nullptr ? read_seen(f, seen, err) : status;
+    TRY(status, err, "layer", cudaEventRecord(weights->used, f->compute));
+    if (observed)
+        TRY(status, err, "layer", cudaEventRecord(to->done, f->compute));
+    f->layers++;
+    f->observed += observed;
+    return status;
 }
 
-kvb_status kvb_cuda_forward_layer(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_cuda_seen *seen, kvb_error *err)
+kvb_status kvb_cuda_forward_seen(kvb_cuda_forward *f, kvb_cuda_seen *seen, kvb_error *err)
 {
-    try {
-        return run_layer(f, weights, seen, err);
-    } catch (const std::bad_alloc &) {
-        return kvb_fail_memory(err, "capture on a GPU");
-    }
+    const seen_slot *from = &f->seen[f->read % SLOTS], *to = &f->held;
+    const size_t head_rows = f->shape.geometry.kv_heads * all_rows(f);
+    const seen_sizes n(f);
+    kvb_status status = KVB_OK;
+    if (f->read == f->observed)
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "no observed layer is waiting to be read");
+    TRY(status, err, "choosing a device", cudaSetDevice(f->device));
+    TRY(status, err, "layer", cudaStreamWaitEvent(f->out, from->done, 0));
+    TRY(status, err, "keys", cudaMemcpyAsync(to->kept, from->kept, n.kept * sizeof *to->kept, cudaMemcpyDeviceToHost, f->out));
+    TRY(status, err, "rows left out", cudaMemcpyAsync(to->bad, from->bad, n.rows, cudaMemcpyDeviceToHost, f->out));
+    TRY(status, err, "token weights", cudaMemcpyAsync(to->weight, from->weight, n.rows * sizeof *to->weight, cudaMemcpyDeviceToHost, f->out));
+    TRY(status, err, "moments", cudaMemcpyAsync(to->sums, from->sums, n.sums * sizeof *to->sums, cudaMemcpyDeviceToHost, f->out));
+    TRY(status, err, "counts", cudaMemcpyAsync(to->counter, from->counter, n.counters * sizeof *to->counter, cudaMemcpyDeviceToHost, f->out));
+    TRY(status, err, "layer", cudaStreamSynchronize(f->out));
+    f->read++;
+    static_assert(sizeof *to->counter == sizeof *seen->bad_queries, "counters are 64 bits");
+    *seen = {
+        (const uint16_t *)to->kept, (const uint16_t *)to->kept + head_rows * f->shape.geometry.head_dim,
+        to->bad, to->bad + head_rows, to->weight, to->weight + head_rows, to->sums,
+        (const uint64_t *)(const void *)(to->counter + COUNTERS), to->counter[0], to->counter[1],
+    };
+    return status;
 }

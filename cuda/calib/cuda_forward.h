@@ -3,10 +3,24 @@
  *
  * All sequences start at position 0 and have `ctx` tokens; the residual stream of all of them stays on the device while the
  * layers' weights pass through. Matrix products run on tensor cores with operands rounded to TF32 and sums in float32; attention
- * and token weights are float32, sums over queries end in double. The results depend on the inputs alone: no atomics on floats. */
+ * and token weights are float32, sums over queries are exact sums of each sequence's. A sequence goes through by itself, by kernels
+ * that do not depend on how many there are: what it leaves depends on the weights and its tokens alone, and no float is added
+ * atomically. So sequences may be split over devices and processes in any way.
+ *
+ * Copies run beside the kernels, in streams of their own:
+ *
+ *   kvb_cuda_forward_weights(f, layer 0)
+ *   for each layer l: kvb_cuda_forward_layer(f, observed)      starts it
+ *                     kvb_cuda_forward_weights(f, layer l + 1) while l runs
+ *                     kvb_cuda_forward_seen(f, &seen)          of layer l - 1, while l runs; at the end of layer l itself
+ *
+ * A handle serves one thread; several may be at work in one process. */
 #ifndef KVB_CUDA_FORWARD_H
 #define KVB_CUDA_FORWARD_H
 
+#include <stdbool.h>
+
+#include "format/base/exact.h"
 #include "kvbook/book.h"
 
 #ifdef __cplusplus
@@ -32,25 +46,33 @@ typedef struct kvb_cuda_weights {
     const float *gate_up; /* [2F][E] */
     const float *down;    /* [E][F] */
     const float *attention_norm, *ffn_norm; /* [E] */
+    const float *qkv_bias;          /* [(H + 2G) D], or NULL */
+    const float *q_norm, *k_norm;   /* [D] of RMSNorm over each head's channels before RoPE, both or neither NULL */
 } kvb_cuda_weights;
 
-/* What one layer leaves: host memory of the caller. n = sequences * T; row r of every head is token r % T of sequence r / T. */
+/* What one layer leaves, in the handle's host memory until the next call for it. n = sequences * T; row r of every head is token
+ * r % T of sequence r / T. */
 typedef struct kvb_cuda_seen {
-    uint16_t *keys, *values;     /* [G][n][D] half floats: magnitudes beyond 65504 become that */
-    uint8_t *bad_keys, *bad_values; /* [G][n] 1 where a row holds a NaN or infinity */
-    float *weight_k, *weight_v;  /* [G][n] */
-    double *moment;              /* [2][G][D][D] sums of q q^T: turned back, then as rotated */
-    uint64_t *bad_queries;       /* [H] left out of the moments */
+    const uint16_t *keys, *values;  /* [G][n][D] half floats: magnitudes beyond 65504 become that */
+    const uint8_t *bad_keys, *bad_values; /* [G][n] 1 where a row holds a NaN or infinity */
+    const float *weight_k, *weight_v; /* [G][n] */
+    const kvb_exact *sums;          /* [2][G][D(D+1)/2] of q q^T over all queries: turned back, then as rotated */
+    const uint64_t *bad_queries;    /* [H] left out of the sums */
     uint64_t saturated_keys, saturated_values; /* elements beyond 65504, of all rows */
 } kvb_cuda_seen;
 
-/* KVB_E_DEVICE, KVB_E_MEMORY (nothing is left allocated), KVB_E_USAGE for heads of more than 128 channels. */
+/* shape and its arrays may be forgotten. KVB_E_DEVICE, KVB_E_MEMORY (nothing is left allocated), KVB_E_USAGE for heads of more than 128 channels. */
 kvb_status kvb_cuda_forward_create(int device, const kvb_cuda_shape *shape, kvb_cuda_forward **out, kvb_error *err);
 void kvb_cuda_forward_destroy(kvb_cuda_forward *f); /* NULL is allowed */
 /* The embeddings [T][E] of one sequence, before the first layer. */
 kvb_status kvb_cuda_forward_put(kvb_cuda_forward *f, uint64_t sequence, const float *x, kvb_error *err);
-/* The next layer over all sequences. seen may be NULL. */
-kvb_status kvb_cuda_forward_layer(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_cuda_seen *seen, kvb_error *err);
+/* Begins to copy the next layer's weights; the host matrices may be forgotten afterwards. KVB_E_USAGE where two layers' weights are
+ * waiting already. */
+kvb_status kvb_cuda_forward_weights(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_error *err);
+/* Begins the next layer over all sequences, with the weights that came next. */
+kvb_status kvb_cuda_forward_layer(kvb_cuda_forward *f, bool observed, kvb_error *err);
+/* Waits for the oldest observed layer that was not asked for yet, of the last two. */
+kvb_status kvb_cuda_forward_seen(kvb_cuda_forward *f, kvb_cuda_seen *seen, kvb_error *err);
 /* The residual stream [T][E] of one sequence after the layers so far. */
 kvb_status kvb_cuda_forward_get(kvb_cuda_forward *f, uint64_t sequence, float *x, kvb_error *err);
 

@@ -7,6 +7,8 @@
 #include <math_constants.h>
 #include <stdint.h>
 
+#include "format/base/exact.h"
+
 typedef struct kvb_dev_work_layer {
     uint32_t heads, kv_heads, dim, tokens, sequences; /* H, G, D, T, sequences at work */
     uint32_t rope_style, rope_dims, window;           /* window 0: all earlier tokens */
@@ -70,6 +72,30 @@ static __global__ void kvb_swiglu(const float *gate_up, uint32_t ffn, size_t row
         const float *row = gate_up + i / ffn * 2 * ffn;
         const float gate = row[i % ffn];
         y[i] = kvb_tf32(gate / (1.0f + expf(-gate)) * row[ffn + i % ffn]);
+    }
+}
+
+/* What stands between the product and the heads as they are before RoPE: a bias, then RMSNorm over each head of q and k. A block a
+ * token, a warp a head at a time. bias [(H+2G)D] or NULL; q_norm, k_norm [D] or NULL. */
+static __global__ void __launch_bounds__(256) kvb_finish_heads(kvb_dev_work_layer w, const float *bias, const float *q_norm,
+                                                               const float *k_norm, double epsilon)
+{
+    const uint32_t lane = threadIdx.x % 32, heads = w.heads + 2 * w.kv_heads;
+    for (uint32_t head = threadIdx.x / 32; head < heads; head += 8) {
+        float *x = w.qkv + ((size_t)blockIdx.x * heads + head) * w.dim, square = 0.0f;
+        const float *norm = head < w.heads ? q_norm : head < w.heads + w.kv_heads ? k_norm : nullptr;
+        for (uint32_t c = lane; c < w.dim; c += 32) {
+            if (bias != nullptr)
+                x[c] += bias[head * w.dim + c];
+            square += x[c] * x[c];
+        }
+        if (norm == nullptr)
+            continue;
+        for (int far = 16; far > 0; far /= 2)
+            square += __shfl_xor_sync(0xffffffffu, square, far);
+        const float factor = (float)(1.0 / sqrt((double)square / w.dim + epsilon));
+        for (uint32_t c = lane; c < w.dim; c += 32)
+            x[c] = x[c] * factor * norm[c];
     }
 }
 
@@ -150,15 +176,18 @@ static __global__ void kvb_good_queries(kvb_dev_work_layer w, float *to, unsigne
     }
 }
 
-/* sums [G][D][D] += the products [H][D][D] of the heads of each group, in their order. */
-static __global__ void kvb_add_moments(const float *product, uint32_t heads, uint32_t kv_heads, uint32_t dim, double *sums)
+/* sums [G][D(D+1)/2] += the symmetric parts of the products [H][D][D] of each group's heads. */
+static __global__ void kvb_add_moments(const float *product, uint32_t heads, uint32_t kv_heads, uint32_t dim, kvb_exact *sums)
 {
-    const size_t square = (size_t)dim * dim, group = heads / kv_heads;
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < kv_heads * square; i += (size_t)gridDim.x * blockDim.x) {
-        double sum = sums[i];
-        for (size_t h = 0; h < group; h++)
-            sum += product[(i / square * group + h) * square + i % square];
-        sums[i] = sum;
+    const size_t square = (size_t)dim * dim, group = heads / kv_heads, triangle = kvb_triangle(dim);
+    for (size_t n = blockIdx.x * (size_t)blockDim.x + threadIdx.x; n < kv_heads * square; n += (size_t)gridDim.x * blockDim.x) {
+        const size_t head = n / square, i = n % square / dim, j = n % dim;
+        if (j < i)
+            continue;
+        kvb_exact *to = sums + head * triangle + i * (2 * dim - i + 1) / 2 + (j - i), sum = *to;
+        for (size_t h = head * group; h < (head + 1) * group; h++)
+            sum = kvb_exact_add(sum, kvb_exact_of(0.5 * ((double)product[h * square + i * dim + j] + product[h * square + j * dim + i])));
+        *to = sum;
     }
 }
 

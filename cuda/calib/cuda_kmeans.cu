@@ -65,6 +65,21 @@ uint32_t kvb_cuda_points_width(uint32_t channels)
     return width;
 }
 
+kvb_status kvb_cuda_points_devices(uint32_t *count, kvb_error *err)
+{
+    int there = 0;
+    const cudaError_t code = cudaGetDeviceCount(&there);
+    *count = 0;
+    if (code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver) {
+        (void)cudaGetLastError();
+        return KVB_OK;
+    }
+    kvb_status status = KVB_OK;
+    TRY(status, err, "counting devices", code);
+    *count = (uint32_t)there;
+    return status;
+}
+
 kvb_status kvb_cuda_points_device(int device, kvb_error *err)
 {
     int count = 0, major = 0;

@@ -35,6 +35,8 @@ typedef struct kvb_cuda_problem {
     size_t training;              /* points that are not held out */
 } kvb_cuda_problem;
 
+/* How many devices there are; 0 without a driver. */
+kvb_status kvb_cuda_points_devices(uint32_t *count, kvb_error *err);
 /* KVB_E_DEVICE where there is no such device or it is older than compute capability 8.0. */
 kvb_status kvb_cuda_points_device(int device, kvb_error *err);
 /* Device bytes that a problem takes in a batch, its host points not counted; and bytes free now. */

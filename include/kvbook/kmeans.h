@@ -56,7 +56,7 @@ typedef enum kvb_kmeans_backend {
     KVB_KMEANS_FAISS = 1, /* faiss::Clustering from the same start, in builds with `make FAISS=1`. Its empty clusters are
                            * its own affair; tolerance and swap_rounds mean nothing, cancelling waits for the problems
                            * at work, and bytes may depend on the number of threads */
-    KVB_KMEANS_CUDA = 2,  /* the same algorithm on CUDA device 0, in builds with `make CUDA=1`; codes differ only where two
+    KVB_KMEANS_CUDA = 2,  /* the same algorithm on a CUDA device, in builds with `make CUDA=1`; codes differ only where two
                            * centroids are equally near but for rounding, and tables of more than 256 centroids are seeded on
                            * all points, never on a sample. KVB_E_DEVICE without a device */
 } kvb_kmeans_backend;
@@ -75,6 +75,8 @@ typedef struct kvb_kmeans_options {
                               * to clusters whose split saves more; default 6; 0: plain Lloyd iterations, whose error
                               * never rises. Needs iterations >= 5; a swap may raise the error for an iteration or two */
     kvb_kmeans_backend backend; /* default KVB_KMEANS_OWN */
+    uint32_t device;         /* of KVB_KMEANS_CUDA; default 0 */
+    uint32_t device_callers; /* calls at work on that device at the same time, which share its memory; 0 and 1: this one alone */
 } kvb_kmeans_options;
 
 KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);

@@ -157,6 +157,51 @@ static void test_fine(void **state)
     kvb_capture_close(store);
 }
 
+static int never_back(void *user, const char *step, uint64_t done, uint64_t total)
+{
+    uint64_t *last = user;
+    (void)step;
+    assert_true(done >= *last && done <= total);
+    *last = done;
+    return 0;
+}
+
+/* Layers side by side: the same bytes, however many at a time, and one voice that says how far all is. */
+static void test_lanes(void **state)
+{
+    (void)state;
+    const synth_capture deep = {.layers = 5, .heads = 4, .kv_heads = 2, .dim = 8, .rows = 700, .key = 3};
+    kvb_capture_store *store;
+    kvb_recipe r = recipe_of(WEIGHTED);
+    uint8_t *first = NULL, *image;
+    size_t first_size = 0, size;
+    assert_int_equal(synth_capture_make(&deep, NULL, &store), 0);
+    for (uint32_t lanes = 0; lanes <= 7; lanes += lanes < 4 ? 1 : 3) {
+        kvb_train_options o;
+        kvb_error err = {0};
+        uint64_t last = 0;
+        kvb_train_options_init(&o);
+        o.lanes = lanes;
+        o.threads = 3;
+        o.progress = never_back;
+        o.progress_user = &last;
+        if (kvb_train_book(kvb_capture_view(store), &r, &o, &image, &size, NULL, &err) != KVB_OK)
+            fail_msg("%s: %s", err.where, err.message);
+        assert_int_equal(last, 5 * 2 * (2 + 4));
+        if (first == NULL) {
+            first = image;
+            first_size = size;
+            continue;
+        }
+        assert_int_equal(size, first_size);
+        assert_memory_equal(image, first, size);
+        free(image);
+    }
+    free(first);
+    kvb_recipe_free(&r);
+    kvb_capture_close(store);
+}
+
 static void test_threads(void **state)
 {
     (void)state;
@@ -602,7 +647,7 @@ static void test_cancel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fine),    cmocka_unit_test(test_shape),   cmocka_unit_test(test_threads), cmocka_unit_test(test_weighted_beats_unweighted),
+        cmocka_unit_test(test_fine),    cmocka_unit_test(test_shape),   cmocka_unit_test(test_threads), cmocka_unit_test(test_lanes), cmocka_unit_test(test_weighted_beats_unweighted),
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_frames),  cmocka_unit_test(test_mean),    cmocka_unit_test(test_holdout),
         cmocka_unit_test(test_meta),    cmocka_unit_test(test_refused_recipes), cmocka_unit_test(test_refused_data),

@@ -7,6 +7,8 @@ words "$tmp/t.txt" 100 1
 run="--model $tmp/m.gguf --text $tmp/t.txt --ctx 64 --chunks 4"
 recipe="--recipe antkv --k 4x16 --v 4x16"
 refuse "a device of no name" 2 '--device: found "gpu"' "$kvbook" calibrate $run $recipe --device gpu -o "$work/b"
+refuse "a GPU twice" 2 'cuda:all, or GPUs by number such as cuda:0,1' "$kvbook" calibrate $run $recipe --device cuda:1,1 -o "$work/b"
+refuse "a GPU of no number" 2 '--device: found "cuda:x"' "$kvbook" train "$tmp/c.kvc" $recipe --device cuda:x -o "$work/b"
 refuse "eval --device without a recipe" 2 '--device: means nothing without --recipe' "$kvbook" eval $run --device cpu
 expect "calibrate --device cpu" 0 'relative error' "$kvbook" calibrate $run $recipe --device cpu -o "$tmp/cpu.kvb"
 expect "calibrate" 0 'relative error' "$kvbook" calibrate $run $recipe -o "$tmp/none.kvb"
@@ -17,6 +19,8 @@ if nvidia-smi >/dev/null 2>&1; then
     done_testing
 fi
 refuse "calibrate --device cuda" 7 '--device cuda: ' "$kvbook" calibrate $run $recipe --device cuda -o "$work/b"
+refuse "calibrate --device cuda:all" 7 '--device cuda: ' "$kvbook" calibrate $run $recipe --device cuda:all -o "$work/b"
+refuse "capture --device cuda:0,1" 7 '--device cuda: ' "$kvbook" capture $run --device cuda:0,1 -o "$work/c"
 refuse "capture --device cuda" 7 '--device cuda: ' "$kvbook" capture $run --device cuda -o "$work/c"
 refuse "train --device cuda" 7 '--device cuda: ' "$kvbook" train "$tmp/c.kvc" $recipe --device cuda -o "$work/b"
 refuse "eval --recipe --device cuda" 7 '--device cuda: ' "$kvbook" eval $run --calib-text "$tmp/t.txt" --calib-chunks 4 $recipe --device cuda

@@ -1,5 +1,5 @@
-/* make_tiny_gguf OUT.gguf [SEED [UNTIED]]: writes the tiny model of tests/support/tiny_gguf.h for command-line
- * tests. */
+/* make_tiny_gguf OUT.gguf [SEED [UNTIED [ARCHITECTURE]]]: writes the tiny model of tests/support/tiny_gguf.h for
+ * command-line tests, a Llama or of another architecture by its name in GGUF. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -7,9 +7,9 @@
 
 int main(int argc, char **argv)
 {
-    tiny_gguf t = tiny_gguf_default();
-    if (argc < 2 || argc > 4) {
-        fprintf(stderr, "usage: %s OUT.gguf [SEED [UNTIED]]\n", argv[0]);
+    tiny_gguf t = argc > 4 ? tiny_gguf_of(argv[4]) : tiny_gguf_default();
+    if (argc < 2 || argc > 5) {
+        fprintf(stderr, "usage: %s OUT.gguf [SEED [UNTIED [ARCHITECTURE]]]\n", argv[0]);
         return 2;
     }
     if (argc > 2)
