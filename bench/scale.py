@@ -2,12 +2,12 @@
 """What a calibration of a large model costs, computed from rates that were measured: bench/scale.py [--tokens N] [--rows N] [--nodes N]
 [--cores N] prints the table of docs/scale.md for Llama-3-70B's shape.
 
-The rates (bench/results): capture and training on one H100, Llama-3-8B's shape (cuda-calib-2026-11-23.txt); capture of SmolLM2 on 2 cores
+The rates (bench/results): capture and training on one H100, Llama-3-8B's shape (cuda-calib-2026-11-24.txt); capture of SmolLM2 on 2 cores
 (prefill-2026-11-23.txt); k-means on 2 cores (kmeans-table-2026-11-23.txt). Work is scaled by multiply-adds and by points; cores and
 GPUs by their number, which nobody measured."""
 import argparse
 
-GPU_TOKENS, GPU_CAPTURE_S, GPU_TRAIN_S, GPU_LAYERS, GPU_HEADS = 64 * 2048, 37.6, 14.6, 32, 8
+GPU_TOKENS, GPU_CAPTURE_S, GPU_TRAIN_S, GPU_LAYERS, GPU_HEADS = 64 * 2048, 14.36, 14.74, 32, 8
 CPU_TOKENS_PER_S, CPU_CORES = 633, 2
 KMEANS_S, KMEANS_POINTS = 0.6038, 180 * 16384 * 20
 WIRE = 12.5e9  # bytes a second of 100 Gbit/s: not measured, a node's network card by its name
