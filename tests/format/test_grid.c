@@ -6,7 +6,7 @@
 #include "tests/support/cm.h"
 #include "tests/support/rt_book.h"
 
-enum { D = 32, MOST = D * 2 * 16 };
+enum { D = 32, MOST = D * 2 * 32 };
 
 static kvb_grid grid_of(uint32_t channels, uint32_t stages, kvb_rope_style style, uint32_t rope_dims)
 {
