@@ -19,7 +19,8 @@
  * `group` tokens of a channel) or "token" (for `group` channels of a token; 0, or more than a head has: all of the head), "form" is "range", "absmax" or
  * "rms", "levels" are "even" or, with "rms", "normal" (Lloyd-Max levels of a normal distribution), or, but with "rms", "trained": by k-means over the
  * layer's numbers, weighted as "weights" says. "form" may also be "fixed", along channels: each
- * channel's offset and scale are found once, in calibration. "outliers": 0.01 holds that share of each token's numbers exactly. In place of "group", along a token,
+ * channel's offset and scale are found once, in calibration. "pool": {"tokens": 3, "spill": 32, "layer": 2} of
+ * keys keeps tokens with small keys out of the groups, exactly, from a layer on. "outliers": 0.01 holds that share of each token's numbers exactly. In place of "group", along a token,
  * "groups": {"by": "range", "size": 32} makes lists of channels, of so many in the mean, whose least and largest numbers are alike. "clip" may be "search":
  * for each group of a token (for each head along channels) the one from 0.4 to 1 that harms attention's output least. "store": "fp8" keeps what is found while coding in a byte. The bits asked for, 1 .. 8, are
  * those of a number; "then": {"layer": 16, "bits": 1} sets others from that layer on (a number under 1 is a share of the layers).
@@ -78,6 +79,7 @@ typedef struct kvb_recipe_scale {
     double outliers;     /* share of each token's numbers held exactly, rounded up to a whole number of each head */
     double then_layer;   /* from this layer on, or this share of the layers (under 1), then_bits */
     uint32_t then_bits;  /* 0: the same bits everywhere */
+    uint32_t pool_layer; /* scaling.pool and spill are those of the layers from this one on */
 } kvb_recipe_scale;
 
 /* How the keys, or the values, are coded. */

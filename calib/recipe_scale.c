@@ -85,6 +85,38 @@ static kvb_status read_groups(const recipe_reader *r, const char *name, const kv
                             : status;
 }
 
+static kvb_status read_pool(const recipe_reader *r, const char *name, const kvb_json *object, kvb_recipe_scale *s)
+{
+    static const char *const members[] = {"tokens", "spill", "layer"};
+    char place[64];
+    kvb_status status = kvb_recipe_check_members(r, at(name, "pool", place), object, members, COUNT(members));
+    if (status != KVB_OK || object == NULL)
+        return status;
+    s->scaling.pool = 3;
+    s->scaling.spill = 32;
+    status = kvb_recipe_read_u32(r, at(name, "pool.tokens", place), kvb_json_get(object, "tokens"), 1, KVB_MAX_TOKEN_GROUP - 1, &s->scaling.pool);
+    if (status == KVB_OK)
+        status = kvb_recipe_read_u32(r, at(name, "pool.spill", place), kvb_json_get(object, "spill"), 1, KVB_MAX_SPILL, &s->scaling.spill);
+    if (status == KVB_OK)
+        status = kvb_recipe_read_u32(r, at(name, "pool.layer", place), kvb_json_get(object, "layer"), 0, 1024, &s->pool_layer);
+    return status;
+}
+
+/* A pool is of keys of tokens that share scales, and leaves one of them at least. */
+static kvb_status check_pool(const recipe_reader *r, const char *name, const kvb_recipe_scale *s)
+{
+    char place[64];
+    if (s->scaling.pool == 0)
+        return KVB_OK;
+    if (strcmp(name, "keys") != 0 || s->scaling.axis != KVB_AXIS_CHANNEL || s->scaling.form == KVB_SCALE_FIXED)
+        return kvb_recipe_refuse(r, at(name, "pool", place), "tokens widen the ranges that they share: expected keys with \"axis\": \"channel\" and no "
+                                 "\"form\": \"fixed\"");
+    if (s->scaling.pool >= s->scaling.group)
+        return kvb_recipe_refuse(r, at(name, "pool.tokens", place), "found %u; expected fewer than the %u tokens that share a scale", s->scaling.pool,
+                                 s->scaling.group);
+    return KVB_OK;
+}
+
 /* A number, or "search". */
 static kvb_status read_clip(const recipe_reader *r, const char *name, const kvb_json *v, kvb_recipe_scale *s)
 {
@@ -112,7 +144,7 @@ static kvb_status check_group(const recipe_reader *r, const char *name, const kv
 
 kvb_status kvb_recipe_read_scale(const recipe_reader *r, const char *name, const kvb_json *object, kvb_recipe_scale *s)
 {
-    static const char *const members[] = {"axis", "group", "groups", "form", "clip", "levels", "outliers", "store", "then"};
+    static const char *const members[] = {"axis", "group", "groups", "form", "clip", "levels", "outliers", "store", "then", "pool"};
     char place[64];
     uint32_t axis = KVB_AXIS_TOKEN, form = KVB_SCALE_RANGE, spread = KVB_LEVELS_EVEN, store = KVB_STORE_HALF;
     kvb_status status = kvb_recipe_check_members(r, at(name, "", place), object, members, COUNT(members));
@@ -139,6 +171,8 @@ kvb_status kvb_recipe_read_scale(const recipe_reader *r, const char *name, const
         status = kvb_recipe_read_number(r, at(name, "outliers", place), kvb_json_get(object, "outliers"), 0.0, 0.5, &s->outliers);
     if (status == KVB_OK)
         status = read_then(r, name, kvb_json_get(object, "then"), s);
+    if (status == KVB_OK)
+        status = read_pool(r, name, kvb_json_get(object, "pool"), s);
     if (status != KVB_OK)
         return status;
     s->scaling.axis = (kvb_scale_axis)axis;
@@ -150,5 +184,7 @@ kvb_status kvb_recipe_read_scale(const recipe_reader *r, const char *name, const
         status = check_groups(r, name, object, s);
     if (s->scaling.form == KVB_SCALE_FIXED)
         s->scaling.group = 1;
-    return status == KVB_OK && s->scaling.form != KVB_SCALE_FIXED ? check_group(r, name, &s->scaling) : status;
+    if (status == KVB_OK && s->scaling.form != KVB_SCALE_FIXED)
+        status = check_group(r, name, &s->scaling);
+    return status == KVB_OK ? check_pool(r, name, s) : status;
 }

@@ -45,6 +45,8 @@ static kvb_status fit(const kvb_trainer *t, uint32_t layer, int kind, kvb_scalin
     if (s->scaling.axis == KVB_AXIS_TOKEN && (s->scaling.group == 0 || s->scaling.group > dim))
         scaling->group = dim;
     scaling->outliers = (uint32_t)ceil(s->outliers * dim);
+    if (layer < s->pool_layer)
+        scaling->pool = scaling->spill = 0;
     if (scaling->axis == KVB_AXIS_TOKEN && dim % scaling->group != 0)
         problem = "does not divide a head";
     else if (scaling->outliers >= (scaling->form == KVB_SCALE_FIXED ? dim : scaling->group) && scaling->outliers > 0)

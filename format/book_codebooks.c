@@ -1,4 +1,4 @@
-/* The sections of layers and heads: ROPE, CODE, FINE (and SCAL and GRPS, book_scaling.c), MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
+/* The sections of layers and heads: ROPE, CODE, FINE (and SCAL, GRPS and POOL, book_scaling.c), MEAN, XFRM, qual. Tables are used in place: sections are stored raw at
  * multiples of 256 bytes, and the machine is little-endian (kvb_book_parse made sure). */
 #include <math.h>
 #include <stdio.h>
@@ -339,6 +339,7 @@ kvb_status kvb_reader_codebooks(kvb_reader *r)
         const char *type;
         kvb_status (*read)(const kvb_reader *r, const kvb_entry *e);
     } steps[] = {{"ROPE", read_rope}, {"CODE", read_centroids}, {"SCAL", kvb_reader_scaling}, {"GRPS", kvb_reader_groups},
+                 {"POOL", kvb_reader_pool},
                  {"FINE", read_centroids}, {"MEAN", read_mean}, {"XFRM", read_transform}};
     kvb_status status = make_optional(r);
     if (status != KVB_OK)

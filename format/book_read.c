@@ -6,7 +6,7 @@
 #include "format/base/mapfile.h"
 #include "format/book_reader.h"
 
-static const char known_sections[][5] = {"META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "GRPS", "FINE", "MEAN", "XFRM", "qual"};
+static const char known_sections[][5] = {"META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "GRPS", "POOL", "FINE", "MEAN", "XFRM", "qual"};
 static const kvb_file_kind book_kind = {.magic = KVB_MAGIC, .extension = "kvb", .owner = "head",
                                         .known = known_sections,
                                         .known_count = sizeof known_sections / sizeof *known_sections,

@@ -27,13 +27,14 @@ struct kvb_book {
 
 /* book_geometry.c: META, GEOM, POLC, and the arrays they size. */
 kvb_status kvb_reader_geometry(kvb_reader *r);
-/* book_codebooks.c: ROPE, CODE, SCAL, GRPS, FINE, MEAN, XFRM, qual, and that nothing is missing. */
+/* book_codebooks.c: ROPE, CODE, SCAL, GRPS, POOL, FINE, MEAN, XFRM, qual, and that nothing is missing. */
 kvb_status kvb_reader_codebooks(kvb_reader *r);
 /* The codebook a section of a head belongs to. */
 kvb_status kvb_reader_slot(const kvb_reader *r, const kvb_entry *e, uint32_t *slot);
-/* book_scaling.c: one SCAL section, the GRPS section of one that was read, and what a book with them may not have. */
+/* book_scaling.c: one SCAL section, the GRPS and POOL sections of one that was read, and what a book with them may not have. */
 kvb_status kvb_reader_scaling(const kvb_reader *r, const kvb_entry *e);
 kvb_status kvb_reader_groups(const kvb_reader *r, const kvb_entry *e);
+kvb_status kvb_reader_pool(const kvb_reader *r, const kvb_entry *e);
 kvb_status kvb_reader_check_scaled(const kvb_reader *r);
 
 /* book_read.c: validates `book->bytes` and fills the rest of a zeroed book. On failure the caller still closes it. */

@@ -1,5 +1,5 @@
-/* SCAL sections: scalar quantisers whose scales are found while coding, in place of codebooks; and GRPS sections, which say more of
- * their groups. */
+/* SCAL sections: scalar quantisers whose scales are found while coding, in place of codebooks; and GRPS and POOL
+ * sections, which say more of them. */
 #include <math.h>
 #include <string.h>
 
@@ -127,6 +127,34 @@ kvb_status kvb_reader_groups(const kvb_reader *r, const kvb_entry *e)
     s->order = s->lists > 0 ? (const uint16_t *)(const void *)(bytes + clips * sizeof(float)) : NULL;
     s->end = s->lists > 0 ? s->order + head_dim : NULL;
     if (kvb_scaling_problem(s, head_dim, c->centroids, problem, sizeof problem))
+        return kvb_section_fail(r, e, "%s", problem);
+    return KVB_OK;
+}
+
+kvb_status kvb_reader_pool(const kvb_reader *r, const kvb_entry *e)
+{
+    uint32_t slot = 0;
+    char problem[200];
+    kvb_status status = kvb_reader_slot(r, e, &slot);
+    if (status == KVB_OK)
+        status = expect_entry(r, e);
+    if (status != KVB_OK)
+        return status;
+    const kvb_codebook *c = &r->book->codebook[slot];
+    if (e->kind != KVB_KEY || c->scaling == NULL)
+        return kvb_section_fail(r, e, "expected keys with a SCAL section, which it belongs to");
+    kvb_scaling *s = &r->book->scaling[slot];
+    if (s->pool != 0)
+        return kvb_section_fail(r, e, "a second one for this head");
+    kvb_cursor cursor = kvb_cursor_over(kvb_section_bytes(r, e), (size_t)e->raw_size);
+    s->pool = kvb_cursor_u32(&cursor);
+    s->spill = kvb_cursor_u32(&cursor);
+    const uint32_t low = kvb_cursor_u32(&cursor), high = kvb_cursor_u32(&cursor);
+    if (cursor.failed || e->raw_size != KVB_POOL_BYTES || low != 0 || high != 0)
+        return kvb_section_fail(r, e, "expected %d bytes, the last 8 of them 0", KVB_POOL_BYTES);
+    if (s->pool == 0 && s->spill == 0)
+        return kvb_section_fail(r, e, "says nothing: expected tokens of both pools");
+    if (kvb_scaling_problem(s, r->book->layer[e->layer].head_dim, c->centroids, problem, sizeof problem))
         return kvb_section_fail(r, e, "%s", problem);
     return KVB_OK;
 }

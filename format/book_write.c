@@ -291,6 +291,24 @@ static kvb_status add_groups(writer *w, const kvb_scaling *scaling, uint32_t kin
     return use_bytes(w, s, raw, size);
 }
 
+/* POOL, where keys ask for one: both pools' tokens, and 8 bytes of 0. */
+static kvb_status add_pool(writer *w, const kvb_scaling *scaling, uint32_t kind, uint32_t layer, uint32_t head)
+{
+    if (scaling->pool == 0)
+        return KVB_OK;
+    section *s = add(w, "POOL", kind, layer, head);
+    set_shape(s, 1, KVB_POOL_BYTES, 0, 0);
+    uint8_t *raw = kvb_alloc_array(KVB_POOL_BYTES, 1);
+    if (raw != NULL) {
+        bytes b = {raw};
+        put(&b, scaling->pool, 4);
+        put(&b, scaling->spill, 4);
+        put(&b, 0, 4);
+        put(&b, 0, 4);
+    }
+    return use_bytes(w, s, raw, KVB_POOL_BYTES);
+}
+
 static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t kind)
 {
     const kvb_book_part *p = kvb_spec_part(w->spec, layer, head, kind);
@@ -309,7 +327,9 @@ static kvb_status add_part(writer *w, uint32_t layer, uint32_t head, uint32_t ki
     }
     if (p->scaling != NULL) {
         kvb_status status = add_scaling(w, p, kind, layer, head);
-        return status == KVB_OK ? add_groups(w, p->scaling, kind, layer, head) : status;
+        if (status == KVB_OK)
+            status = add_groups(w, p->scaling, kind, layer, head);
+        return status == KVB_OK ? add_pool(w, p->scaling, kind, layer, head) : status;
     }
     section *s = add_centroids(w, "CODE", p, kind, layer, head);
     if (p->fine != NULL)

@@ -29,6 +29,8 @@ enum {
     KVB_QUALITY_VALUES = 4,
     KVB_SCALING_HEAD = 32, /* of a SCAL section, before its levels */
     KVB_GROUPS_HEAD = 16,  /* of a GRPS section, before its clips */
+    KVB_POOL_BYTES = 16,   /* of a POOL section */
+    KVB_MAX_SPILL = 4096,
 };
 
 /* Limits. */

@@ -151,6 +151,21 @@ static bool groups_problem(const kvb_scaling *s, uint32_t head_dim, complaint c)
     return false;
 }
 
+/* What POOL says. One token of a group at least stays, for its mean stands for the others. */
+static bool pool_problem(const kvb_scaling *s, complaint c)
+{
+    if (s->pool == 0 && s->spill == 0)
+        return false;
+    if (s->axis != KVB_AXIS_CHANNEL || s->form == KVB_SCALE_FIXED)
+        return complain(c, "a pool of tokens beside scales on axis %u of form %u, expected axis 0 and a form found while coding",
+                        (unsigned)s->axis, (unsigned)s->form);
+    if (s->pool < 1 || s->pool >= s->group)
+        return complain(c, "a pool of %u tokens, expected 1..%u, fewer than share a scale", s->pool, s->group - 1);
+    if (s->spill < 1 || s->spill > KVB_MAX_SPILL)
+        return complain(c, "a second pool of %u tokens, expected 1..%d", s->spill, KVB_MAX_SPILL);
+    return false;
+}
+
 bool kvb_scaling_problem(const kvb_scaling *s, uint32_t head_dim, uint32_t levels, char *problem, size_t size)
 {
     complaint c = {problem, size};
@@ -170,7 +185,7 @@ bool kvb_scaling_problem(const kvb_scaling *s, uint32_t head_dim, uint32_t level
     const uint32_t most = s->form == KVB_SCALE_FIXED ? head_dim : s->axis == KVB_AXIS_TOKEN && s->form != KVB_SCALE_RMS ? s->group : 1;
     if (s->outliers >= most)
         return complain(c, "%u outliers of a token, expected fewer than %u of this form and group", s->outliers, most);
-    return clip_problem(s->clip, c) || groups_problem(s, head_dim, c);
+    return clip_problem(s->clip, c) || groups_problem(s, head_dim, c) || pool_problem(s, c);
 }
 
 kvb_status kvb_meta_check(const char *text, uint64_t size, const char *where, kvb_error *err)

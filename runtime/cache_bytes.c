@@ -26,6 +26,11 @@ static void add_head(kvb_cache_bytes *b, const token_counts *n, uint32_t head_di
     b->index += n->anchors * INDEX_ANCHOR;
     if (kvb_policy_scores_attention(policy))
         b->index += n->window * INDEX_WINDOW;
+    if (n->coded > 0) {
+        const uint64_t small = kvb_token_pool_room(keys); /* the pools have room for all their tokens from the first block on */
+        b->anchors += small * kvb_row_pair_bytes(KVB_EXACT_HALF, head_dim, NULL, NULL);
+        b->index += small * INDEX_ANCHOR;
+    }
     if (keys != NULL && values != NULL)
         b->codes += coded_bytes(keys, head_dim, n->coded) + coded_bytes(values, head_dim, n->coded);
     b->elements += (n->sinks + n->window + n->anchors + n->coded) * 2 * head_dim;

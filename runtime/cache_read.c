@@ -19,6 +19,9 @@ static place find_place(const kvb_cache_layer *l, const kvb_cache_head *head, ui
         uint32_t at = position % head->window_room, left = l->length - position;
         return (place){&head->form, head->window, at, left < head->window_room - at ? left : head->window_room - at};
     }
+    const uint32_t small = kvb_token_pool_find(&head->small, position);
+    if (small < head->small.count)
+        return (place){&l->half, head->small_rows, small, 1};
     if (rank < head->pool.count && head->pool.position[rank] == position)
         return (place){&head->form, head->anchors, rank, 1};
     return (place){.at = position - sinks - rank};
@@ -29,12 +32,15 @@ static void load_row(const place *p, kvb_kind kind, uint32_t count, float *x)
     kvb_row_load(p->form, kind, p->rows[kind] + p->at * kvb_row_bytes(p->form, kind), count, x);
 }
 
-/* The first position after a coded token that is not coded; `rank` anchors lie before that token. */
-static uint32_t end_of_codes(const kvb_cache_layer *l, const kvb_cache_head *head, uint32_t rank)
+/* The first position after a coded token that is not read from codes; `rank` anchors lie before that token. */
+static uint32_t end_of_codes(const kvb_cache_layer *l, const kvb_cache_head *head, uint32_t position, uint32_t rank)
 {
     uint32_t end = kvb_layer_window_first(l, l->length);
     if (rank < head->pool.count && head->pool.position[rank] < end)
         end = head->pool.position[rank];
+    for (uint32_t i = 0; i < head->small.count; i++)
+        if (head->small.position[i] > position && head->small.position[i] < end)
+            end = head->small.position[i];
     return end;
 }
 
@@ -69,7 +75,7 @@ void kvb_store_load(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t first
     for (uint32_t p = first, many; p < first + count; p += many) {
         const place at = find_place(l, head, p, rank);
         float *key = keys + (size_t)(p - first) * dim, *value = values + (size_t)(p - first) * dim;
-        many = at.form != NULL ? at.count : end_of_codes(l, head, rank) - p;
+        many = at.form != NULL ? at.count : end_of_codes(l, head, p, rank) - p;
         if (many > first + count - p)
             many = first + count - p;
         if (at.form == NULL) {

@@ -23,11 +23,13 @@ void kvb_store_free(kvb_cache_head *head)
     free(head->score);
     free(head->waiting);
     kvb_pool_free(&head->pool);
+    kvb_token_pool_free(&head->small);
     kvb_row_form_free(&head->form);
     for (int kind = 0; kind < 2; kind++) {
         free(head->sinks[kind]);
         free(head->window[kind]);
         free(head->anchors[kind]);
+        free(head->small_rows[kind]);
         free(head->codes[kind]);
         kvb_codec_destroy(head->codec[kind]);
     }
@@ -88,6 +90,14 @@ static bool grow_window(const kvb_cache_layer *layer, kvb_cache_head *head, uint
     return true;
 }
 
+static bool reserve_small(const kvb_cache_layer *layer, kvb_cache_head *head)
+{
+    const kvb_codebook *keys = head->codec[KVB_KEY]->codebook;
+    if (head->small.places > 0 || kvb_token_pool_room(keys) == 0)
+        return true;
+    return grow_rows(&layer->half, head->small_rows, kvb_token_pool_room(keys)) && kvb_token_pool_create(keys, &head->small);
+}
+
 static kvb_status reserve_codecs(const kvb_cache *cache, uint32_t layer, uint32_t g, kvb_error *err)
 {
     kvb_cache_layer *l = cache->layer + layer;
@@ -105,7 +115,7 @@ static kvb_status reserve_codecs(const kvb_cache *cache, uint32_t layer, uint32_
         if (l->head[g].waiting == NULL)
             return kvb_fail_memory(err, "a block of tokens");
     }
-    return KVB_OK;
+    return reserve_small(l, l->head + g) ? KVB_OK : kvb_fail_memory(err, "pools of small tokens");
 }
 
 /* Room for what a token that leaves the window needs: one more anchor, one more row of codes. */
@@ -280,27 +290,47 @@ static void drop_anchor(kvb_cache_head *head, uint32_t at, uint32_t count)
     }
 }
 
-/* A block of tokens becomes codes. Rows of the ring are gathered in `together` of the codec that wants them so. */
+/* The rows of a block as they are coded, to `waiting`. */
+static void gather_block(kvb_cache *cache, uint32_t layer, kvb_cache_head *head, uint32_t first, kvb_kind kind)
+{
+    const kvb_cache_layer *l = cache->layer + layer;
+    for (uint32_t i = 0; i < l->block; i++) {
+        const uint32_t p = first + i;
+        float *x = head->waiting + (size_t)i * l->geometry.head_dim;
+        kvb_row_load(&head->form, kind, head->window[kind] + p % head->window_room * kvb_row_bytes(&head->form, kind), 1, x);
+        if (kind == KVB_KEY)
+            kvb_row_key_to_frame(&head->form, &l->geometry, cache->rope + l->rope, p, x);
+    }
+}
+
+/* Entries `from` and on of the pools of small tokens take their rows along from the window. */
+static void take_small(kvb_cache_head *head, uint32_t from)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        const size_t bytes = kvb_row_bytes(&head->form, (kvb_kind)kind);
+        for (uint32_t i = from; i < head->small.count; i++)
+            memcpy(head->small_rows[kind] + i * bytes, head->window[kind] + head->small.position[i] % head->window_room * bytes, bytes);
+    }
+}
+
+/* A block of tokens becomes codes, but for those that the pools of small tokens take out of it. */
 static void leave_in_block(kvb_cache *cache, uint32_t layer, uint32_t g, uint32_t first)
 {
     const kvb_cache_layer *l = cache->layer + layer;
     kvb_cache_head *head = l->head + g;
-    const uint32_t dim = l->geometry.head_dim;
+    const uint32_t dim = l->geometry.head_dim, group = head->codec[KVB_KEY]->block, held = head->small.count;
     for (int kind = 0; kind < 2; kind++) {
-        kvb_codec *codec = head->codec[kind];
-        for (uint32_t done = 0; done < l->block; done += codec->block) {
-            for (uint32_t i = 0; i < codec->block; i++) {
-                const uint32_t p = first + done + i;
-                float *x = head->waiting + (size_t)i * dim;
-                kvb_row_load(&head->form, (kvb_kind)kind,
-                             head->window[kind] + p % head->window_room * kvb_row_bytes(&head->form, (kvb_kind)kind), 1, x);
-                if (kind == KVB_KEY)
-                    kvb_row_key_to_frame(&head->form, &l->geometry, cache->rope + l->rope, p, x);
-            }
-            kvb_codec_encode_packed(codec, head->waiting, dim, codec->block,
-                                    head->codes[kind] + kvb_codec_bytes(codec, head->coded + done));
+        gather_block(cache, layer, head, first, (kvb_kind)kind);
+        for (uint32_t i = 0; head->small.places > 0 && i < l->block; i += group) {
+            float *rows = head->waiting + (size_t)i * dim;
+            if (kind == KVB_KEY)
+                kvb_token_pool_offer(&head->small, first + i, group, dim, rows);
+            kvb_token_pool_replace(&head->small, first + i, group, dim, rows);
         }
+        kvb_codec_encode_packed(head->codec[kind], head->waiting, dim, l->block,
+                                head->codes[kind] + kvb_codec_bytes(head->codec[kind], head->coded));
     }
+    take_small(head, held);
     head->coded += l->block;
     head->pool.left += l->block;
 }

@@ -5,7 +5,8 @@
  * among the tokens that have left the window, less the anchors before it.
  *
  * Where tokens share scales (channel axis of kvb_scaling) they leave the window in blocks, counted from the first token that is no
- * sink; there are no anchors then. A token that has had its time in the window waits there for the rest of its block. */
+ * sink; there are no anchors then. A token that has had its time in the window waits there for the rest of its block. Tokens that the
+ * two pools of runtime/token_pool.h hold have their slot among the codes too, with nothing of theirs in it. */
 #ifndef KVB_RUNTIME_CACHE_STORE_H
 #define KVB_RUNTIME_CACHE_STORE_H
 
@@ -13,6 +14,7 @@
 #include "runtime/anchor_pool.h"
 #include "runtime/attend_step.h"
 #include "runtime/row_form.h"
+#include "runtime/token_pool.h"
 
 typedef struct kvb_cache_head {
     /* All rows by kvb_kind. */
@@ -22,6 +24,8 @@ typedef struct kvb_cache_head {
     uint8_t *codes[2];   /* kvb_codec_bytes() of `coded` tokens */
     double *score;       /* [window_room] what each token of the window has gained so far */
     kvb_anchor_pool pool;
+    kvb_token_pool small;
+    uint8_t *small_rows[2]; /* [places + spill of it] in its order, half floats */
     kvb_row_form form;   /* of window and anchors; fine codecs are made with the first token */
     uint32_t coded;    /* rows of codes */
     kvb_codec *codec[2];

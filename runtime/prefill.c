@@ -93,6 +93,7 @@ static void finish(kvb_prefill_work *w)
         free(h->coded_v);
         free(h->static_score);
         free(h->until);
+        kvb_token_pool_free(&h->small);
     }
     free(w->head);
     free(w->failed);

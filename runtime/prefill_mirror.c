@@ -50,6 +50,17 @@ static uint32_t coded_from(const kvb_prefill_work *w)
     return w->block > 1 ? w->policy.sinks : 0;
 }
 
+/* Takes small tokens out of the groups of the rows from coded_from() on: those that keys put into the pools, then the values of the same. */
+static void take_out_small(const kvb_prefill_work *w, kvb_prefill_head *h, uint32_t group, kvb_kind kind, float *x)
+{
+    const uint32_t dim = w->layer->head_dim;
+    for (uint64_t first = coded_from(w); h->small.places > 0 && first + group <= w->tokens; first += group) {
+        if (kind == KVB_KEY)
+            kvb_token_pool_offer(&h->small, (uint32_t)first, group, dim, x + first * dim);
+        kvb_token_pool_replace(&h->small, (uint32_t)first, group, dim, x + first * dim);
+    }
+}
+
 static bool mirror_values(const kvb_prefill_work *w, uint32_t g)
 {
     const size_t values = (size_t)w->tokens * w->layer->head_dim;
@@ -62,6 +73,7 @@ static bool mirror_values(const kvb_prefill_work *w, uint32_t g)
     if ((h->coded_v = kvb_alloc_array(values, sizeof(float))) == NULL)
         return false;
     memcpy(h->coded_v, h->exact_v, values * sizeof(float));
+    take_out_small(w, h, kvb_codebook_block(kvb_book_codebook(w->p->book, w->p->layer, g, KVB_KEY)), KVB_VALUE, h->coded_v);
     return code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_VALUE), coded_from(w), h->coded_v);
 }
 
@@ -96,7 +108,11 @@ static bool mirror_keys(const kvb_prefill_work *w, uint32_t g)
         memcpy(h->coded_k, h->exact_k, values * sizeof(float));
         for (uint32_t j = 0; j < w->fine_from; j++)
             kvb_frame_enter(w->layer, &w->rope, j, h->coded_k + (size_t)j * dim);
-        if (!code_rows(w, kvb_book_codebook(w->p->book, w->p->layer, g, KVB_KEY), coded_from(w), h->coded_k))
+        const kvb_codebook *codebook = kvb_book_codebook(w->p->book, w->p->layer, g, KVB_KEY);
+        if (!kvb_token_pool_create(codebook, &h->small))
+            return false;
+        take_out_small(w, h, kvb_codebook_block(codebook), KVB_KEY, h->coded_k);
+        if (!code_rows(w, codebook, coded_from(w), h->coded_k))
             return false;
         for (uint32_t j = 0; j < w->tokens; j++)
             kvb_frame_finish(w->layer, &w->rope, j, h->coded_k + (size_t)j * dim);
@@ -108,15 +124,28 @@ static bool mirror_keys(const kvb_prefill_work *w, uint32_t g)
     return true;
 }
 
-/* Task 2g is the keys of head g, 2g+1 its values. */
+/* Values follow the keys of their head: these say which tokens leave their groups. */
 static void mirror_task(void *user, size_t i)
 {
     kvb_prefill_work *w = user;
-    uint32_t g = (uint32_t)(i / 2);
+    const uint32_t g = (uint32_t)i;
+    w->failed[i] = !mirror_keys(w, g) || !mirror_values(w, g);
+}
+
+/* Task 2g is the keys of head g, 2g+1 its values. */
+static void mirror_half_task(void *user, size_t i)
+{
+    kvb_prefill_work *w = user;
+    const uint32_t g = (uint32_t)(i / 2);
     w->failed[i] = !(i % 2 == 0 ? mirror_keys(w, g) : mirror_values(w, g));
 }
 
 kvb_status kvb_prefill_mirror(kvb_prefill_work *w, kvb_error *err)
 {
-    return kvb_work_run(w, mirror_task, w, (size_t)2 * w->layer->kv_heads, "keys and values of a prefill", err);
+    const uint32_t heads = w->layer->kv_heads;
+    bool small = false;
+    for (uint32_t g = 0; w->has_codes && g < heads; g++)
+        small |= kvb_token_pool_room(kvb_book_codebook(w->p->book, w->p->layer, g, KVB_KEY)) > 0;
+    return kvb_work_run(w, small ? mirror_task : mirror_half_task, w, small ? heads : (size_t)2 * heads,
+                        "keys and values of a prefill", err);
 }

@@ -14,10 +14,14 @@ static uint32_t leaves_at(const kvb_prefill_work *w, uint32_t position)
     return leaves < KVB_UNTIL_EVER ? (uint32_t)leaves : KVB_UNTIL_EVER;
 }
 
-static void fill_window_and_sinks(const kvb_prefill_work *w, uint32_t *until)
+static void fill_window_and_sinks(const kvb_prefill_work *w, const kvb_prefill_head *head)
 {
+    uint32_t *until = head->until;
     for (uint32_t j = 0; j < w->tokens; j++)
         until[j] = j < w->policy.sinks ? KVB_UNTIL_EVER : leaves_at(w, j);
+    /* Small tokens go from the window into their pools. */
+    for (uint32_t i = 0; i < head->small.count; i++)
+        until[head->small.position[i]] = KVB_UNTIL_EVER;
 }
 
 /* Plays the pool of one head through the sequence: scores are known at once, so no attention is needed. */
@@ -153,7 +157,7 @@ static kvb_status chunk_until(kvb_prefill_work *w, kvb_error *err)
 kvb_status kvb_prefill_until(kvb_prefill_work *w, kvb_error *err)
 {
     for (uint32_t g = 0; g < w->layer->kv_heads; g++)
-        fill_window_and_sinks(w, w->head[g].until);
+        fill_window_and_sinks(w, w->head + g);
     if (!(w->policy.anchor_fraction > 0.0))
         return KVB_OK;
     if (w->p->protocol == KVB_PROTOCOL_CHUNK)

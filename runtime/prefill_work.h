@@ -6,12 +6,14 @@
 #include "format/base/rope.h"
 #include "runtime/anchor_pool.h"
 #include "runtime/prefill.h"
+#include "runtime/token_pool.h"
 
 /* One KV head. Row-major [T][D]; keys are after RoPE. `exact` went through the rows of a cache (runtime/row_form.h). */
 typedef struct kvb_prefill_head {
     float *exact_k, *coded_k, *exact_v, *coded_v; /* coded ones NULL where the layer has no codes */
     float *static_score;                          /* [T], NULL where scores come from attention */
     uint32_t *until;                              /* [T] */
+    kvb_token_pool small;                         /* as it is once every whole block has been coded */
 } kvb_prefill_head;
 
 typedef struct kvb_prefill_work {

@@ -17,7 +17,7 @@ MAGIC = b"\x89KVB\r\n\x1a\n"
 SHARED = 0xFFFFFFFF
 ELEMENT = {0: 1, 1: 2, 2: 4}
 CODECS = (0, 1)
-KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "GRPS", "FINE", "MEAN", "XFRM", "qual")
+KNOWN = ("META", "GEOM", "POLC", "ROPE", "CODE", "SCAL", "GRPS", "POOL", "FINE", "MEAN", "XFRM", "qual")
 MAX_META = 1 << 20
 MIN_NORMAL32 = 2.0 ** -126
 MIN_NORMAL64 = sys.float_info.min
@@ -318,6 +318,7 @@ def read_scalings(data, entries, layers, books):
                                                   "offsets": fixed[:D] or None, "scales": fixed[D:] or None,
                                                   "store": 0, "order": None, "end": None, "clips": None}}
     read_groups(data, entries, layers, books)
+    read_pools(data, entries, layers, books)
 
 
 def read_groups(data, entries, layers, books):
@@ -348,6 +349,22 @@ def read_groups(data, entries, layers, books):
             s["order"], s["end"] = list(places[:D]), list(places[D:])
             need(sorted(s["order"]) == list(range(D)), "GRPS: order")
             need(all(a < b for a, b in zip([0] + s["end"], s["end"])) and s["end"][-1] == D, "GRPS: ends")
+
+
+def read_pools(data, entries, layers, books):
+    """The sections POOL: tokens of keys with SCAL that a cache holds exactly."""
+    seen = set()
+    for e in entries:
+        if e["type"] != "POOL":
+            continue
+        key = (e["layer"], e["head"], e["kind"])
+        s = books[key]["scaling"] if key in books else None
+        need(s is not None and e["kind"] == 0 and key not in seen, "POOL: without SCAL, of values, or twice")
+        seen.add(key)
+        expect(e, 0, [16], *(e["kind"], e["layer"], e["head"]))
+        s["pool"], s["spill"], reserved = struct.unpack("<IIQ", content(data, e))
+        need(reserved == 0 and s["axis"] == 0 and s["form"] != 3, "POOL: fields")
+        need(1 <= s["pool"] < s["group"] and 1 <= s["spill"] <= 4096, "POOL: tokens")
 
 
 def read_fine(data, entries, layers, books, policy):

@@ -117,6 +117,8 @@ const char *kvb_codebook_text(const kvb_codebook *c, char text[KVB_SHAPE_TEXT])
     const kvb_scaling *s = c->scaling;
     char outliers[32] = "";
     const char *fp8 = s->store == KVB_STORE_FP8 ? ", scales as e4m3" : "", *clips = s->clips != NULL ? ", clips" : "";
+    if (s->pool > 0)
+        snprintf(outliers, sizeof outliers, ", pools of %u and %u", s->pool, s->spill);
     if (s->outliers > 0)
         snprintf(outliers, sizeof outliers, ", %u outliers", s->outliers);
     if (s->form == KVB_SCALE_FIXED)

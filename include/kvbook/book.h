@@ -94,6 +94,8 @@ typedef struct kvb_scaling {
     const uint16_t *order; /* [D] a permutation of the channels, group after group; NULL without lists */
     const uint16_t *end;   /* [lists] ascending, the last D; NULL without lists */
     const float *clips;    /* for each group of a token one in place of `clip`, or NULL */
+    uint32_t pool;         /* keys of tokens that share scales: so many tokens with the smallest sums of absolute keys are held exactly.. */
+    uint32_t spill;        /* ..and so many that smaller ones took the place of; then the pools stay as they are. Both 0: none */
 } kvb_scaling;
 
 /* Codebooks of one (layer, KV head, K or V). A vector x of D channels is encoded as

@@ -65,6 +65,12 @@ sed 's/"group": 32/"group": 64/g' "calib/recipes/kivi.json" >"$tmp/kivi64.json"
 scored kivi64 "$tmp/kivi64.json" 1x4 1x4 --window 16 --sinks 1
 json "kvquant is better than kivi of as many bits" "$tmp/kvquant.json" "d['kl'] * 1.05 < json.load(open('$tmp/kivi64.json'))['kl']"
 
+# Tokens with small keys held out of their groups are worth more than as many more in the window.
+scored ott ott 1x4 1x4 --window 16
+scored wider kivi 1x4 1x4 --window 64
+json "ott is better than kivi of no fewer bytes" "$tmp/ott.json" "(d['kl'] * 1.1 < json.load(open('$tmp/wider.json'))['kl'] and
+    d['bits_effective'] <= json.load(open('$tmp/wider.json'))['bits_effective'] * 1.01)"
+
 # Lists of channels, clips by search and the window each help; scales of a byte cost little.
 scored skvq skvq 1x4 1x4
 sed 's/"clip": "search"/"clip": 1/g' calib/recipes/skvq.json >"$tmp/variant.json"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Methods that code numbers one by one (kivi, asymkv, turboquant, kvquant, skvq) from the command line: made, shown, scored at once and token by
+# Methods that code numbers one by one (kivi, asymkv, turboquant, kvquant, skvq, ott) from the command line: made, shown, scored at once and token by
 # token, and refused where a recipe contradicts itself.
 . "$(dirname "$0")/lib.sh"
 
@@ -12,7 +12,7 @@ score="$model --text $tmp/test.txt --ctx 128 --chunks 2"
 
 same_number() { python3 -c "import json, sys; a, b = (json.load(open(f)) for f in sys.argv[2:]); sys.exit(a[sys.argv[1]] != b[sys.argv[1]])" "$@"; }
 
-for name in kivi asymkv turboquant innerq kv-adaquant kvquant skvq; do
+for name in kivi asymkv turboquant innerq kv-adaquant kvquant skvq ott; do
     expect "calibrate $name" 0 "wrote .* recipe $name" "$kvbook" calibrate $input --recipe $name --bits 2 -o "$work/$name.kvb"
     expect "verify $name" 0 ' 0 failed' "$kvbook" verify "$work/$name.kvb" $model
     expect "spec/kvb_decode.py reads $name" 0 '"scaling": \{' python3 spec/kvb_decode.py --tables "$work/$name.kvb"
@@ -48,6 +48,19 @@ for name in kivi kivi8; do "$kvbook" eval $score --book "$work/$name.kvb" --wind
 json "half the bytes of scales" "$tmp/kivi8.json" "d['bits_effective'] < json.load(open('$tmp/kivi.json'))['bits_effective']"
 expect "a checkpoint" 0 . "$kvbook" calibrate $input --recipe skvq --bits 2 --checkpoint "$work/ck" -o "$work/kept.kvb"
 same "the same bytes with a checkpoint" "$work/skvq.kvb" "$work/kept.kvb"
+"$kvbook" recipes show ott >"$tmp/ott.json"
+sed 's/"ott"/"ott0"/; s/"layer": 2/"layer": 0/' "$tmp/ott.json" >"$tmp/ott0.json"
+expect "pools in all layers" 0 . "$kvbook" calibrate $input --recipe "$tmp/ott0.json" --bits 2 -o "$work/ott0.kvb"
+expect "info of pools" 0 'tokens of a channel, pools of' "$kvbook" info "$work/ott0.kvb" # the tiny model has the two layers in which ott has none
+expect "eval pools token by token" 0 'attention given the same inputs by' "$kvbook" eval $score --book "$work/ott0.kvb" --decode 64 --window 16
+for name in ott0 kivi; do "$kvbook" eval $score --book "$work/$name.kvb" --window 0 --json -q >"$tmp/$name.json" 2>"$err"; done
+json "pools take bytes" "$tmp/ott0.json" "d['bits_effective'] > json.load(open('$tmp/kivi.json'))['bits_effective']"
+json "and lose less" "$tmp/ott0.json" "d['kl'] < json.load(open('$tmp/kivi.json'))['kl']"
+for change in 's/"tokens": 3/"tokens": 32/:pool.tokens: found 32' 's/"axis": "channel"/"axis": "token"/:keys.scale.pool: tokens widen' 's/"spill": 32/"spill": 0/:pool.spill' \
+    's/"spill"/"spil"/:spill'; do
+    sed "${change%%/:*}/" "$tmp/ott.json" >"$tmp/bad.json"
+    refuse "recipe of a pool: ${change#*/:}" 3 "${change#*/:}" "$kvbook" eval $score --recipe "$tmp/bad.json" --bits 2
+done
 expect "info of fixed scales" 0 'keys 2-bit numbers, a fixed scale of a channel, 1 outliers' "$kvbook" info "$work/kvquant.kvb"
 expect "info" 0 'keys 2-bit numbers, a scale for 32 tokens of a channel' "$kvbook" info "$work/kivi.kvb"
 "$kvbook" info --json "$work/asymkv.kvb" >"$tmp/info.json"

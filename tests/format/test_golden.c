@@ -45,6 +45,8 @@ static void test_writer_is_stable(void **state)
     expect_written(&sample, "outliers.kvb");
     sample_groups(&sample);
     expect_written(&sample, "groups.kvb");
+    sample_pool(&sample);
+    expect_written(&sample, "pool.kvb");
 }
 
 static void expect_sample_content(const char *name)

@@ -486,6 +486,39 @@ def scaled_cases():
     content_case("scaled-anchors", "anchor fraction 0.25", "POLC", 0, "d", 0.25, base=scaled)
 
 
+def pool():
+    return Book("pool.kvb")
+
+
+def pool_cases():
+    # tokens 2, spill 5, of groups of 8 tokens
+    for name, message, offset, value in (
+            ("tokens-0", "a pool of 0 tokens", 0, 0), ("tokens-8", "a pool of 8 tokens", 0, 8), ("tokens-max", "a pool of 4294967295 tokens", 0, 0xFFFFFFFF),
+            ("spill-0", "a second pool of 0 tokens", 4, 0), ("spill-4097", "a second pool of 4097 tokens", 4, 4097), ("reserved", "the last 8 of them 0", 12, 1)):
+        content_case("pool-" + name, message, "POOL", offset, "I", value, base=pool)
+    b = pool()
+    s = b.find("SCAL")
+    data = bytearray(s.data)
+    struct.pack_into("<I", data, 4, 1)   # axis
+    struct.pack_into("<I", data, 12, 4)  # group
+    s.raw(bytes(data))
+    case("pool-of-neighbours", "beside scales on axis 1", b.build())
+    b = pool()
+    s = b.find("POOL")
+    s.raw(bytes(16))
+    case("pool-nothing", "says nothing", b.build())
+    b = pool()
+    s = b.find("POOL")
+    s.raw(s.data[:8]).set(shape0=8)
+    case("pool-cut", "expected 16 bytes", b.build())
+    b = pool()
+    case("pool-twice", "a second one for this head", b.add(b.find("POOL").copy()).build())
+    b = pool()
+    case("pool-of-values", "expected keys with a SCAL section", b.add(b.find("POOL").copy().set(kind=1)).build())
+    b = additive()
+    case("pool-without-scaling", "expected keys with a SCAL section", b.add(pool().find("POOL").copy()).build())
+
+
 def groups_cases():
     # keys: store 1, 2 lists, 2 clips at 16, order at 24, ends at 32; values: store 1 alone
     nan = float("nan")
@@ -607,6 +640,7 @@ def main():
     additive_cases()
     scaled_cases()
     groups_cases()
+    pool_cases()
     fine_cases()
     transform_cases()
     names = [c[0] for c in CASES]

@@ -127,6 +127,9 @@ int main(int argc, char **argv)
     sample_groups(&book);
     if (status == KVB_OK)
         status = write_book(&book.spec, argv[1], "groups.kvb", &err);
+    sample_pool(&book);
+    if (status == KVB_OK)
+        status = write_book(&book.spec, argv[1], "pool.kvb", &err);
     if (status == KVB_OK)
         status = write_all_caches(argv[1], &err);
     if (status != KVB_OK)

@@ -294,6 +294,11 @@ static void test_cache_equals_prefill(void **state)
             kvb_scaling bytes = along_tokens;
             bytes.store = KVB_STORE_FP8;
             check_cache(shape_of(bytes, in_lists, 4), policy, tokens);
+            kvb_scaling pooled = along_tokens;
+            pooled.pool = 3;
+            pooled.spill = 5;
+            check_cache(shape_of(pooled, along_channels, 4), policy, tokens);
+            check_cache(shape_of(pooled, along_tokens, 4), policy, tokens);
         }
     /* Outliers, and scales of calibration: heads of queries share them. */
     for (uint32_t tokens = 1; tokens < TOKENS; tokens += 37) {
@@ -331,6 +336,100 @@ static void test_blocks_leave_together(void **state)
             assert_int_equal(exact, p < 3 || p >= 3 + left);
         }
     }
+    kvb_cache_destroy(cache);
+    kvb_book_close(book);
+}
+
+/* Which tokens the pools of a head hold, found in the plainest way: groups of 8 after the sinks, coded as they leave the window. */
+static void expect_pools(const float (*keys)[2 * D], uint32_t coded, uint32_t sinks, bool *held)
+{
+    enum { PLACES = 2, SPILL = 4 };
+    uint32_t in[PLACES], inside = 0, spilled = 0;
+    double size[TOKENS];
+    memset(held, 0, TOKENS * sizeof *held);
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        float sum = 0.0f;
+        for (uint32_t i = 0; i < D; i++)
+            sum += fabsf(kvb_half_to_float(kvb_half_from_float(keys[t][D + i])));
+        size[t] = (double)sum;
+    }
+    for (uint32_t first = sinks; first < sinks + coded; first += 8)
+        for (bool more = true; more && spilled < SPILL;) {
+            uint32_t best = first + 8, worst = 0;
+            for (uint32_t t = first; t < first + 8; t++)
+                if (!held[t] && (best == first + 8 || size[t] < size[best]))
+                    best = t;
+            if (best == first + 8)
+                break;
+            for (uint32_t i = 1; i < inside; i++)
+                worst = size[in[i]] > size[in[worst]] ? i : worst;
+            more = inside < PLACES || size[best] < size[in[worst]];
+            if (!more)
+                break;
+            if (inside < PLACES)
+                in[inside++] = best;
+            else {
+                in[worst] = best;
+                spilled++;
+            }
+            held[best] = true;
+        }
+}
+
+/* The pools hold the right tokens, exactly; they stop when the second is full; in codes the mean of the others stands for those taken out. */
+static void test_pools(void **state)
+{
+    (void)state;
+    enum { SINKS = 3, WINDOW = 10 };
+    const kvb_policy policy = {.window = WINDOW, .sinks = SINKS};
+    kvb_scaling pooled = along_tokens;
+    pooled.pool = 2;
+    pooled.spill = 4;
+    rt_shape shape = shape_of(pooled, along_channels, 256);
+    shape.rope_style = KVB_ROPE_NONE; /* keys stay as they came */
+    shape.rope_dims = 0;
+    kvb_book *book = rt_book_make(&shape, &policy);
+    kvb_cache_options options;
+    kvb_cache *cache;
+    static float keys[TOKENS][2 * D], values[TOKENS][2 * D];
+    bool held[TOKENS], before[TOKENS] = {false};
+    uint32_t most = 0;
+    assert_non_null(book);
+    kvb_cache_options_init(&options, book);
+    assert_int_equal(kvb_cache_create(book, &options, &cache, NULL), KVB_OK);
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        rt_normal(keys[t], 2 * D, t + 1);
+        rt_normal(values[t], 2 * D, t + 1000);
+        for (uint32_t i = 0; i < 2 * D; i++)
+            keys[t][i] *= 1.0f + 4.0f * (float)((t * 37) % 11); /* of many sizes */
+        if (t % 29 == 28)
+            for (uint32_t i = 0; i < 2 * D; i++)
+                keys[t][i] *= 0.01f / (float)(t + 1); /* smaller than all before: takes a place */
+    }
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        assert_int_equal(kvb_cache_append(cache, 0, keys[t], values[t], NULL), KVB_OK);
+        const uint32_t length = t + 1, left = length > WINDOW + SINKS ? (length - WINDOW - SINKS) / 8 * 8 : 0;
+        if (left == 0 || length % 8 != 0)
+            continue;
+        expect_pools((const float(*)[2 * D])keys, left, SINKS, held);
+        uint32_t count = 0;
+        for (uint32_t p = SINKS; p < SINKS + left; p++) {
+            float key[D], value[D];
+            int exact;
+            assert_int_equal(kvb_cache_read(cache, 0, 1, p, key, value, &exact, NULL), KVB_OK);
+            assert_int_equal(exact, held[p]);
+            assert_true(held[p] || !before[p]); /* once held, always */
+            for (uint32_t i = 0; held[p] && i < D; i++) {
+                assert_true(key[i] == kvb_half_to_float(kvb_half_from_float(keys[p][D + i])));
+                assert_true(value[i] == kvb_half_to_float(kvb_half_from_float(values[p][D + i])));
+            }
+            count += held[p];
+        }
+        assert_true(count >= most && count <= 6);
+        most = count;
+        memcpy(before, held, sizeof before);
+    }
+    assert_int_equal(most, 6); /* both are full */
     kvb_cache_destroy(cache);
     kvb_book_close(book);
 }
@@ -448,7 +547,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula), cmocka_unit_test(test_outliers), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
-        cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_pools), cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -63,6 +63,15 @@ void sample_groups(sample_book *b)
     b->part[1] = (kvb_book_part){.centroids = 4, .scaling = &values};
 }
 
+void sample_pool(sample_book *b)
+{
+    static const kvb_scaling keys = {.axis = KVB_AXIS_CHANNEL, .form = KVB_SCALE_RANGE, .group = 8, .clip = 1.0f, .pool = 2, .spill = 5};
+    static const kvb_scaling values = {.axis = KVB_AXIS_TOKEN, .form = KVB_SCALE_RANGE, .group = 4, .clip = 1.0f};
+    sample_scaled(b);
+    b->part[0] = (kvb_book_part){.centroids = 4, .scaling = &keys};
+    b->part[1] = (kvb_book_part){.centroids = 4, .scaling = &values};
+}
+
 void sample_additive(sample_book *b)
 {
     memset(b, 0, sizeof *b);

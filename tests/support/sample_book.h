@@ -32,6 +32,7 @@ void sample_scaled(sample_book *b);
 void sample_outliers(sample_book *b);
 /* The same with e4m3 scales: keys of a token in two lists of channels with a clip each, values with a range for 8 tokens of a channel. */
 void sample_groups(sample_book *b);
+void sample_pool(sample_book *b);
 /* One layer of one head, D = 8: keys of 2 stages of 4 in groups of 4, values of 3 stages of 2 in groups of 2. */
 void sample_additive(sample_book *b);
 
