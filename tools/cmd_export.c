@@ -39,7 +39,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (checked != KVB_OK)
         return checked;
     kvb_book *book = NULL;
-    kvb_status status = kvb_book_open(a->files.items[0], &book, err);
+    kvb_status status = kvb_book_open_with(a->files.items[0], KVB_OPEN_VERIFIED, &book, err);
     if (status == KVB_OK)
         status = kvb_exchange_write(book, a->output, err);
     kvb_book_close(book);

@@ -215,7 +215,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (a->book != NULL)
         return kvb_fail(err, KVB_E_USAGE, "--book", "means nothing for a book; it goes with packed caches (.kvp)");
     kvb_book *book;
-    kvb_status status = kvb_book_open(a->books.items[0], &book, err);
+    kvb_status status = kvb_book_open_with(a->books.items[0], KVB_OPEN_VERIFIED, &book, err);
     if (status != KVB_OK)
         return status;
     verification v = {.book = book, .order = kvb_alloc_array(KVB_MAX_CENTROIDS, sizeof *v.order)};

@@ -82,7 +82,7 @@ static kvb_status look_for(const kvb_compare_job *job, kvb_compare_cell *cell, k
         status = choose_path(job, cell, err);
     if (status != KVB_OK)
         return status;
-    status = kvb_book_open(cell->path, &cell->book, &why);
+    status = kvb_book_open_with(cell->path, KVB_OPEN_VERIFIED, &cell->book, &why);
     if (status == KVB_E_FORMAT || status == KVB_E_CHECK)
         kvb_warn(p, "%s: %s; it is made again", why.where, why.message);
     return KVB_OK;
@@ -102,7 +102,7 @@ static kvb_status make_book(const kvb_compare_job *job, const kvb_capture_store 
     if (status == KVB_OK)
         kvb_say(p, "wrote %s: %s", cell->path, kvb_size_text(size, bytes));
     free(image);
-    return status == KVB_OK ? kvb_book_open(cell->path, &cell->book, err) : status;
+    return status == KVB_OK ? kvb_book_open_with(cell->path, KVB_OPEN_VERIFIED, &cell->book, err) : status;
 }
 
 static kvb_status make_missing(const kvb_compare_job *job, kvb_compare_cell **missing, size_t count, kvb_progress *p,
