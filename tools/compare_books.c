@@ -96,7 +96,8 @@ static kvb_status make_book(const kvb_compare_job *job, const kvb_capture_store 
     kvb_train_report report;
     char bytes[32];
     kvb_status status =
-        kvb_run_training(kvb_capture_view(store), &cell->recipe, job->seed, (kvb_device)job->capture->device.value, NULL, p, &image, &size, &report, err);
+        kvb_run_training(kvb_capture_view(store), &cell->recipe, job->seed, (kvb_device)job->capture->device.value, KVB_ALL_LAYERS, NULL, p,
+                         &image, &size, &report, err);
     if (status == KVB_OK)
         status = kvb_write_file(cell->path, image, size, err);
     if (status == KVB_OK)
