@@ -1,6 +1,7 @@
 /* What opening a book costs, beside the parts it is made of, one JSON line a size:
- *   open   kvb_book_open: read into memory, every checksum, every number looked at
- *   read   the file into memory alone        crc    zlib's crc32 over it        sum    every byte looked at once, the memory's rate
+ *   open   kvb_book_open: mapped, structure checked        verify  kvb_book_verify: every checksum, every number looked at
+ *   whole  kvb_book_open_with(KVB_OPEN_VERIFIED): read into memory and verified
+ *   read   the file into memory alone        crc    the checksum of it        sum    every byte looked at once, the memory's rate
  * in milliseconds of processor time (system's included), the least of ROUNDS. Usage: open_bench FILE ROUNDS
  * FILE is written anew for each size (4 to 512 MiB) and removed. */
 #include <stdio.h>
@@ -13,7 +14,7 @@
 #include "format/base/outfile.h"
 #include "format/book_write.h"
 
-enum { DIM = 128, CHANNELS = 4, CENTROIDS = 65536, MOST_LAYERS = 16 };
+enum { DIM = 128, MOST_CENTROIDS = 65536, MOST_LAYERS = 80, MOST_HEADS = 8 };
 
 static double now(void)
 {
@@ -22,18 +23,34 @@ static double now(void)
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
-/* All parts share one table: what a book says does not matter here, how much of it there is does. */
-static kvb_status write_book(const char *path, uint32_t layers, uint32_t centroids, const float *table, kvb_error *err)
+typedef struct shape {
+    uint32_t layers, heads, channels, centroids;
+    bool trained; /* with means, transforms and quality records, as recipes make them */
+} shape;
+
+typedef struct content {
+    const float *table, *mean, *identity;
+    const kvb_quality *quality;
+} content;
+
+/* All parts share their numbers: what a book says does not matter here, how much of it there is does. */
+static kvb_status write_book(const char *path, const shape *s, const content *x, kvb_error *err)
 {
-    kvb_layer layer[MOST_LAYERS];
-    kvb_book_part part[2 * MOST_LAYERS];
+    static kvb_layer layer[MOST_LAYERS];
+    static kvb_book_part part[2 * MOST_LAYERS * MOST_HEADS];
     uint8_t *image = NULL;
     size_t size = 0;
-    for (uint32_t l = 0; l < layers; l++)
-        layer[l] = (kvb_layer){.heads = 1, .kv_heads = 1, .head_dim = DIM, .attention_scale = 0.088};
-    for (uint32_t i = 0; i < 2 * layers; i++)
-        part[i] = (kvb_book_part){.channels = CHANNELS, .centroids = centroids, .table = table};
-    const kvb_book_spec spec = {.layers = layers, .layer = layer, .part = part, .part_heads = 1, .meta_json = "{}"};
+    for (uint32_t l = 0; l < s->layers; l++)
+        layer[l] = (kvb_layer){.heads = s->heads, .kv_heads = s->heads, .head_dim = DIM, .attention_scale = 0.088};
+    for (uint32_t i = 0; i < 2 * s->layers * s->heads; i++) {
+        part[i] = (kvb_book_part){.channels = s->channels, .centroids = s->centroids, .table = x->table};
+        if (s->trained) {
+            part[i].mean = x->mean;
+            part[i].forward = part[i].inverse = x->identity;
+            part[i].quality = x->quality;
+        }
+    }
+    const kvb_book_spec spec = {.layers = s->layers, .layer = layer, .part = part, .part_heads = s->heads, .meta_json = "{}"};
     kvb_status status = kvb_book_build(&spec, &image, &size, err);
     if (status == KVB_OK)
         status = kvb_write_file(path, image, size, err);
@@ -42,7 +59,7 @@ static kvb_status write_book(const char *path, uint32_t layers, uint32_t centroi
 }
 
 typedef struct times {
-    double open, read, crc, sum;
+    double open, verify, whole, read, crc, sum;
     size_t size;
 } times;
 
@@ -62,6 +79,17 @@ static kvb_status measure(const char *path, times *t, kvb_error *err)
     double since = now();
     kvb_status status = kvb_book_open(path, &book, err);
     least(&t->open, since);
+    if (status != KVB_OK)
+        return status;
+    since = now();
+    status = kvb_book_verify(book, err);
+    least(&t->verify, since);
+    kvb_book_close(book);
+    if (status != KVB_OK)
+        return status;
+    since = now();
+    status = kvb_book_open_with(path, KVB_OPEN_VERIFIED, &book, err);
+    least(&t->whole, since);
     kvb_book_close(book);
     if (status != KVB_OK)
         return status;
@@ -86,7 +114,13 @@ static kvb_status measure(const char *path, times *t, kvb_error *err)
 
 int main(int argc, char **argv)
 {
-    static const uint32_t shapes[][2] = {{16, 512}, {16, 8192}, {16, 65536}};
+    static const shape shapes[] = {
+        {16, 1, 4, 512, false}, {16, 1, 4, 8192, false}, {16, 1, 4, 65536, false}, {32, 8, 8, 256, true}, {80, 8, 8, 256, true},
+    };
+    static float mean[DIM], identity[DIM * DIM];
+    static kvb_quality quality[DIM];
+    for (size_t i = 0; i < DIM; i++)
+        identity[i * DIM + i] = 1;
     kvb_error err = {0};
     kvb_status status = KVB_OK;
     const long rounds = argc == 3 ? strtol(argv[2], NULL, 10) : 0;
@@ -94,7 +128,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: open_bench FILE ROUNDS\n");
         return 2;
     }
-    const size_t numbers = (size_t)DIM * CENTROIDS;
+    const size_t numbers = (size_t)DIM * MOST_CENTROIDS;
     float *table = kvb_alloc_array(numbers, sizeof *table);
     if (table == NULL) {
         fprintf(stderr, "open_bench: out of memory\n");
@@ -104,12 +138,13 @@ int main(int argc, char **argv)
         table[i] = (float)((i * 2654435761u >> 7) % 4096) / 1024.0f - 2.0f;
     for (size_t s = 0; status == KVB_OK && s < sizeof shapes / sizeof *shapes; s++) {
         times t = {0};
-        status = write_book(argv[1], shapes[s][0], shapes[s][1], table, &err);
+        status = write_book(argv[1], &shapes[s], &(content){table, mean, identity, quality}, &err);
         for (long r = 0; status == KVB_OK && r < rounds; r++)
             status = measure(argv[1], &t, &err);
         if (status == KVB_OK)
-            printf("{\"mib\": %.1f, \"open_ms\": %.2f, \"read_ms\": %.2f, \"crc_ms\": %.2f, \"sum_ms\": %.2f}\n", (double)t.size / 1048576,
-                   t.open, t.read, t.crc, t.sum);
+            printf("{\"mib\": %.1f, \"codebooks\": %u, \"open_ms\": %.2f, \"verify_ms\": %.2f, \"whole_ms\": %.2f, \"read_ms\": %.2f, "
+                   "\"crc_ms\": %.2f, \"sum_ms\": %.2f}\n",
+                   (double)t.size / 1048576, 2 * shapes[s].layers * shapes[s].heads, t.open, t.verify, t.whole, t.read, t.crc, t.sum);
     }
     free(table);
     remove(argv[1]);

@@ -71,10 +71,14 @@ static kvb_status check_all(const kvb_trainer *t, kvb_error *err)
             if (status != KVB_OK)
                 return status;
         }
+    const kvb_train_options *o = t->options;
+    if (o->first_layer >= t->capture->layers || o->layer_count > t->capture->layers - o->first_layer)
+        return kvb_fail(err, KVB_E_USAGE, "--layers", "layers %u to %u, the capture has 0 to %u", o->first_layer,
+                        o->first_layer + o->layer_count - 1, t->capture->layers - 1);
     for (uint32_t l = 0; l < t->capture->layers; l++)
-        if (kvb_train_has(t, l))
+        if (kvb_train_wants(t, l))
             return KVB_OK;
-    return kvb_fail(err, KVB_E_USAGE, "capture", "no layer of it can be calibrated");
+    return kvb_fail(err, KVB_E_USAGE, "capture", "no layer of it that was asked for can be calibrated");
 }
 
 /* A hold-out must leave enough to train on: short captures go without. */
@@ -104,6 +108,10 @@ static kvb_status create(kvb_trainer *t, kvb_error *err)
         t->layer[l] = c->geometry[l];
         t->layer[l].frame = t->recipe->frame;
         t->layer[l].rope_block = t->recipe->frame == KVB_FRAME_BLOCK ? t->recipe->rope_block : 0;
+        if (kvb_train_has(t, l) && !kvb_train_wants(t, l)) {
+            t->layer[l].kind = KVB_LAYER_UNSUPPORTED;
+            t->layer[l].sliding_window = 0;
+        }
     }
     return KVB_OK;
 }
@@ -195,7 +203,7 @@ static kvb_status find_layers(kvb_trainer *t, uint32_t *layer, uint32_t *count, 
     *count = 0;
     for (uint32_t l = 0; status == KVB_OK && l < t->capture->layers; l++) {
         bool there = false;
-        if (!kvb_train_has(t, l))
+        if (!kvb_train_wants(t, l))
             continue;
         status = kvb_train_load_layer(t, l, &there, err);
         if (!there)
@@ -231,51 +239,52 @@ static double over(double sum, uint64_t count)
     return sum / (double)count;
 }
 
-/* Layer by layer, whichever process trained it, and whenever. */
-static kvb_layer_sums sum_layers(const kvb_trainer *t)
+void kvb_train_add_sums(kvb_layer_sums *all, const kvb_layer_sums *one)
 {
-    kvb_layer_sums all = {0};
-    for (uint32_t l = 0; l < t->capture->layers; l++) {
-        const kvb_layer_sums *one = &t->result[l].sums;
-        for (int kind = 0; kind < 2; kind++) {
-            all.error[kind] += one->error[kind];
-            all.heldout[kind] += one->heldout[kind];
-            all.fine[kind] += one->fine[kind];
-            all.clip_before[kind] += one->clip_before[kind];
-            all.clip_after[kind] += one->clip_after[kind];
-            all.clip_count[kind] += one->clip_count[kind];
-            all.count[kind] += one->count[kind];
-            all.fine_count[kind] += one->fine_count[kind];
-        }
+    for (int kind = 0; kind < 2; kind++) {
+        all->error[kind] += one->error[kind];
+        all->heldout[kind] += one->heldout[kind];
+        all->fine[kind] += one->fine[kind];
+        all->clip_before[kind] += one->clip_before[kind];
+        all->clip_after[kind] += one->clip_after[kind];
+        all->clip_count[kind] += one->clip_count[kind];
+        all->count[kind] += one->count[kind];
+        all->fine_count[kind] += one->fine_count[kind];
     }
-    return all;
 }
 
+kvb_train_report kvb_train_report_of(const kvb_layer_sums *all, double points_per_centroid)
+{
+    return (kvb_train_report){
+        .key_error = over(all->error[KVB_KEY], all->count[KVB_KEY]),
+        .value_error = over(all->error[KVB_VALUE], all->count[KVB_VALUE]),
+        .key_heldout_error = over(all->heldout[KVB_KEY], all->count[KVB_KEY]),
+        .value_heldout_error = over(all->heldout[KVB_VALUE], all->count[KVB_VALUE]),
+        .points_per_centroid = points_per_centroid,
+        .key_fine_error = over(all->fine[KVB_KEY], all->fine_count[KVB_KEY]),
+        .value_fine_error = over(all->fine[KVB_VALUE], all->fine_count[KVB_VALUE]),
+        .clip_before = {over(all->clip_before[KVB_KEY], all->clip_count[KVB_KEY]), over(all->clip_before[KVB_VALUE], all->clip_count[KVB_VALUE])},
+        .clip_after = {over(all->clip_after[KVB_KEY], all->clip_count[KVB_KEY]), over(all->clip_after[KVB_VALUE], all->clip_count[KVB_VALUE])},
+    };
+}
+
+/* Layer by layer, whichever process trained it, and whenever. */
 static kvb_train_report summarise(const kvb_trainer *t)
 {
-    const kvb_layer_sums all = sum_layers(t);
+    kvb_layer_sums all = {0};
+    for (uint32_t l = 0; l < t->capture->layers; l++)
+        kvb_train_add_sums(&all, &t->result[l].sums);
     double rows = (double)t->capture->rows;
     if (t->holdout_every != 0)
         rows -= rows / t->holdout_every;
-    return (kvb_train_report){
-        .key_error = over(all.error[KVB_KEY], all.count[KVB_KEY]),
-        .value_error = over(all.error[KVB_VALUE], all.count[KVB_VALUE]),
-        .key_heldout_error = over(all.heldout[KVB_KEY], all.count[KVB_KEY]),
-        .value_heldout_error = over(all.heldout[KVB_VALUE], all.count[KVB_VALUE]),
-        .points_per_centroid = rows / most_centroids(t),
-        .key_fine_error = over(all.fine[KVB_KEY], all.fine_count[KVB_KEY]),
-        .value_fine_error = over(all.fine[KVB_VALUE], all.fine_count[KVB_VALUE]),
-        .clip_before = {over(all.clip_before[KVB_KEY], all.clip_count[KVB_KEY]), over(all.clip_before[KVB_VALUE], all.clip_count[KVB_VALUE])},
-        .clip_after = {over(all.clip_after[KVB_KEY], all.clip_count[KVB_KEY]), over(all.clip_after[KVB_VALUE], all.clip_count[KVB_VALUE])},
-    };
+    return kvb_train_report_of(&all, rows / most_centroids(t));
 }
 
 static kvb_status build(const kvb_trainer *t, const kvb_train_report *report, uint8_t **image, size_t *size, kvb_error *err)
 {
     char *meta = NULL;
     const kvb_layer_scores scores = kvb_train_sum_scores(t);
-    kvb_status status =
-        kvb_train_meta_write(t->capture, t->recipe, t->options, report, &scores, t->holdout_every, &meta, err);
+    kvb_status status = kvb_train_meta_write(t, report, &scores, &meta, err);
     if (status != KVB_OK)
         return status;
     kvb_book_spec spec = {
@@ -332,7 +341,7 @@ kvb_status kvb_train_book(const kvb_capture *capture, const kvb_recipe *recipe, 
     if (status == KVB_OK)
         status = choose_shapes(&t, err);
     for (uint32_t l = 0; status == KVB_OK && l < capture->layers; l++)
-        t.total += count_all(&t, l);
+        t.total += kvb_train_wants(&t, l) ? count_all(&t, l) : 0;
     if (status == KVB_OK)
         status = train_layers(&t, err);
     if (status == KVB_OK && kvb_team_rank(options->team) == 0) {

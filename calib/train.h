@@ -13,6 +13,7 @@ typedef struct kvb_train_options {
     struct kvb_checkpoint *checkpoint; /* NULL: none. Layers that it has are not trained again; each is saved when it is done */
     const kvb_team *team; /* processes that train together, each with the same options but for the checkpoint, which is the first one's,
                            * and a capture that loads for all (kvb_team_capture()); NULL: none. The image is the first one's alone */
+    uint32_t first_layer, layer_count; /* train these alone, the others stay exact in the book: a part, for kvb_merge_books(); 0, 0: all */
     kvb_device device; /* where k-means runs, unless the recipe names a backend of its own: layers are shared out over its GPUs. In a
                         * team each process takes one of them */
     uint32_t lanes;    /* layers trained side by side by a process alone whose capture has all layers at hand; 0: one on the CPU, two

@@ -137,6 +137,19 @@ static inline bool kvb_train_has(const kvb_trainer *t, uint32_t layer)
     return t->capture->geometry[layer].kind != KVB_LAYER_UNSUPPORTED;
 }
 
+/* A part of the layers, not all. */
+static inline bool kvb_train_is_part(const kvb_train_options *o, uint32_t layers)
+{
+    return o->layer_count != 0 && o->layer_count < layers;
+}
+
+/* Among the layers that were asked for. */
+static inline bool kvb_train_wants(const kvb_trainer *t, uint32_t layer)
+{
+    const kvb_train_options *o = t->options;
+    return kvb_train_has(t, layer) && (o->layer_count == 0 || (layer >= o->first_layer && layer - o->first_layer < o->layer_count));
+}
+
 /* Points of one layer and kind; on failure nothing is left to free. */
 kvb_status kvb_train_points_of(const kvb_trainer *t, uint32_t layer, kvb_kind kind, kvb_train_points *points,
                                kvb_error *err);
@@ -161,7 +174,27 @@ void kvb_train_describe(const kvb_trainer *t, uint32_t layer, bool fine);
 kvb_status kvb_train_count_scores(kvb_trainer *t, uint32_t layer, kvb_error *err);
 kvb_layer_scores kvb_train_sum_scores(const kvb_trainer *t);
 /* Writes the object "scores" into META, or nothing where none were counted. */
-void kvb_train_put_scores(kvb_json_writer *w, const kvb_capture *capture, const kvb_layer_scores *all);
+void kvb_train_put_scores(kvb_json_writer *w, uint32_t ctx, const kvb_layer_scores *all);
+/* Positions run below this. */
+uint32_t kvb_train_context(const kvb_capture *capture);
+
+/* The means that a report has, of the sums over layers. */
+kvb_train_report kvb_train_report_of(const kvb_layer_sums *all, double points_per_centroid);
+void kvb_train_add_sums(kvb_layer_sums *all, const kvb_layer_sums *one);
+void kvb_train_add_scores(kvb_layer_scores *all, const kvb_layer_scores *one);
+/* Writes the object "quality" into META. */
+void kvb_train_put_quality(kvb_json_writer *w, const kvb_train_report *report);
+/* Of clips that were searched for: what coding does to attention's output with clips of 1, and with those found. */
+void kvb_train_put_clips(kvb_json_writer *w, const kvb_train_report *report);
+
+/* train_part.c: what the META of a book of a part of the layers says beyond others, in "training": the object "part" with the layers
+ * and what their sums were, exactly, so that parts together give the numbers of a whole. */
+void kvb_train_put_part(kvb_json_writer *w, const kvb_trainer *t, const kvb_layer_scores *scores);
+/* The layers of a part; false where the value is none. */
+bool kvb_train_part_range(const kvb_json *part, uint32_t *first, uint32_t *last);
+/* One layer's sums, and the scores of all of the part's. KVB_E_FORMAT, of `name`, where they are not what kvb_train_put_part() writes. */
+kvb_status kvb_train_part_sums(const kvb_json *part, uint32_t layer, const char *name, kvb_layer_sums *sums, kvb_error *err);
+kvb_status kvb_train_part_scores(const kvb_json *part, const char *name, kvb_layer_scores *scores, kvb_error *err);
 
 /* train_resume.c: a trained layer as bytes, and back: then its result and parts are as training would have left them. `name` stands for
  * the bytes in errors. */
@@ -185,8 +218,7 @@ kvb_status kvb_train_lanes(kvb_trainer *t, const uint32_t *layer, uint32_t count
 
 /* META of the book: the capture's, the recipe and how it was trained. NULL if out of memory; free with free().
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
-kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                                const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every, char **meta,
+kvb_status kvb_train_meta_write(const kvb_trainer *t, const kvb_train_report *report, const kvb_layer_scores *scores, char **meta,
                                 kvb_error *err);
 
 /* train_levels.c: fills fixed [G][2][D] and level [count], ascending; either may be NULL, where the recipe has none of calibration. */

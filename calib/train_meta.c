@@ -68,7 +68,7 @@ static void put_kind(kvb_json_writer *w, const kvb_recipe *recipe, kvb_kind kind
     kvb_json_end_object(w);
 }
 
-static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
+void kvb_train_put_quality(kvb_json_writer *w, const kvb_train_report *report)
 {
     kvb_json_begin_object(w, "quality");
     /* Kinds whose numbers are coded one by one train nothing. */
@@ -88,8 +88,7 @@ static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
     kvb_json_end_object(w);
 }
 
-/* Of clips that were searched for: what coding does to attention's output with clips of 1, and with those found. */
-static void put_clips(kvb_json_writer *w, const kvb_train_report *report)
+void kvb_train_put_clips(kvb_json_writer *w, const kvb_train_report *report)
 {
     if (isnan(report->clip_before[KVB_KEY]) && isnan(report->clip_before[KVB_VALUE]))
         return;
@@ -105,37 +104,38 @@ static void put_clips(kvb_json_writer *w, const kvb_train_report *report)
     kvb_json_end_object(w);
 }
 
-static void put_training(kvb_json_writer *w, const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                         const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every)
+static void put_training(kvb_json_writer *w, const kvb_trainer *t, const kvb_train_report *report, const kvb_layer_scores *scores)
 {
+    const kvb_recipe *recipe = t->recipe;
     kvb_json_begin_object(w, "training");
     kvb_json_put_number(w, "bits_nominal", kvb_recipe_nominal_bits(recipe));
     put_kind(w, recipe, KVB_KEY);
     put_kind(w, recipe, KVB_VALUE);
-    kvb_json_put_u64(w, "rows", capture->rows);
-    kvb_json_put_u64(w, "seed", options->seed);
+    kvb_json_put_u64(w, "rows", t->capture->rows);
+    kvb_json_put_u64(w, "seed", t->options->seed);
     kvb_json_begin_object(w, "kmeans");
     kvb_json_put_u64(w, "iterations", recipe->iterations);
     kvb_json_put_string(w, "seeding", kvb_seeding_name(recipe->seeding));
     if (recipe->backend == KVB_KMEANS_FAISS)
         kvb_json_put_string(w, "backend", "faiss");
-    kvb_json_put_u64(w, "holdout_every", holdout_every);
+    kvb_json_put_u64(w, "holdout_every", t->holdout_every);
     kvb_json_put_u64(w, "holdout_block", KVB_HOLDOUT_BLOCK);
     kvb_json_end_object(w);
-    put_quality(w, report);
-    put_clips(w, report);
-    kvb_train_put_scores(w, capture, scores);
-    kvb_json_put_string(w, "device", options->device != KVB_DEVICE_CPU ? "cuda" : "cpu");
+    kvb_train_put_quality(w, report);
+    kvb_train_put_clips(w, report);
+    kvb_train_put_scores(w, scores->rows > 0 ? kvb_train_context(t->capture) : 0, scores);
+    kvb_json_put_string(w, "device", t->options->device != KVB_DEVICE_CPU ? "cuda" : "cpu");
+    if (kvb_train_is_part(t->options, t->capture->layers))
+        kvb_train_put_part(w, t, scores);
     kvb_json_end_object(w);
 }
 
-kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                                const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every, char **meta,
+kvb_status kvb_train_meta_write(const kvb_trainer *t, const kvb_train_report *report, const kvb_layer_scores *scores, char **meta,
                                 kvb_error *err)
 {
     kvb_json_doc *doc = NULL;
     kvb_json_writer w = {.compact = true};
-    const char *given = capture->meta_json != NULL ? capture->meta_json : "{}";
+    const char *given = t->capture->meta_json != NULL ? t->capture->meta_json : "{}";
     *meta = NULL;
     kvb_status status = kvb_json_parse(given, strlen(given), "META of the capture", &doc, err);
     if (status != KVB_OK)
@@ -145,8 +145,8 @@ kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *re
     for (size_t i = 0; kvb_json_type_of(root) == KVB_JSON_OBJECT && i < kvb_json_count(root); i++)
         if (!is_own(kvb_json_key_at(root, i)))
             kvb_json_put_value(&w, kvb_json_key_at(root, i), kvb_json_at(root, i));
-    kvb_json_put_value(&w, "recipe", kvb_json_root(recipe->doc));
-    put_training(&w, capture, recipe, options, report, scores, holdout_every);
+    kvb_json_put_value(&w, "recipe", kvb_json_root(t->recipe->doc));
+    put_training(&w, t, report, scores);
     put_created(&w);
     kvb_json_end_object(&w);
     const char *text = kvb_json_writer_text(&w);

@@ -55,8 +55,7 @@ static void put_shares(kvb_json_writer *w, const char *key, const uint64_t *coun
     kvb_json_end_array(w);
 }
 
-/* Positions run below this. */
-static uint32_t context_of(const kvb_capture *capture)
+uint32_t kvb_train_context(const kvb_capture *capture)
 {
     uint32_t ctx = 1;
     for (uint64_t r = 0; r < capture->rows; r++)
@@ -73,36 +72,39 @@ kvb_status kvb_train_count_scores(kvb_trainer *t, uint32_t layer, kvb_error *err
     float *sorted = kvb_alloc_array(capture->rows, sizeof *sorted);
     if (sorted == NULL)
         return kvb_fail_memory(err, "token weights");
-    const uint32_t ctx = context_of(capture);
+    const uint32_t ctx = kvb_train_context(capture);
     for (uint32_t g = 0; g < capture->geometry[layer].kv_heads; g++)
         add_head(&t->result[layer].scores, capture, weight + g * capture->rows, sorted, ctx);
     free(sorted);
     return KVB_OK;
 }
 
+void kvb_train_add_scores(kvb_layer_scores *all, const kvb_layer_scores *one)
+{
+    for (int i = 0; i < POSITION_BINS; i++)
+        all->position[i] += one->position[i];
+    for (int i = 0; i < SCORE_BINS; i++)
+        all->score[i] += one->score[i];
+    all->anchors += one->anchors;
+    all->rows += one->rows;
+}
+
 kvb_layer_scores kvb_train_sum_scores(const kvb_trainer *t)
 {
     kvb_layer_scores all = {0};
-    for (uint32_t l = 0; l < t->capture->layers; l++) {
-        const kvb_layer_scores *one = &t->result[l].scores;
-        for (int i = 0; i < POSITION_BINS; i++)
-            all.position[i] += one->position[i];
-        for (int i = 0; i < SCORE_BINS; i++)
-            all.score[i] += one->score[i];
-        all.anchors += one->anchors;
-        all.rows += one->rows;
-    }
+    for (uint32_t l = 0; l < t->capture->layers; l++)
+        kvb_train_add_scores(&all, &t->result[l].scores);
     return all;
 }
 
-void kvb_train_put_scores(kvb_json_writer *w, const kvb_capture *capture, const kvb_layer_scores *all)
+void kvb_train_put_scores(kvb_json_writer *w, uint32_t ctx, const kvb_layer_scores *all)
 {
     if (all->rows == 0)
         return;
     kvb_json_begin_object(w, "scores");
     kvb_json_put_string(w, "score", "exact-k");
     kvb_json_put_number(w, "anchors", anchor_share);
-    kvb_json_put_u64(w, "ctx", context_of(capture));
+    kvb_json_put_u64(w, "ctx", ctx);
     put_shares(w, "anchor_positions", all->position, POSITION_BINS, all->anchors);
     kvb_json_put_number(w, "first_log2", SCORE_FIRST);
     put_shares(w, "distribution", all->score, SCORE_BINS, all->rows);

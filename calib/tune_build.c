@@ -143,18 +143,6 @@ static void free_parts(parts *p)
     free(p->fine);
 }
 
-/* Fine codebooks stay what they are, but the writer wants floats. */
-static kvb_status copy_fine(const kvb_codebook *b, kvb_book_part *fine, kvb_error *err)
-{
-    const size_t floats = (size_t)b->groups * b->stages * b->stage_centroids * b->channels;
-    float *table = kvb_alloc_array(floats, sizeof *table);
-    if (table == NULL)
-        return kvb_fail_memory(err, "fine codebooks of the tuned book");
-    kvb_half_to_floats(table, b->table, floats);
-    *fine = (kvb_book_part){.channels = b->channels, .centroids = b->stage_centroids, .stages = b->stages, .table = table};
-    return KVB_OK;
-}
-
 /* What came as multiples of steps goes as such: see format/base/grid.h. */
 static kvb_status keep_grid(const kvb_codebook *from, const kvb_layer *layer, kvb_kind kind, const kvb_tune_table *t, kvb_error *err)
 {
@@ -187,7 +175,7 @@ static kvb_status fill_part(const kvb_book *book, const kvb_tune_layer *layer, u
     if (fine == NULL)
         return KVB_OK;
     p->part[at].fine = &p->fine[at];
-    return copy_fine(fine, &p->fine[at], err);
+    return kvb_book_part_copy(fine, &p->fine[at], err); /* they stay what they are */
 }
 
 kvb_status kvb_tune_build(const kvb_book *book, const kvb_tune_layer *layer, const kvb_text *text,

@@ -2,13 +2,16 @@
 #ifndef KVB_FORMAT_BOOK_READER_H
 #define KVB_FORMAT_BOOK_READER_H
 
+#include "format/base/mapfile.h"
 #include "format/book_write.h"
 #include "format/section_reader.h"
 
 #define KVB_NO_CODEBOOKS UINT32_MAX
 
 struct kvb_book {
-    uint8_t *owned;       /* what close frees; NULL where the bytes are borrowed */
+    uint8_t *owned;       /* what close frees; NULL where the bytes are mapped or borrowed */
+    kvb_mapfile map;      /* what close unmaps; zeroed where they are not mapped */
+    char *name;           /* for errors of kvb_book_verify() */
     const uint8_t *bytes; /* the whole file, aligned to 64 */
     size_t size;
     uint32_t layers;
@@ -37,7 +40,8 @@ kvb_status kvb_reader_groups(const kvb_reader *r, const kvb_entry *e);
 kvb_status kvb_reader_pool(const kvb_reader *r, const kvb_entry *e);
 kvb_status kvb_reader_check_scaled(const kvb_reader *r);
 
-/* book_read.c: validates `book->bytes` and fills the rest of a zeroed book. On failure the caller still closes it. */
-kvb_status kvb_book_parse(kvb_book *book, const char *name, kvb_error *err);
+/* book_read.c: validates `book->bytes` and fills the rest of a zeroed book. On failure the caller still closes it.
+ * `defer` leaves what the bytes of CODE, FINE, MEAN and XFRM sections are to kvb_book_verify(). */
+kvb_status kvb_book_parse(kvb_book *book, const char *name, bool defer, kvb_error *err);
 
 #endif

@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "format/base/checked.h"
 #include "format/base/fail.h"
+#include "format/base/half.h"
 #include "format/book_spec.h"
 
 static kvb_status check_floats(const float *values, size_t count, double limit, const char *where, const char *what,
@@ -144,4 +146,23 @@ kvb_status kvb_spec_check(const kvb_book_spec *spec, kvb_error *err)
     if (status == KVB_OK && spec->policy.exact == KVB_EXACT_FINE && !kvb_spec_has_fine(spec))
         return kvb_fail(err, KVB_E_USAGE, "policy", "keeps tokens as fine codes, but there are no fine codebooks");
     return status;
+}
+
+kvb_status kvb_book_part_copy(const kvb_codebook *from, kvb_book_part *part, kvb_error *err)
+{
+    const bool scaled = from->scaling != NULL;
+    const size_t floats = scaled ? from->centroids : (size_t)from->groups * from->stages * from->stage_centroids * from->channels;
+    float *table = NULL;
+    if (from->table != NULL) {
+        table = kvb_alloc_array(floats, sizeof *table);
+        if (table == NULL)
+            return kvb_fail_memory(err, "codebooks");
+        kvb_half_to_floats(table, from->table, floats);
+    }
+    part->channels = from->channels;
+    part->centroids = from->stage_centroids;
+    part->stages = from->stages;
+    part->scaling = from->scaling;
+    part->table = table;
+    return KVB_OK;
 }

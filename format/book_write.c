@@ -408,7 +408,7 @@ static kvb_status read_back(const writer *w)
         return kvb_fail_memory(w->err, "book");
     book->bytes = w->image;
     book->size = w->size;
-    kvb_status status = kvb_book_parse(book, "the book to write", w->err);
+    kvb_status status = kvb_book_parse(book, "the book to write", false, w->err);
     kvb_book_close(book);
     if (status == KVB_E_FORMAT) {
         status = KVB_E_CHECK;

@@ -47,6 +47,9 @@ typedef struct kvb_book_spec {
  * not finite or does not fit a half float. The same spec gives the same bytes. */
 kvb_status kvb_book_build(const kvb_book_spec *spec, uint8_t **image, size_t *size, kvb_error *err);
 
+/* A codebook as a part of a spec: shape, scaling, and a table of its own in floats (free with free()); the rest is left as it is. */
+kvb_status kvb_book_part_copy(const kvb_codebook *from, kvb_book_part *part, kvb_error *err);
+
 /* Quality records of a book, [S], or NULL where the file has none. */
 const kvb_quality *kvb_book_quality(const kvb_book *book, uint32_t layer, uint32_t head, kvb_kind kind);
 

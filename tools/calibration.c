@@ -12,6 +12,7 @@
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
+#include "format/kvb_layout.h"
 #include "tools/identity.h"
 
 enum { PROBE_TOKENS = 512, PROBE_POINTS = 8192, PROBE_PROBLEMS = 4 };
@@ -262,7 +263,7 @@ kvb_status kvb_end_checkpoint(kvb_checkpoint *checkpoint, kvb_status status, kvb
 }
 
 static kvb_status train_together(const kvb_team *team, const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed,
-                                 kvb_device device, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
+                                 kvb_device device, kvb_layer_range layers, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
                                  kvb_train_report *report, kvb_error *err)
 {
     kvb_train_options options;
@@ -271,6 +272,8 @@ static kvb_status train_together(const kvb_team *team, const kvb_capture *captur
     options.checkpoint = checkpoint;
     options.seed = seed;
     options.device = device;
+    options.first_layer = layers.first;
+    options.layer_count = layers.count;
     options.progress = kvb_progress_report;
     options.progress_user = p;
     kvb_status status = kvb_train_book(capture, recipe, &options, image, size, report, err);
@@ -279,10 +282,10 @@ static kvb_status train_together(const kvb_team *team, const kvb_capture *captur
     return status;
 }
 
-kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device, kvb_checkpoint *checkpoint,
-                            kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
+kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device,
+                            kvb_layer_range layers, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err)
 {
-    return train_together(NULL, capture, recipe, seed, device, checkpoint, p, image, size, report, err);
+    return train_together(NULL, capture, recipe, seed, device, layers, checkpoint, p, image, size, report, err);
 }
 
 /* What recipes want of a capture beyond keys, values and token weights. */
@@ -387,6 +390,24 @@ kvb_status kvb_shard_parse(const char *text, kvb_shard *shard, kvb_error *err)
     return KVB_OK;
 }
 
+kvb_status kvb_layer_range_parse(const char *text, kvb_layer_range *range, kvb_error *err)
+{
+    const char *dash = text != NULL ? strchr(text, '-') : NULL;
+    char word[24] = "";
+    uint64_t first, last;
+    *range = KVB_ALL_LAYERS;
+    if (text == NULL)
+        return KVB_OK;
+    const size_t length = dash != NULL ? (size_t)(dash - text) : strlen(text);
+    if (length < sizeof word)
+        memcpy(word, text, length);
+    if (!kvb_parse_count(word, &first) || !kvb_parse_count(dash != NULL ? dash + 1 : word, &last) || first > last ||
+        last >= KVB_MAX_LAYERS)
+        return kvb_fail(err, KVB_E_USAGE, "--layers", "found \"%.40s\", expected A-B with A up to B, counted from 0, such as 0-15", text);
+    *range = (kvb_layer_range){(uint32_t)first, (uint32_t)(last - first + 1)};
+    return KVB_OK;
+}
+
 /* A file's counts are in its META alone; opening it reads little more. */
 kvb_status kvb_capture_shard(const kvb_input *input, kvb_capture_options *options, const kvb_shard *shard, const char *path,
                              kvb_progress *p, kvb_error *err)
@@ -426,8 +447,8 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
     *image = NULL;
     kvb_status status = kvb_run_capture(input, &recipe, 1, capture, seed, checkpoint, p, &store, err);
     if (status == KVB_OK)
-        status = kvb_run_training(kvb_capture_view(store), recipe, seed, (kvb_device)capture->device.value, checkpoint, p, image, size,
-                                  report, err);
+        status = kvb_run_training(kvb_capture_view(store), recipe, seed, (kvb_device)capture->device.value, KVB_ALL_LAYERS, checkpoint,
+                                  p, image, size, report, err);
     kvb_capture_close(store);
     return status;
 }
@@ -472,7 +493,7 @@ kvb_status kvb_run_team_calibration(const kvb_team *team, const kvb_input *input
         status = kvb_team_capture_create(team, kvb_capture_view(store), &whole, err);
     if (status == KVB_OK) {
         kvb_warn_of_capture(kvb_team_capture_view(whole), p);
-        status = train_together(team, kvb_team_capture_view(whole), recipe, seed, (kvb_device)capture->device.value, checkpoint, p, image,
+        status = train_together(team, kvb_team_capture_view(whole), recipe, seed, (kvb_device)capture->device.value, KVB_ALL_LAYERS, checkpoint, p, image,
                                 size, report, err);
     }
     kvb_team_capture_free(whole);

@@ -73,9 +73,17 @@ kvb_status kvb_run_calibration(const kvb_input *input, const kvb_recipe *recipe,
 kvb_status kvb_run_team_calibration(const kvb_team *team, const kvb_input *input, const kvb_recipe *recipe,
                                     const kvb_capture_args *capture, uint64_t seed, const char *folder, kvb_checkpoint *checkpoint,
                                     kvb_progress *p, uint8_t **image, size_t *size, kvb_train_report *report, kvb_error *err);
-/* Trains from a capture; says what came of it. */
+/* Layers that follow each other; a count of 0 is all. */
+typedef struct kvb_layer_range {
+    uint32_t first, count;
+} kvb_layer_range;
+#define KVB_ALL_LAYERS ((kvb_layer_range){0, 0})
+/* "A-B", both among them and counted from 0, or "A"; NULL: all. */
+kvb_status kvb_layer_range_parse(const char *text, kvb_layer_range *range, kvb_error *err);
+
+/* Trains from a capture, all layers or a part of them; says what came of it. */
 kvb_status kvb_run_training(const kvb_capture *capture, const kvb_recipe *recipe, uint64_t seed, kvb_device device,
-                            kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
+                            kvb_layer_range layers, kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size,
                             kvb_train_report *report, kvb_error *err);
 
 /* Default of --max-memory and of --seed. */

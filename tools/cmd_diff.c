@@ -172,7 +172,7 @@ static kvb_status open_both(comparison *c, const diff_args *a, kvb_error *err)
     kvb_status status = KVB_OK;
     for (int b = 0; b < BOOKS && status == KVB_OK; b++) {
         c->path[b] = a->books.items[b];
-        status = kvb_book_open(c->path[b], &c->book[b], err);
+        status = kvb_book_open_with(c->path[b], KVB_OPEN_VERIFIED, &c->book[b], err);
         if (status != KVB_OK)
             break;
         size_t size;

@@ -156,7 +156,7 @@ static kvb_status open_books(eval_run *r, kvb_error *err)
         return kvb_fail_memory(err, "eval");
     for (size_t i = 0; i < r->args->books.count && status == KVB_OK; i++) {
         r->name[i] = r->args->books.items[i];
-        status = kvb_book_open(r->name[i], &r->book[i], err);
+        status = kvb_book_open_with(r->name[i], KVB_OPEN_VERIFIED, &r->book[i], err);
         if (status != KVB_OK)
             break;
         status = kvb_check_book_form(&r->args->policy, r->book[i], r->name[i], err);

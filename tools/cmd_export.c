@@ -14,7 +14,7 @@ typedef struct export_args {
 } export_args;
 
 static const kvb_flag flags[] = {
-    {"--output", KVB_FLAG_STRING, "FILE", "write here: a name that ends in .safetensors, or in .npz for NPZ",
+    {"--output", KVB_FLAG_STRING, "FILE", "write here: a name that ends in .safetensors, .npz or .gguf",
      .offset = offsetof(export_args, output), .letter = "-o", .required = true},
 };
 
@@ -22,7 +22,7 @@ static const kvb_command_spec spec = {
     .name = "export",
     .operands = "BOOK.kvb",
     .summary = "Write a book as named arrays, for Python and other tools",
-    .about = "A safetensors or NPZ file with tables, levels, means and transforms as arrays (layers.L.heads.G.key.table and so\n"
+    .about = "A safetensors, NPZ or GGUF file with tables, levels, means and transforms as arrays (layers.L.heads.G.key.table and so\n"
              "on), and all other bytes of the book in one array more. `kvbook import` makes the same book of it, byte for byte.",
     .args_size = sizeof(export_args),
     .operands_offset = offsetof(export_args, files),
@@ -39,7 +39,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (checked != KVB_OK)
         return checked;
     kvb_book *book = NULL;
-    kvb_status status = kvb_book_open(a->files.items[0], &book, err);
+    kvb_status status = kvb_book_open_with(a->files.items[0], KVB_OPEN_VERIFIED, &book, err);
     if (status == KVB_OK)
         status = kvb_exchange_write(book, a->output, err);
     kvb_book_close(book);

@@ -20,7 +20,7 @@ static const kvb_flag flags[] = {
 
 static const kvb_command_spec spec = {
     .name = "import",
-    .operands = "X.safetensors|X.npz",
+    .operands = "X.safetensors|X.npz|X.gguf",
     .summary = "Make the book again that was exported",
     .about = "Puts the arrays of an exported book back into their places and checks the whole as `kvbook verify` would: structure,\n"
              "checksums, identity. Arrays that were changed are refused.",

@@ -100,7 +100,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     const char *inputs[] = {a->books.items[0], a->scores};
     kvb_status status = kvb_check_output(a->output, inputs, 2, err);
     if (status == KVB_OK)
-        status = kvb_book_open(a->books.items[0], &book, err);
+        status = kvb_book_open_with(a->books.items[0], KVB_OPEN_VERIFIED, &book, err);
     if (status == KVB_OK && a->scores != NULL)
         status = read_scores(&list, a->scores, err);
     size_t size = 0;

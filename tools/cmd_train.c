@@ -12,7 +12,7 @@ typedef struct train_args {
     kvb_recipe_args recipe;
     kvb_policy_args policy;
     kvb_checkpoint_args checkpoint;
-    const char *output;
+    const char *output, *layers;
     kvb_arg_u64 device;
     bool dry_run;
 } train_args;
@@ -20,6 +20,8 @@ typedef struct train_args {
 static const kvb_flag flags[] = {
     {"--output", KVB_FLAG_STRING, "FILE", "the book to write (.kvb)", .offset = offsetof(train_args, output),
      .letter = "-o", .required = true},
+    {"--layers", KVB_FLAG_STRING, "A-B", "train these layers alone, counted from 0; `kvbook merge` joins the books of all",
+     .offset = offsetof(train_args, layers)},
     {"--device", KVB_FLAG_DEVICE, "NAME", "where k-means trains: cpu (the default), cuda, cuda:all or cuda:0,1",
      .offset = offsetof(train_args, device), .choices = kvb_device_names},
     {"--dry-run", KVB_FLAG_BOOL, NULL, "print rows, bits and sizes, and stop", .offset = offsetof(train_args, dry_run)},
@@ -59,8 +61,8 @@ static kvb_status begin(const train_args *a, const kvb_recipe *recipe, const kvb
     return status;
 }
 
-static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb_capture *capture, kvb_progress *p,
-                        kvb_error *err)
+static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb_capture *capture, kvb_layer_range layers,
+                        kvb_progress *p, kvb_error *err)
 {
     uint8_t *image = NULL;
     size_t size = 0;
@@ -69,7 +71,7 @@ static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb
     kvb_status status = begin(a, recipe, capture, p, &checkpoint, err);
     if (status != KVB_OK)
         return status;
-    status = kvb_run_training(capture, recipe, a->recipe.seed.value, (kvb_device)a->device.value, checkpoint, p, &image,
+    status = kvb_run_training(capture, recipe, a->recipe.seed.value, (kvb_device)a->device.value, layers, checkpoint, p, &image,
                               &size, &report, err);
     if (status == KVB_OK)
         status = kvb_write_file(a->output, image, size, err);
@@ -125,9 +127,12 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     const train_args *a = args;
     opened captures = {0};
     kvb_recipe recipe;
+    kvb_layer_range layers;
     if (a->captures.count == 0)
         return kvb_fail(err, KVB_E_USAGE, "train", "found no captures, expected at least one; `kvbook capture` makes them");
     kvb_status status = kvb_device_check((kvb_device)a->device.value, err);
+    if (status == KVB_OK)
+        status = kvb_layer_range_parse(a->layers, &layers, err);
     if (status == KVB_OK)
         status = kvb_recipe_from_args(&a->recipe, &recipe, err);
     if (status != KVB_OK)
@@ -142,7 +147,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         printf("%llu rows, %u layers, recipe %s at %g bits\n", (unsigned long long)view_of(&captures)->rows,
                view_of(&captures)->layers, recipe.name, kvb_recipe_nominal_bits(&recipe));
     else if (status == KVB_OK)
-        status = train(a, &recipe, view_of(&captures), p, err);
+        status = train(a, &recipe, view_of(&captures), layers, p, err);
     close_captures(&captures);
     kvb_recipe_free(&recipe);
     return status;

@@ -72,7 +72,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (status == KVB_OK)
         status = kvb_check_output(a->output, a->books.items, 1, err);
     if (status == KVB_OK)
-        status = kvb_book_open(a->books.items[0], &book, err);
+        status = kvb_book_open_with(a->books.items[0], KVB_OPEN_VERIFIED, &book, err);
     if (status == KVB_OK)
         status = kvb_input_open(&in, &a->model, &a->text, p, err);
     if (status == KVB_OK)

@@ -12,6 +12,7 @@
 #include "tools/packed.h"
 #include "tools/prompt.h"
 #include "tools/summary.h"
+#include "tools/verify_capture.h"
 
 /* A codebook that uses fewer of its centroids is one that training gave up on. */
 #define LEAST_USAGE 0.5f
@@ -36,13 +37,14 @@ static const kvb_flag flags[] = {
 
 static const kvb_command_spec spec = {
     .name = "verify",
-    .operands = "BOOK.kvb|CACHE.kvp",
-    .summary = "Prove that a book is whole and its codebooks are worth something, or that packed caches are whole",
+    .operands = "BOOK.kvb|CACHE.kvp|CAPTURE.kvc",
+    .summary = "Prove that a book is whole and worth something, or that packed caches or a capture are whole",
     .about = "Reads the whole file (checksums, geometry, every number finite), then checks each codebook: at\n"
              "least half of its centroids differ, its quality is on record, at least half of the centroids are used,\n"
              "and its error on training and held-out data is below that of predicting the mean. Exits with 1 and\n"
              "names each failed check. Of fine codebooks, which have no quality records, the first check is made.\n"
-             "Of packed caches (.kvp) every byte is read and checked.",
+             "Of packed caches (.kvp) every byte is read and checked. A capture (.kvc) has no checksums: its structure and\n"
+             "geometry are checked, every number is finite, no weight is negative and no head's weights are all 0.",
     .args_size = sizeof(verify_args),
     .operands_offset = offsetof(verify_args, books),
     .group = {{"Flags", flags, sizeof flags / sizeof *flags, 0}, KVB_GROUP(common, "Common flags", verify_args, common)},
@@ -206,16 +208,22 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
 {
     const verify_args *a = args;
     if (a->books.count != 1)
-        return kvb_fail(err, KVB_E_USAGE, "verify", "found %zu files, expected one book (.kvb) or one of packed caches (.kvp)",
+        return kvb_fail(err, KVB_E_USAGE, "verify", "found %zu files, expected one book (.kvb), file of packed caches (.kvp) or capture (.kvc)",
                         a->books.count);
     if (a->tokenizer != NULL && a->model == NULL)
         return kvb_fail(err, KVB_E_USAGE, "--tokenizer", "means nothing without --model");
     if (kvb_is_cache_file(a->books.items[0]))
         return kvb_verify_packed(a->books.items[0], a->model, a->tokenizer, a->book, a->json, p, err);
+    if (kvb_is_capture_file(a->books.items[0])) {
+        if (a->model != NULL || a->book != NULL)
+            return kvb_fail(err, KVB_E_USAGE, a->model != NULL ? "--model" : "--book",
+                            "means nothing for a capture; the book trained from it is what belongs to a model");
+        return kvb_verify_capture(a->books.items[0], a->json, err);
+    }
     if (a->book != NULL)
         return kvb_fail(err, KVB_E_USAGE, "--book", "means nothing for a book; it goes with packed caches (.kvp)");
     kvb_book *book;
-    kvb_status status = kvb_book_open(a->books.items[0], &book, err);
+    kvb_status status = kvb_book_open_with(a->books.items[0], KVB_OPEN_VERIFIED, &book, err);
     if (status != KVB_OK)
         return status;
     verification v = {.book = book, .order = kvb_alloc_array(KVB_MAX_CENTROIDS, sizeof *v.order)};

@@ -13,10 +13,10 @@ typedef struct kvb_command {
 
 extern const kvb_command kvb_capture_command, kvb_train_command, kvb_tune_command, kvb_calibrate_command, kvb_eval_command,
     kvb_generate_command, kvb_info_command, kvb_verify_command, kvb_report_command, kvb_recipes_command, kvb_compare_command,
-    kvb_bench_command, kvb_pack_command, kvb_diff_command, kvb_export_command, kvb_import_command;
+    kvb_bench_command, kvb_pack_command, kvb_diff_command, kvb_export_command, kvb_import_command, kvb_merge_command;
 
 /* All of them, in the order of `kvbook --help`, the manual and the completions. */
-enum { KVB_COMMANDS = 16 };
+enum { KVB_COMMANDS = 17 };
 extern const kvb_command *const kvb_commands[KVB_COMMANDS];
 
 #endif

@@ -82,7 +82,7 @@ static kvb_status look_for(const kvb_compare_job *job, kvb_compare_cell *cell, k
         status = choose_path(job, cell, err);
     if (status != KVB_OK)
         return status;
-    status = kvb_book_open(cell->path, &cell->book, &why);
+    status = kvb_book_open_with(cell->path, KVB_OPEN_VERIFIED, &cell->book, &why);
     if (status == KVB_E_FORMAT || status == KVB_E_CHECK)
         kvb_warn(p, "%s: %s; it is made again", why.where, why.message);
     return KVB_OK;
@@ -96,13 +96,14 @@ static kvb_status make_book(const kvb_compare_job *job, const kvb_capture_store 
     kvb_train_report report;
     char bytes[32];
     kvb_status status =
-        kvb_run_training(kvb_capture_view(store), &cell->recipe, job->seed, (kvb_device)job->capture->device.value, NULL, p, &image, &size, &report, err);
+        kvb_run_training(kvb_capture_view(store), &cell->recipe, job->seed, (kvb_device)job->capture->device.value, KVB_ALL_LAYERS, NULL, p,
+                         &image, &size, &report, err);
     if (status == KVB_OK)
         status = kvb_write_file(cell->path, image, size, err);
     if (status == KVB_OK)
         kvb_say(p, "wrote %s: %s", cell->path, kvb_size_text(size, bytes));
     free(image);
-    return status == KVB_OK ? kvb_book_open(cell->path, &cell->book, err) : status;
+    return status == KVB_OK ? kvb_book_open_with(cell->path, KVB_OPEN_VERIFIED, &cell->book, err) : status;
 }
 
 static kvb_status make_missing(const kvb_compare_job *job, kvb_compare_cell **missing, size_t count, kvb_progress *p,

@@ -13,10 +13,12 @@
 #include "format/base/sha256.h"
 #include "format/book_write.h"
 #include "format/kvb_layout.h"
+#include "model/gguf.h"
+#include "model/gguf_write.h"
 #include "model/npz.h"
 #include "model/safetensors.h"
 
-enum { NAME_SIZE = 64, MOST_DIMS = 4 };
+enum { NAME_SIZE = 64, MOST_DIMS = 4, GGML_I8 = 24 };
 static const uint64_t most_bytes = (uint64_t)16 << 30; /* of a book */
 
 /* An array that stands in the book. */
@@ -199,17 +201,72 @@ static uint64_t size_of_rest(const arrays *a)
     return rest;
 }
 
-static kvb_status write_safetensors(kvb_outfile *out, const kvb_book *book, const arrays *a, kvb_error *err)
+/* The bytes that no array has, in the order of the book. */
+static kvb_status write_rest(kvb_outfile *out, const arrays *a, kvb_error *err)
 {
     uint64_t at = 0;
-    kvb_status status = write_header(out, book, a, size_of_rest(a), err);
-    for (size_t i = 0; status == KVB_OK && i < a->count; i++)
-        status = kvb_outfile_write(out, a->book + a->list[i].offset, (size_t)a->list[i].size, err);
+    kvb_status status = KVB_OK;
     for (size_t i = 0; status == KVB_OK && i <= a->count; i++) {
         const uint64_t end = i < a->count ? a->list[i].offset : a->book_size;
         status = kvb_outfile_write(out, a->book + at, (size_t)(end - at), err);
         at = i < a->count ? end + a->list[i].size : end;
     }
+    return status;
+}
+
+static kvb_status write_safetensors(kvb_outfile *out, const kvb_book *book, const arrays *a, kvb_error *err)
+{
+    kvb_status status = write_header(out, book, a, size_of_rest(a), err);
+    for (size_t i = 0; status == KVB_OK && i < a->count; i++)
+        status = kvb_outfile_write(out, a->book + a->list[i].offset, (size_t)a->list[i].size, err);
+    return status == KVB_OK ? write_rest(out, a, err) : status;
+}
+
+/* As a GGUF file tells of it: ggml's number of the type, and the fastest dimension first. */
+static kvb_tensor tensor_of(const array *a)
+{
+    kvb_tensor t = {.name = a->name, .dims = a->dims, .shape = {1, 1, 1, 1}, .size = a->size};
+    t.dtype = strcmp(a->dtype, "F16") == 0 ? (uint32_t)KVB_DTYPE_F16 : strcmp(a->dtype, "F32") == 0 ? (uint32_t)KVB_DTYPE_F32 : GGML_I8;
+    for (uint32_t i = 0; i < a->dims; i++)
+        t.shape[i] = a->shape[a->dims - 1 - i];
+    return t;
+}
+
+static kvb_status write_gguf_data(kvb_outfile *out, const arrays *a, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    for (size_t i = 0; status == KVB_OK && i < a->count; i++) {
+        status = kvb_outfile_write(out, a->book + a->list[i].offset, (size_t)a->list[i].size, err);
+        if (status == KVB_OK)
+            status = kvb_gguf_write_pad(out, a->list[i].size, err);
+    }
+    if (status == KVB_OK)
+        status = write_rest(out, a, err);
+    return status == KVB_OK ? kvb_gguf_write_pad(out, size_of_rest(a), err) : status;
+}
+
+/* The same arrays as tensors, and the metadata as strings. */
+static kvb_status write_gguf(kvb_outfile *out, const kvb_book *book, const arrays *a, kvb_error *err)
+{
+    kvb_json_writer w = {.compact = true};
+    kvb_json_doc *doc = NULL;
+    array rest = {.dtype = "U8", .dims = 1, .shape = {size_of_rest(a)}, .size = size_of_rest(a)};
+    kvb_tensor *tensor = kvb_alloc_array(a->count + 1, sizeof *tensor);
+    put_metadata(&w, NULL, book, a);
+    const char *text = kvb_json_writer_text(&w);
+    kvb_status status = text == NULL || tensor == NULL ? kvb_fail_memory(err, "export")
+                                                       : kvb_json_parse(text, strlen(text), "export", &doc, err);
+    if (status == KVB_OK) {
+        snprintf(rest.name, sizeof rest.name, "%s", rest_name);
+        for (size_t i = 0; i <= a->count; i++)
+            tensor[i] = tensor_of(i < a->count ? &a->list[i] : &rest);
+        status = kvb_gguf_write_head(out, kvb_json_root(doc), tensor, a->count + 1, err);
+    }
+    if (status == KVB_OK)
+        status = write_gguf_data(out, a, err);
+    kvb_json_free(doc);
+    kvb_json_writer_free(&w);
+    free(tensor);
     return status;
 }
 
@@ -266,14 +323,16 @@ kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error 
 {
     arrays a = {0};
     kvb_outfile *out = NULL;
-    if (!ends_with(path, ".npz") && !ends_with(path, ".safetensors"))
-        return kvb_fail(err, KVB_E_USAGE, path, "cannot tell the form to write: expected a name that ends in .safetensors or .npz");
+    if (!ends_with(path, ".npz") && !ends_with(path, ".safetensors") && !ends_with(path, ".gguf"))
+        return kvb_fail(err, KVB_E_USAGE, path, "cannot tell the form to write: expected a name that ends in .safetensors, .npz or .gguf");
     a.book = kvb_book_bytes(book, &a.book_size);
     collect(book, &a);
     kvb_status status = a.failed ? kvb_fail_memory(err, "export") : kvb_outfile_open(path, &out, err);
     kvb_npz_writer npz = {.out = out, .path = path};
     if (status == KVB_OK)
-        status = ends_with(path, ".npz") ? write_npz(&npz, book, &a, err) : write_safetensors(out, book, &a, err);
+        status = ends_with(path, ".npz")    ? write_npz(&npz, book, &a, err)
+                 : ends_with(path, ".gguf") ? write_gguf(out, book, &a, err)
+                                            : write_safetensors(out, book, &a, err);
     kvb_npz_writer_free(&npz);
     if (status == KVB_OK)
         status = kvb_outfile_commit(out, err);
@@ -287,8 +346,9 @@ kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error 
 
 typedef struct importer {
     const char *path;
-    kvb_safetensors *safetensors; /* or else the three below */
-    char *bytes;
+    kvb_safetensors *safetensors; /* or else one of the two below, and metadata */
+    kvb_gguf *gguf;
+    char *bytes; /* of npz */
     kvb_npz *npz;
     kvb_json_doc *metadata;
     kvb_json_doc *places;
@@ -314,6 +374,10 @@ static span find(const importer *im, const char *name)
         const kvb_st_tensor *t = kvb_safetensors_find(im->safetensors, name);
         return t != NULL ? (span){t->bytes, t->size} : (span){NULL, 0};
     }
+    if (im->gguf != NULL) {
+        const kvb_tensor *t = kvb_gguf_tensor(im->gguf, name);
+        return t != NULL ? (span){t->bytes, t->size} : (span){NULL, 0};
+    }
     const kvb_npz_array *a = kvb_npz_find(im->npz, name);
     return a != NULL ? (span){a->bytes, a->size} : (span){NULL, 0};
 }
@@ -325,9 +389,11 @@ static const char *metadata(const importer *im, const char *key)
     return kvb_json_string(kvb_json_get(kvb_json_root(im->metadata), key), NULL);
 }
 
-/* Without the metadata, which safetensors does not count as an array. */
+/* Without the metadata, which only NPZ counts as an array. */
 static size_t count_arrays(const importer *im)
 {
+    if (im->gguf != NULL)
+        return kvb_gguf_tensor_count(im->gguf);
     return im->safetensors != NULL ? kvb_safetensors_count(im->safetensors) : kvb_npz_count(im->npz) - 1;
 }
 
@@ -345,6 +411,36 @@ static kvb_status open_npz(importer *im)
     return kvb_json_parse((const char *)text.bytes, (size_t)text.size, im->path, &im->metadata, im->err);
 }
 
+/* Our strings of the file's metadata as an object. */
+static kvb_status read_strings(importer *im)
+{
+    static const char *const keys[] = {"kvbook.exchange", "kvbook.id", "kvbook.size", "kvbook.places"};
+    kvb_json_writer w = {.compact = true};
+    kvb_json_begin_object(&w, NULL);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const char *bytes;
+        uint64_t size;
+        if (!kvb_gguf_get_string(im->gguf, keys[i], &bytes, &size))
+            continue;
+        char *text = strndup(bytes, size);
+        w.failed |= text == NULL;
+        kvb_json_put_string(&w, keys[i], text);
+        free(text);
+    }
+    kvb_json_end_object(&w);
+    const char *object = kvb_json_writer_text(&w);
+    kvb_status status = object != NULL ? kvb_json_parse(object, strlen(object), im->path, &im->metadata, im->err)
+                                       : kvb_fail_memory(im->err, "import");
+    kvb_json_writer_free(&w);
+    return status;
+}
+
+static kvb_status open_gguf(importer *im)
+{
+    kvb_status status = kvb_gguf_open(im->path, &im->gguf, im->err);
+    return status == KVB_OK ? read_strings(im) : status;
+}
+
 /* Zip files begin with PK; a safetensors file that did would have a header of petabytes. */
 static kvb_status open_file(importer *im)
 {
@@ -355,6 +451,8 @@ static kvb_status open_file(importer *im)
         return status;
     if (got == sizeof head && memcmp(head, "PK\3\4", sizeof head) == 0)
         return open_npz(im);
+    if (got == sizeof head && memcmp(head, "GGUF", sizeof head) == 0)
+        return open_gguf(im);
     return kvb_safetensors_open(im->path, &im->safetensors, im->err);
 }
 
@@ -363,7 +461,7 @@ static kvb_status read_metadata(importer *im)
     const char *version = metadata(im, "kvbook.exchange"), *size = metadata(im, "kvbook.size"), *places = metadata(im, "kvbook.places");
     char *end = NULL;
     if (version == NULL)
-        return refuse(im, "holds arrays, but no exported book: __metadata__ has no kvbook.exchange");
+        return refuse(im, "holds arrays, but no exported book: its metadata has no kvbook.exchange");
     if (strcmp(version, "1") != 0)
         return refuse(im, "exported by a newer kvbook: kvbook.exchange is not 1");
     const unsigned long long bytes = size != NULL && size[0] >= '0' && size[0] <= '9' ? strtoull(size, &end, 10) : 0;
@@ -476,6 +574,7 @@ kvb_status kvb_exchange_read(const char *path, uint8_t **image, size_t *size, kv
     kvb_json_free(im.places);
     kvb_json_free(im.metadata);
     kvb_safetensors_close(im.safetensors);
+    kvb_gguf_close(im.gguf);
     kvb_npz_close(im.npz);
     free(im.bytes);
     return status;

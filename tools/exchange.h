@@ -1,12 +1,13 @@
-/* A book as named arrays in a safetensors file or an NPZ file, and back to the same bytes. The arrays of numbers stand under their names, with type and
+/* A book as named arrays in a safetensors, NPZ or GGUF file, and back to the same bytes. The arrays of numbers stand under their names, with type and
  * shape; all other bytes of the book stand in one array more, "book.rest"; __metadata__ says where each array lies in the book. In NPZ that
- * is an array of bytes, too, a JSON object. Arrays that the book holds compressed stay in the rest. */
+ * is an array of bytes, too, a JSON object; in GGUF its members are strings of the metadata. Arrays that the book holds compressed stay in the rest. */
 #ifndef KVB_TOOLS_EXCHANGE_H
 #define KVB_TOOLS_EXCHANGE_H
 
 #include "kvbook/book.h"
 
-/* Writes an NPZ file where the path ends in .npz, else a safetensors file. KVB_E_USAGE where the book is too large for NPZ. */
+/* Writes the form that the path's end names: .safetensors, .npz or .gguf. KVB_E_USAGE for other names, and where the book is too large
+ * for NPZ. */
 kvb_status kvb_exchange_write(const kvb_book *book, const char *path, kvb_error *err);
 /* Puts a book together from such a file: *image [*size], free with free(). KVB_E_FORMAT where the file is no exported book or does not
  * make a whole one; arrays that were changed do not fit the book's checksums. */

@@ -143,7 +143,7 @@ static kvb_status restore_each(const kvb_cache_file *f, const kvb_book *book, kv
 static kvb_status check_book(const kvb_cache_file *f, const char *path, const char *book_path, kvb_error *err)
 {
     kvb_book *book;
-    kvb_status status = kvb_book_open(book_path, &book, err);
+    kvb_status status = kvb_book_open_with(book_path, KVB_OPEN_VERIFIED, &book, err);
     if (status != KVB_OK)
         return status;
     status = kvb_check_packed_book(f, path, book, book_path, err);

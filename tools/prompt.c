@@ -22,7 +22,7 @@ kvb_status kvb_prompt_open(const kvb_prompt_args *a, kvb_progress *p, kvb_model 
 {
     kvb_status status = KVB_OK;
     if (a->book != NULL)
-        status = kvb_book_open(a->book, book, err);
+        status = kvb_book_open_with(a->book, KVB_OPEN_VERIFIED, book, err);
     if (status == KVB_OK && *book != NULL)
         status = kvb_check_book_form(a->policy, *book, a->book, err);
     if (status == KVB_OK)

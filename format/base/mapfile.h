@@ -1,5 +1,5 @@
-/* A whole file mapped read-only. Whoever truncates the file while it is mapped kills the reader (SIGBUS): right for model
- * files of many gigabytes, not for books, which are read into memory. */
+/* A whole file mapped read-only. Whoever truncates the file while it is mapped kills the reader (SIGBUS), which is the
+ * price of opening many gigabytes at once. */
 #ifndef KVB_BASE_MAPFILE_H
 #define KVB_BASE_MAPFILE_H
 

@@ -119,7 +119,8 @@ ALWAYS uint32_t index_in_group(const kvb_nearest *t, const float *x, size_t stri
     uint32_t hits = 0;
     UNROLL for (uint32_t v = 0; v < KVB_GROUP / LANES; v++)
         hits |= V_EQUAL_BITS(acc[v], V_SET1(low)) << (v * LANES);
-    return first + (hits != 0 ? (uint32_t)__builtin_ctz(hits) : 0);
+    const uint32_t found = first + (hits != 0 ? (uint32_t)__builtin_ctz(hits) : 0);
+    return found < t->centroids ? found : first; /* the padding is as far as what is not a number */
 }
 
 ALWAYS void finish(const float *x, uint32_t d, uint32_t points, const VF *low, float *distance)

@@ -5,7 +5,7 @@
  * or value is S codes of log2 K bits. An additive codebook stores M stages of Km rows instead and its K = Km^M centroids
  * are the sums of one row of each stage.
  *
- * A book is immutable once open and may be shared by any number of threads. Everything is validated at open;
+ * A book is immutable once open and may be shared by any number of threads. Geometry and structure are validated at open;
  * accessors cannot fail on indices inside the geometry. Pointers live until kvb_book_close(). */
 #ifndef KVBOOK_BOOK_H
 #define KVBOOK_BOOK_H
@@ -146,11 +146,34 @@ typedef struct kvb_policy {
     kvb_exact_form exact;
 } kvb_policy;
 
-/* Opens and fully validates a file. On failure *book is NULL.
- * KVB_E_IO if it cannot be read, KVB_E_FORMAT if anything in it is wrong (the error names the place). */
+/* How a file is opened. */
+typedef enum kvb_open_flag {
+    KVB_OPEN_VERIFIED = 1, /* read into memory, not mapped, and every byte checked */
+} kvb_open_flag;
+
+/* Opens a file. On failure *book is NULL.
+ * KVB_E_IO if it cannot be read, KVB_E_FORMAT if something in it is wrong (the error names the place).
+ *
+ * A file of up to 1 MiB is read and checked whole. A larger one is mapped, privately and read-only, so that opening takes
+ * milliseconds whatever its size. Checked then: header, table, identity, the place and shape of every section, that none is
+ * missing, and the content of all but CODE, FINE, MEAN and XFRM sections. What these four hold is only calculated with: damage in
+ * them makes wrong numbers, never a wrong index or address. kvb_book_verify() checks them too; call it once before a book that
+ * may be damaged, or comes from a stranger, serves.
+ *
+ * While a book is mapped its file must not change. One that is cut short ends the process with SIGBUS when a missing page is
+ * touched, one that is written over shows the new bytes. Replace files by rename(), as kvbook does: an open book keeps the old
+ * one. Where others may write to the file, open it with KVB_OPEN_VERIFIED. */
 KVB_API kvb_status kvb_book_open(const char *path, kvb_book **book, kvb_error *err);
 
-/* The same from memory; `bytes` is copied. `name` stands for the path in errors. */
+/* The same with KVB_OPEN_* flags: with KVB_OPEN_VERIFIED everything is checked and the book stays what it is whatever becomes of
+ * the file, for the price of its size in memory and the time to read it. KVB_E_USAGE for flags that there are not. */
+KVB_API kvb_status kvb_book_open_with(const char *path, uint32_t flags, kvb_book **book, kvb_error *err);
+
+/* Checks every byte of an open book: all checksums, every number finite, no codebook without variation, transforms that undo each
+ * other. KVB_E_FORMAT with the error that opening with KVB_OPEN_VERIFIED gives; the book stays open in either case. */
+KVB_API kvb_status kvb_book_verify(const kvb_book *book, kvb_error *err);
+
+/* Opens and fully checks bytes in memory, which are copied. `name` stands for the path in errors. */
 KVB_API kvb_status kvb_book_open_memory(const void *bytes, size_t size, const char *name, kvb_book **book,
                                         kvb_error *err);
 

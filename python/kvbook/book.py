@@ -14,6 +14,7 @@ from ._library import CCodebook, Error, Status, call, runtime, view
 
 Kind = Literal["key", "value"]
 _KINDS = {"key": 0, "value": 1}
+_OPEN_VERIFIED = 1  # KVB_OPEN_VERIFIED
 
 
 class _Handle:
@@ -115,10 +116,15 @@ class Codebook:
 class Book:
     """An open book. Opening validates everything: checksums, sizes, numbers. Immutable.
 
+    With ``verify=False`` a file of over 1 MiB is mapped instead, and opens in milliseconds: `verify()` then checks its
+    centroids and transforms, and the file must not be cut or written over meanwhile.
+
     Parameters
     ----------
     source : path or bytes
         A `.kvb` file, or its content.
+    verify : bool
+        Read the whole file and check every byte.
 
     Raises
     ------
@@ -126,15 +132,19 @@ class Book:
         IO if it cannot be read, FORMAT if anything in it is wrong; the error names the place.
     """
 
-    def __init__(self, source: str | os.PathLike[str] | bytes):
+    def __init__(self, source: str | os.PathLike[str] | bytes, verify: bool = True):
         pointer = c.c_void_p()
         if isinstance(source, bytes):
             call(runtime.kvb_book_open_memory, source, len(source), b"<bytes>", c.byref(pointer))
         else:
-            call(runtime.kvb_book_open, os.fsencode(source), c.byref(pointer))
+            call(runtime.kvb_book_open_with, os.fsencode(source), _OPEN_VERIFIED if verify else 0, c.byref(pointer))
         self._handle = _Handle(pointer)
         count = int(runtime.kvb_book_layers(pointer))
         self.layers = tuple(self._layer(i) for i in range(count))
+
+    def verify(self) -> None:
+        """Checks every byte of the open book; Error FORMAT names what is wrong."""
+        call(runtime.kvb_book_verify, self._handle.pointer)
 
     def _layer(self, index: int) -> Layer:
         x = runtime.kvb_book_layer(self._handle.pointer, index).contents

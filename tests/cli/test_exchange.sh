@@ -17,6 +17,9 @@ for book in "$tmp"/*.kvb tests/golden/*.kvb; do
     expect "export $name as NPZ" 0 wrote "$kvbook" export "$book" -o "$work/x.npz"
     expect "import $name from NPZ" 0 wrote "$kvbook" import "$work/x.npz" -o "$work/y.kvb"
     same "$name through NPZ: the same bytes" "$book" "$work/y.kvb"
+    expect "export $name as GGUF" 0 wrote "$kvbook" export "$book" -o "$work/x.gguf"
+    expect "import $name from GGUF" 0 wrote "$kvbook" import "$work/x.gguf" -o "$work/y.kvb"
+    same "$name through GGUF: the same bytes" "$book" "$work/y.kvb"
 done
 
 "$kvbook" export "$tmp/antkv.kvb" -q -o "$work/x.safetensors"
@@ -73,8 +76,63 @@ change "cut short" 3 'bad.safetensors' 'del data[-1:]'
 refuse "a book in place of arrays" 3 . "$kvbook" import "$tmp/antkv.kvb" -o "$work/z.kvb"
 refuse "arrays in place of a book" 3 . "$kvbook" export "$work/x.safetensors" -o "$work/z.safetensors"
 refuse "import onto itself" 2 . "$kvbook" import "$work/x.safetensors" -o "$work/x.safetensors"
-refuse "a form that is not written" 2 'ends in .safetensors or .npz' "$kvbook" export "$tmp/antkv.kvb" -o "$work/z.gguf"
+refuse "a form that is not written" 2 'ends in .safetensors, .npz or .gguf' "$kvbook" export "$tmp/antkv.kvb" -o "$work/z.bin"
 refuse "two files" 2 'expected one file' "$kvbook" export "$tmp/antkv.kvb" "$tmp/best.kvb" -o "$work/z.safetensors"
+
+# GGUF: a reader of nothing but the standard library, damage, and a model in its place.
+"$kvbook" export "$tmp/antkv.kvb" -q -o "$work/x.gguf"
+cat >"$tmp/gguf.py" <<'P'
+"""gguf.py FILE: tensors and strings of a GGUF file, as its specification has it."""
+import json, struct, sys
+raw = open(sys.argv[1], "rb").read()
+at = 0
+def take(form):
+    global at
+    value = struct.unpack_from("<" + form, raw, at)[0]
+    at += struct.calcsize(form)
+    return value
+def text():
+    global at
+    size = take("Q")
+    at += size
+    return raw[at - size:at].decode()
+assert raw[:4] == b"GGUF"
+at = 4
+assert take("I") == 3
+tensors, strings = take("Q"), take("Q")
+meta, info = {}, {}
+for _ in range(strings):
+    key = text()
+    assert take("I") == 8
+    meta[key] = text()
+for _ in range(tensors):
+    name = text()
+    shape = [take("Q") for _ in range(take("I"))]
+    info[name] = (shape, take("I"), take("Q"))
+start = -(-at // 32) * 32
+shape, dtype, offset = info["layers.0.heads.0.key.table"]
+assert dtype == 1 and shape[:3] == [4, 16, 1] and offset % 32 == 0, shape
+numbers = struct.unpack_from("<%de" % (64 * shape[3]), raw, start + offset)
+assert len(set(numbers)) > 8 and all(x == x for x in numbers)
+assert info["book.rest"][1] == 24 and json.loads(meta["kvbook.meta"])["recipe"]["name"] == "antkv"
+P
+python3 "$tmp/gguf.py" "$work/x.gguf" 2>"$err" && ok "what Python reads of GGUF" || fail "what Python reads of GGUF" "$(cat "$err")"
+flip() { # flip FROM TO: in the GGUF file, of equal length
+    python3 -c 'import sys; d = open(sys.argv[1], "rb").read(); a, b = sys.argv[3].encode(), sys.argv[4].encode(); assert a in d and len(a) == len(b)
+open(sys.argv[2], "wb").write(d.replace(a, b))' "$work/x.gguf" "$tmp/bad.gguf" "$1" "$2"
+}
+flip kvbook.exchange kvbook.exchangf
+refuse "GGUF without an export" 3 'but no exported book' "$kvbook" import "$tmp/bad.gguf" -o "$work/z.kvb"
+flip kvbook.places kvbook.placez
+refuse "GGUF without places" 3 'kvbook.places is missing' "$kvbook" import "$tmp/bad.gguf" -o "$work/z.kvb"
+flip kvbook.id kvbook.ie
+refuse "GGUF without an identity" 3 'is not the identity' "$kvbook" import "$tmp/bad.gguf" -o "$work/z.kvb"
+flip book.rest book.resu
+refuse "GGUF without the rest" 3 'book.rest is missing' "$kvbook" import "$tmp/bad.gguf" -o "$work/z.kvb"
+head -c 4000 "$work/x.gguf" >"$tmp/bad.gguf"
+refuse "GGUF cut short" 3 'bad.gguf' "$kvbook" import "$tmp/bad.gguf" -o "$work/z.kvb"
+refuse "a model in place of an export" 3 'but no exported book' "$kvbook" import "$tmp/tiny.gguf" -o "$work/z.kvb"
+rm -f "$work"/x.gguf
 
 "$kvbook" export "$tmp/antkv.kvb" -q -o "$work/x.npz"
 cat >"$tmp/npz.py" <<'P'

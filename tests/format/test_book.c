@@ -317,6 +317,68 @@ static void test_open_book_is_immutable(void **state)
     scratch_remove(folder);
 }
 
+/* A book too large to be read when it is opened: 2 MiB of centroids. */
+static uint8_t *build_large(size_t *size)
+{
+    enum { DIM = 64, CENTROIDS = 8192 };
+    static float table[DIM * CENTROIDS];
+    for (size_t i = 0; i < DIM * CENTROIDS; i++)
+        table[i] = (float)(i * 2654435761u >> 7 & 1023) / 256.0f;
+    kvb_layer layer = {.heads = 1, .kv_heads = 1, .head_dim = DIM, .attention_scale = 0.125};
+    kvb_book_part part[2] = {{.channels = 8, .centroids = CENTROIDS, .table = table}, {.channels = 8, .centroids = CENTROIDS, .table = table}};
+    const kvb_book_spec spec = {.layers = 1, .layer = &layer, .part = part, .part_heads = 1, .meta_json = "{}"};
+    uint8_t *image;
+    assert_int_equal(kvb_book_build(&spec, &image, size, NULL), KVB_OK);
+    assert_true(*size > (2u << 20));
+    return image;
+}
+
+/* A large book is mapped: damage among its centroids is for kvb_book_verify(), any other for opening. With KVB_OPEN_VERIFIED it is
+ * immutable, mapped it outlives its name. */
+static void test_large_book(void **state)
+{
+    (void)state;
+    char *folder = scratch_create(), path[512];
+    size_t size;
+    kvb_book *book;
+    kvb_error err, other;
+    uint8_t *image = build_large(&size);
+    scratch_path(folder, "large.kvb", path);
+    assert_int_equal(scratch_write(path, image, size), 0);
+    assert_int_equal(kvb_book_open(path, &book, &err), KVB_OK);
+    assert_int_equal(remove(path), 0);
+    assert_int_equal(kvb_book_verify(book, &err), KVB_OK);
+    kvb_book_close(book);
+
+    image[size / 2] ^= 1;
+    assert_int_equal(scratch_write(path, image, size), 0);
+    assert_int_equal(kvb_book_open_with(path, KVB_OPEN_VERIFIED, &book, &err), KVB_E_FORMAT);
+    assert_null(book);
+    assert_int_equal(kvb_book_open(path, &book, &other), KVB_OK);
+    assert_int_equal(kvb_book_verify(book, &other), KVB_E_FORMAT);
+    assert_string_equal(err.where, other.where);
+    assert_string_equal(err.message, other.message);
+    kvb_book_close(book);
+    image[size / 2] ^= 1;
+
+    uint8_t *meta = memmem(image, size, "{}", 2);
+    assert_non_null(meta);
+    *meta = '[';
+    assert_int_equal(scratch_write(path, image, size), 0);
+    assert_int_equal(kvb_book_open(path, &book, &err), KVB_E_FORMAT);
+    *meta = '{';
+
+    assert_int_equal(scratch_write(path, image, size), 0);
+    assert_int_equal(kvb_book_open_with(path, KVB_OPEN_VERIFIED, &book, &err), KVB_OK);
+    assert_int_equal(scratch_write(path, "", 0), 0);
+    assert_int_equal(kvb_book_verify(book, &err), KVB_OK);
+    kvb_book_close(book);
+    assert_int_equal(kvb_book_open_with(path, 2, &book, &err), KVB_E_USAGE);
+    assert_null(book);
+    free(image);
+    scratch_remove(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -325,7 +387,7 @@ int main(void)
         cmocka_unit_test(test_bad_values),          cmocka_unit_test(test_undefined_quality),
         cmocka_unit_test(test_bad_stages),
         cmocka_unit_test(test_fine_round_trip),
-        cmocka_unit_test(test_open_book_is_immutable),
+        cmocka_unit_test(test_open_book_is_immutable), cmocka_unit_test(test_large_book),
     };
     return cmocka_run_group_tests_name("book", tests, NULL, NULL);
 }

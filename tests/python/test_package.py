@@ -94,6 +94,12 @@ def test_identity_is_what_the_command_says(book):
     assert book.id in text
 
 
+def test_mapped_book(tmp_path):
+    """Not verified at first it is the same book, and verify() accepts it."""
+    assert kvbook.Book(os.path.join(GOLDEN, "full.kvb"), verify=False).id == kvbook.Book(os.path.join(GOLDEN, "full.kvb")).id
+    kvbook.Book(os.path.join(GOLDEN, "full.kvb"), verify=False).verify()
+
+
 def test_damaged_book_is_refused_with_its_place():
     data = bytearray(open(os.path.join(GOLDEN, "full.kvb"), "rb").read())
     assert kvbook.Book(bytes(data)).layers
