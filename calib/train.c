@@ -120,6 +120,7 @@ void kvb_train_free_layer(kvb_layer_result *r)
         free(r->scaling[kind]);
     }
     free(r->quality);
+    free(r->curve);
     free(r->fine_table);
     free(r->fine);
     *r = (kvb_layer_result){0};
@@ -262,9 +263,7 @@ static kvb_train_report summarise(const kvb_trainer *t)
 static kvb_status build(const kvb_trainer *t, const kvb_train_report *report, uint8_t **image, size_t *size, kvb_error *err)
 {
     char *meta = NULL;
-    const kvb_layer_scores scores = kvb_train_sum_scores(t);
-    kvb_status status =
-        kvb_train_meta_write(t->capture, t->recipe, t->options, report, &scores, t->holdout_every, &meta, err);
+    kvb_status status = kvb_train_meta_write(t, report, &meta, err);
     if (status != KVB_OK)
         return status;
     kvb_book_spec spec = {

@@ -79,6 +79,8 @@ typedef struct kvb_layer_result {
     float *levels[2];        /* [K] by kind, or NULL: even ones */
     kvb_layer_sums sums;
     kvb_layer_scores scores;
+    float *curve; /* [G][2][length + 1] by kind: a head's error, relative to the variance, mean of its groups, before each iteration and
+                   * after the last; groups that ended early stay where they are. NaN past the longest, and where nothing is trained */
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
@@ -150,6 +152,11 @@ kvb_layer_scores kvb_train_sum_scores(const kvb_trainer *t);
 /* Writes the object "scores" into META, or nothing where none were counted. */
 void kvb_train_put_scores(kvb_json_writer *w, const kvb_capture *capture, const kvb_layer_scores *all);
 
+/* train_curves.c: iterations that a layer's curves have room for. */
+uint32_t kvb_train_curve_length(const kvb_recipe *recipe);
+/* Writes the object "curves" into META: quartiles over the heads of all layers; nothing where none are known. */
+void kvb_train_put_curves(kvb_json_writer *w, const kvb_trainer *t);
+
 /* train_resume.c: a trained layer as bytes, and back: then its result and parts are as training would have left them. `name` stands for
  * the bytes in errors. */
 void kvb_train_pack_layer(const kvb_trainer *t, uint32_t layer, kvb_record *record);
@@ -168,9 +175,7 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err);
 
 /* META of the book: the capture's, the recipe and how it was trained. NULL if out of memory; free with free().
  * KVB_E_FORMAT only where the capture's own META cannot be parsed. */
-kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                                const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every, char **meta,
-                                kvb_error *err);
+kvb_status kvb_train_meta_write(const kvb_trainer *t, const kvb_train_report *report, char **meta, kvb_error *err);
 
 /* train_levels.c: fills fixed [G][2][D] and level [count], ascending; either may be NULL, where the recipe has none of calibration. */
 kvb_status kvb_train_levels(const kvb_trainer *t, uint32_t layer, kvb_kind kind, const kvb_scaling *scaling, uint16_t *fixed,

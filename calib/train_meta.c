@@ -88,9 +88,12 @@ static void put_quality(kvb_json_writer *w, const kvb_train_report *report)
     kvb_json_end_object(w);
 }
 
-static void put_training(kvb_json_writer *w, const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                         const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every)
+static void put_training(kvb_json_writer *w, const kvb_trainer *t, const kvb_train_report *report)
 {
+    const kvb_capture *capture = t->capture;
+    const kvb_recipe *recipe = t->recipe;
+    const kvb_train_options *options = t->options;
+    const kvb_layer_scores scores = kvb_train_sum_scores(t);
     kvb_json_begin_object(w, "training");
     kvb_json_put_number(w, "bits_nominal", kvb_recipe_nominal_bits(recipe));
     put_kind(w, recipe, KVB_KEY);
@@ -102,21 +105,21 @@ static void put_training(kvb_json_writer *w, const kvb_capture *capture, const k
     kvb_json_put_string(w, "seeding", kvb_seeding_name(recipe->seeding));
     if (recipe->backend == KVB_KMEANS_FAISS)
         kvb_json_put_string(w, "backend", "faiss");
-    kvb_json_put_u64(w, "holdout_every", holdout_every);
+    kvb_json_put_u64(w, "holdout_every", t->holdout_every);
     kvb_json_put_u64(w, "holdout_block", KVB_HOLDOUT_BLOCK);
     kvb_json_end_object(w);
     put_quality(w, report);
-    kvb_train_put_scores(w, capture, scores);
+    kvb_train_put_curves(w, t);
+    kvb_train_put_scores(w, capture, &scores);
     kvb_json_put_string(w, "device", options->device == KVB_DEVICE_CUDA ? "cuda" : "cpu");
     kvb_json_end_object(w);
 }
 
-kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *recipe, const kvb_train_options *options,
-                                const kvb_train_report *report, const kvb_layer_scores *scores, uint32_t holdout_every, char **meta,
-                                kvb_error *err)
+kvb_status kvb_train_meta_write(const kvb_trainer *t, const kvb_train_report *report, char **meta, kvb_error *err)
 {
     kvb_json_doc *doc = NULL;
     kvb_json_writer w = {.compact = true};
+    const kvb_capture *capture = t->capture;
     const char *given = capture->meta_json != NULL ? capture->meta_json : "{}";
     *meta = NULL;
     kvb_status status = kvb_json_parse(given, strlen(given), "META of the capture", &doc, err);
@@ -127,8 +130,8 @@ kvb_status kvb_train_meta_write(const kvb_capture *capture, const kvb_recipe *re
     for (size_t i = 0; kvb_json_type_of(root) == KVB_JSON_OBJECT && i < kvb_json_count(root); i++)
         if (!is_own(kvb_json_key_at(root, i)))
             kvb_json_put_value(&w, kvb_json_key_at(root, i), kvb_json_at(root, i));
-    kvb_json_put_value(&w, "recipe", kvb_json_root(recipe->doc));
-    put_training(&w, capture, recipe, options, report, scores, holdout_every);
+    kvb_json_put_value(&w, "recipe", kvb_json_root(t->recipe->doc));
+    put_training(&w, t, report);
     put_created(&w);
     kvb_json_end_object(&w);
     const char *text = kvb_json_writer_text(&w);

@@ -75,6 +75,9 @@ typedef struct kvb_kmeans_options {
                               * to clusters whose split saves more; default 6; 0: plain Lloyd iterations, whose error
                               * never rises. Needs iterations >= 5; a swap may raise the error for an iteration or two */
     kvb_kmeans_backend backend; /* default KVB_KMEANS_OWN */
+    double *curve;           /* out: [count][curve_length], or NULL (default): the training error, as train_error, of the centroids
+                              * that iteration 0, 1, ... began with; NaN past the last iteration, and all of FAISS's. Needs results */
+    uint32_t curve_length;   /* iterations of each problem that have room there */
 } kvb_kmeans_options;
 
 KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);
