@@ -1,9 +1,11 @@
 /* The batch: plain problems go to k-means together, additive ones side by side to as many threads as there are. */
 #include "calib/additive.h"
 
+#include <math.h>
 #include <omp.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "calib/additive_job.h"
 #include "format/base/checked.h"
@@ -37,12 +39,20 @@ static void report(batch *b, size_t done)
         atomic_store(&b->cancelled, true);
 }
 
+/* Of a problem; NULL where none is asked for. */
+static double *options_curve(const batch *b, size_t number)
+{
+    const kvb_kmeans_options *o = &b->options->kmeans;
+    return o->curve != NULL && b->results != NULL ? o->curve + number * o->curve_length : NULL;
+}
+
 /* --- plain problems --- */
 
 typedef struct plain_part {
     batch *b;
     kvb_kmeans_problem *problem;
     kvb_kmeans_result *result;
+    double *curve; /* [count][curve_length], or NULL */
     size_t count;
 } plain_part;
 
@@ -60,6 +70,7 @@ static kvb_status train_plain(plain_part *p, kvb_error *err)
     kvb_kmeans_options options = b->options->kmeans;
     options.progress = options.progress != NULL ? forward_plain : NULL;
     options.progress_user = p;
+    options.curve = p->curve;
     for (size_t i = 0; i < b->count; i++)
         if (b->stages[i] == 1)
             p->problem[p->count++] = b->problems[i];
@@ -67,8 +78,11 @@ static kvb_status train_plain(plain_part *p, kvb_error *err)
         return KVB_OK;
     kvb_status status = kvb_kmeans_train(p->problem, p->count, &options, p->result, err);
     for (size_t i = 0, at = 0; status == KVB_OK && b->results != NULL && i < b->count; i++)
-        if (b->stages[i] == 1)
+        if (b->stages[i] == 1) {
+            if (p->curve != NULL)
+                memcpy(options_curve(b, i), p->curve + at * options.curve_length, options.curve_length * sizeof *p->curve);
             b->results[i] = p->result[at++];
+        }
     atomic_fetch_add(&b->done, p->count);
     return status;
 }
@@ -78,9 +92,13 @@ static kvb_status solve_plain(batch *b, kvb_error *err)
     plain_part p = {.b = b};
     p.problem = kvb_alloc_array(b->count, sizeof *p.problem);
     p.result = kvb_alloc_array(b->count, sizeof *p.result);
-    kvb_status status = p.problem != NULL && p.result != NULL ? train_plain(&p, err) : kvb_fail_memory(err, "a batch");
+    const bool curves = options_curve(b, 0) != NULL;
+    if (curves)
+        p.curve = kvb_alloc_array(b->count, b->options->kmeans.curve_length * sizeof *p.curve);
+    kvb_status status = p.problem != NULL && p.result != NULL && (p.curve != NULL || !curves) ? train_plain(&p, err) : kvb_fail_memory(err, "a batch");
     free(p.problem);
     free(p.result);
+    free(p.curve);
     return status;
 }
 
@@ -114,7 +132,7 @@ static void solve_additive(worker *w, size_t number)
 {
     batch *b = w->b;
     kvb_additive_job job = {.problem = &b->problems[number], .options = b->options, .stopped = ask, .stopped_user = w,
-                            .number = number};
+                            .number = number, .curve = options_curve(b, number)};
     kvb_error error = {0};
     if (b->stages[number] == 1 || atomic_load(&b->cancelled) || number > atomic_load(&b->failed))
         return;
@@ -160,6 +178,8 @@ kvb_status kvb_additive_train(const kvb_kmeans_problem *problems, const uint32_t
     batch b = {.problems = problems, .stages = stages, .count = count, .options = options, .results = results,
                .threads = asked != 0 && asked < 4096 ? (int)asked : omp_get_max_threads(), .failed = SIZE_MAX};
     kvb_status status = check_options(&b, err);
+    for (size_t i = 0; options_curve(&b, 0) != NULL && i < count * options->kmeans.curve_length; i++)
+        options->kmeans.curve[i] = NAN;
     if (status == KVB_OK && count > 0)
         status = solve_plain(&b, err);
     if (status == KVB_OK && atomic_load(&b.done) < count)

@@ -207,6 +207,7 @@ static kvb_status start_stage(kvb_additive_job *job, uint32_t stage, float *rest
     kvb_kmeans_result own = {0};
     options.threads = 1;
     options.backend = KVB_KMEANS_OWN; /* one small problem at a time is no work for a GPU */
+    options.curve = NULL;
     options.holdout_every = 0; /* held-out points are not among these */
     options.progress = forward_stop;
     options.progress_user = job;
@@ -307,6 +308,8 @@ static kvb_status run_rounds(kvb_additive_job *job, kvb_kmeans_result *result, k
         if (!kvb_additive_update(&job->shape, job->moments, ridge, job->table, job->scratch))
             break; /* rows are as good as double can make them */
         before = error;
+        if (job->curve != NULL && result->iterations < job->options->kmeans.curve_length)
+            job->curve[result->iterations] = error / job->training.weight / job->shape.channels / job->scale / job->scale;
         result->iterations++;
     }
     return KVB_OK;

@@ -20,6 +20,7 @@ typedef struct kvb_additive_job {
     int (*stopped)(void *user); /* asked between steps: not 0 to stop */
     void *stopped_user;
     size_t number; /* of the problem, for errors */
+    double *curve; /* [curve_length] of the k-means options, NaN, or NULL: takes the errors that rounds begin with */
     kvb_additive_shape shape;
     double scale;        /* a power of two that brings the largest |x| near 1 */
     double weight_scale; /* the same for weights */
@@ -34,7 +35,7 @@ typedef struct kvb_additive_job {
     double *scratch;     /* of kvb_additive_update() */
 } kvb_additive_job;
 
-/* With the first five members filled in: solves the problem with so many stages, writes its table and, where result is not
+/* With the first six members filled in: solves the problem with so many stages, writes its table and, where result is not
  * NULL, its result. Frees all it took. */
 kvb_status kvb_additive_job_run(kvb_additive_job *job, uint32_t stages, kvb_kmeans_result *result, kvb_error *err);
 

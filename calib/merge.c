@@ -23,6 +23,7 @@ typedef struct merger {
     const piece **owner;    /* [layers] */
     kvb_layer *geometry;    /* [layers] */
     kvb_book_part *part, *fine; /* [layers][heads][2] */
+    kvb_layer_curves curves;
 } merger;
 
 static kvb_status open_piece(piece *p, kvb_error *err)
@@ -47,7 +48,7 @@ static kvb_status open_piece(piece *p, kvb_error *err)
 /* What parts of one job may differ in, and what is made anew. */
 static bool is_open(const char *key)
 {
-    static const char *const open[] = {"training", "created", "quality", "clips", "scores", "part"};
+    static const char *const open[] = {"training", "created", "quality", "clips", "curves", "scores", "part"};
     for (size_t i = 0; i < sizeof open / sizeof *open; i++)
         if (strcmp(key, open[i]) == 0)
             return true;
@@ -197,6 +198,34 @@ static kvb_status add_up(const merger *m, kvb_layer_sums *sums, kvb_layer_scores
     return status;
 }
 
+/* The most points that a head's curve has, of any part. */
+static uint32_t longest_curve(const merger *m)
+{
+    size_t most = 1;
+    for (size_t i = 0; i < m->pieces; i++) {
+        const kvb_json *layers = kvb_json_get(m->piece[i].part, "curves");
+        for (size_t l = 0; l < kvb_json_count(layers); l++)
+            for (size_t h = 0; h < kvb_json_count(kvb_json_at(layers, l)); h++) {
+                const size_t points = kvb_json_count(kvb_json_at(kvb_json_at(layers, l), h));
+                most = points > most ? points : most;
+            }
+    }
+    return (uint32_t)(most - 1);
+}
+
+static kvb_status gather_curves(merger *m, kvb_error *err)
+{
+    const uint32_t length = longest_curve(m);
+    kvb_status status = kvb_train_curves_create(m->layers, length, &m->curves) ? KVB_OK : kvb_fail_memory(err, "curves");
+    for (uint32_t l = 0; status == KVB_OK && l < m->layers; l++) {
+        float *curve;
+        m->curves.heads[l] = m->geometry[l].kv_heads;
+        status = kvb_train_part_curves(m->owner[l]->part, l, m->geometry[l].kv_heads, length, m->owner[l]->name, &curve, err);
+        m->curves.curve[l] = curve;
+    }
+    return status;
+}
+
 /* Of the piece that has any. */
 static uint32_t context_of(const merger *m)
 {
@@ -219,6 +248,7 @@ static void put_training(kvb_json_writer *w, const merger *m, const kvb_layer_su
         } else if (strcmp(key, "quality") == 0) {
             kvb_train_put_quality(w, &report);
             kvb_train_put_clips(w, &report);
+            kvb_train_put_curves(w, &m->curves);
             kvb_train_put_scores(w, context_of(m), scores);
         }
     }
@@ -256,6 +286,8 @@ static kvb_status merge(merger *m, uint8_t **image, size_t *size, kvb_error *err
     if (status == KVB_OK)
         status = fill_parts(m, err);
     if (status == KVB_OK)
+        status = gather_curves(m, err);
+    if (status == KVB_OK)
         status = write_meta(m, &meta, err);
     if (status == KVB_OK)
         status = kvb_book_build(&(kvb_book_spec){.layers = m->layers, .layer = m->geometry, .part = m->part, .part_heads = m->heads,
@@ -271,6 +303,9 @@ static void destroy(merger *m)
         free((float *)(uintptr_t)m->part[i].table);
         free((float *)(uintptr_t)m->fine[i].table);
     }
+    for (uint32_t l = 0; l < m->curves.layers && m->curves.curve != NULL; l++)
+        free((float *)(uintptr_t)m->curves.curve[l]);
+    kvb_train_curves_free(&m->curves);
     for (size_t i = 0; m->piece != NULL && i < m->pieces; i++)
         kvb_json_free(m->piece[i].doc);
     free(m->piece);

@@ -21,6 +21,7 @@ struct kvb_sensitivity {
 typedef struct measurer {
     kvb_sensitivity *s;
     uint64_t chunk, chunks;
+    const kvb_capture_options *options;
     kvb_text_gradient *gradient;
     double *sum;           /* [G][D][D] of the layer and kind at hand */
     double *norm, *sorted; /* [G][T] */
@@ -111,10 +112,21 @@ static void add_layer(measurer *m, const kvb_attention_call *call, kvb_kind kind
             }
 }
 
+static kvb_status go_on(const measurer *m, kvb_error *err)
+{
+    const kvb_capture_options *o = m->options;
+    if (o->progress == NULL || o->progress(o->progress_user, "sensitivity", m->chunk, m->chunks) == 0)
+        return KVB_OK;
+    return kvb_fail(err, KVB_E_CANCELLED, "sensitivity", "stopped at chunk %" PRIu64 " of %" PRIu64, m->chunk, m->chunks);
+}
+
+/* A chunk takes seconds: whoever wants to stop is asked after every layer. */
 static kvb_status see(void *user, const kvb_attention_call *call, const float *d_keys, const float *d_values, kvb_error *err)
 {
     measurer *m = user;
-    (void)err;
+    kvb_status status = go_on(m, err);
+    if (status != KVB_OK)
+        return status;
     add_layer(m, call, KVB_KEY, d_keys);
     add_layer(m, call, KVB_VALUE, d_values);
     return KVB_OK;
@@ -148,15 +160,13 @@ static void destroy(measurer *m)
 kvb_status kvb_sensitivity_measure(const kvb_model *model, const kvb_text *text, const kvb_capture_options *options,
                                    uint64_t chunks, kvb_sensitivity **sensitivity, kvb_error *err)
 {
-    measurer m = {.chunks = chunks};
+    measurer m = {.chunks = chunks, .options = options};
     kvb_status status = create_result(kvb_model_get_info(model), &m.s, err);
     if (status == KVB_OK)
         status = create(&m, model, options, err);
     for (; status == KVB_OK && m.chunk < chunks; m.chunk++) {
-        if (options->progress != NULL && options->progress(options->progress_user, "sensitivity", m.chunk, chunks) != 0)
-            status = kvb_fail(err, KVB_E_CANCELLED, "sensitivity", "stopped at chunk %" PRIu64 " of %" PRIu64, m.chunk,
-                              chunks);
-        else
+        status = go_on(&m, err);
+        if (status == KVB_OK)
             status = kvb_text_gradient_run(m.gradient, text, m.chunk, see, &m, err);
     }
     if (status == KVB_OK && options->progress != NULL)

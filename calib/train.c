@@ -130,6 +130,7 @@ void kvb_train_free_layer(kvb_layer_result *r)
         free(r->scaling[kind]);
     }
     free(r->quality);
+    free(r->curve);
     free(r->fine_table);
     free(r->fine);
     *r = (kvb_layer_result){0};

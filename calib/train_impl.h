@@ -89,6 +89,8 @@ typedef struct kvb_layer_result {
     float *clips[2];         /* [G][D] by kind, of each group, or along channels the head's first; NULL where none was searched for */
     kvb_layer_sums sums;
     kvb_layer_scores scores;
+    float *curve; /* [G][2][length + 1] by kind: a head's error, relative to the variance, mean of its groups, before each iteration and
+                   * after the last; groups that ended early stay where they are. NaN past the longest, and where nothing is trained */
     float *fine_table;    /* fine codebooks, one after the other, or NULL */
     kvb_book_part *fine;  /* [G][2] or NULL */
 } kvb_layer_result;
@@ -193,8 +195,29 @@ void kvb_train_put_part(kvb_json_writer *w, const kvb_trainer *t, const kvb_laye
 /* The layers of a part; false where the value is none. */
 bool kvb_train_part_range(const kvb_json *part, uint32_t *first, uint32_t *last);
 /* One layer's sums, and the scores of all of the part's. KVB_E_FORMAT, of `name`, where they are not what kvb_train_put_part() writes. */
+/* One layer's curves, to be freed; NULL where the part has none. `length`: iterations that there is room for. */
+kvb_status kvb_train_part_curves(const kvb_json *part, uint32_t layer, uint32_t heads, uint32_t length, const char *name, float **curve,
+                                 kvb_error *err);
 kvb_status kvb_train_part_sums(const kvb_json *part, uint32_t layer, const char *name, kvb_layer_sums *sums, kvb_error *err);
 kvb_status kvb_train_part_scores(const kvb_json *part, const char *name, kvb_layer_scores *scores, kvb_error *err);
+
+/* train_curves.c: iterations that a layer's curves have room for. */
+uint32_t kvb_train_curve_length(const kvb_recipe *recipe);
+/* The curves of layers: [heads][2][length + 1] each as in kvb_layer_result, which the layers keep; NULL where there are none. */
+typedef struct kvb_layer_curves {
+    uint32_t layers, length;
+    uint32_t *heads;      /* [layers] */
+    const float **curve;  /* [layers] */
+} kvb_layer_curves;
+
+/* No heads and no curves yet; false if out of memory. Free in either case. */
+bool kvb_train_curves_create(uint32_t layers, uint32_t length, kvb_layer_curves *c);
+bool kvb_train_curves_of(const kvb_trainer *t, kvb_layer_curves *c);
+void kvb_train_curves_free(kvb_layer_curves *c);
+/* The last point of a curve of up to `length` iterations; 0 where it has none, or only the start. */
+uint32_t kvb_train_curve_end(const float *curve, uint32_t length);
+/* Writes the object "curves" into META: quartiles over the heads of all layers; nothing where none are known. */
+void kvb_train_put_curves(kvb_json_writer *w, const kvb_layer_curves *c);
 
 /* train_resume.c: a trained layer as bytes, and back: then its result and parts are as training would have left them. `name` stands for
  * the bytes in errors. */

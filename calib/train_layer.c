@@ -1,5 +1,6 @@
 /* One layer of a training job: its points, the k-means problems of its groups, and how well they came out. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -22,6 +23,7 @@ typedef struct layer_job {
     kvb_kmeans_problem *problem;
     uint32_t *stages; /* of each problem: 1 for a plain codebook */
     kvb_kmeans_result *result;
+    double *curve;    /* [count][curve length] */
     float *sampled[2][SAMPLE_STEPS]; /* [G][rows / step] weights of every 2^i-th row, where used */
     float **own;      /* [count] weights of a problem's own, or NULL */
     size_t count;
@@ -209,6 +211,8 @@ static kvb_status solve(layer_job *job, kvb_error *err)
     kvb_additive_options_init(&options);
     options.kmeans.iterations = t->recipe->iterations;
     options.kmeans.seeding = t->recipe->seeding;
+    options.kmeans.curve = job->curve;
+    options.kmeans.curve_length = kvb_train_curve_length(t->recipe);
     options.kmeans.backend = t->recipe->backend;
     if (t->recipe->backend == KVB_KMEANS_OWN && t->options->device != KVB_DEVICE_CPU) {
         options.kmeans.backend = KVB_KMEANS_CUDA;
@@ -284,12 +288,32 @@ static kvb_status judge_head(layer_job *job, size_t first, uint32_t head, int ki
     return KVB_OK;
 }
 
+/* The head's curve, its groups found good; NaN past its end. */
+static void draw_curve(const layer_job *job, size_t first, uint32_t head, int kind)
+{
+    const uint32_t groups = kvb_train_groups(job->t, job->layer, head, kind, false), length = kvb_train_curve_length(job->t->recipe);
+    float *to = job->t->result[job->layer].curve + (2 * (size_t)head + (size_t)kind) * (length + 1);
+    uint32_t longest = 0;
+    for (uint32_t g = 0; g < groups; g++)
+        longest = job->result[first + g].iterations > longest ? job->result[first + g].iterations : longest;
+    for (uint32_t i = 0; i <= length; i++) {
+        double sum = i <= longest ? 0.0 : NAN;
+        for (uint32_t g = 0; g < groups; g++) {
+            const kvb_kmeans_result *r = &job->result[first + g];
+            sum += (i < r->iterations ? job->curve[(first + g) * length + i] : r->train_error) / r->variance;
+        }
+        to[i] = (float)(sum / groups);
+    }
+}
+
 static kvb_status judge(layer_job *job, kvb_error *err)
 {
     size_t first = 0;
     kvb_status status = KVB_OK;
     for (uint32_t i = 0; status == KVB_OK && i < 2 * job->t->capture->geometry[job->layer].kv_heads; i++) {
         status = judge_head(job, first, i / 2, i % 2, err);
+        if (status == KVB_OK && !job->fine)
+            draw_curve(job, first, i / 2, i % 2);
         first += kvb_train_groups(job->t, job->layer, i / 2, i % 2, job->fine);
     }
     return status;
@@ -382,7 +406,10 @@ kvb_status kvb_train_layer(kvb_trainer *t, uint32_t layer, kvb_error *err)
     job.stages = kvb_alloc_zeroed(most, sizeof *job.stages);
     job.result = kvb_alloc_zeroed(most, sizeof *job.result);
     job.own = kvb_alloc_zeroed(most, sizeof *job.own);
-    if (job.own == NULL || r->table == NULL || r->quality == NULL || job.problem == NULL || job.stages == NULL || job.result == NULL) {
+    job.curve = kvb_alloc_array(most, kvb_train_curve_length(t->recipe) * sizeof *job.curve);
+    r->curve = kvb_alloc_array((size_t)2 * t->capture->geometry[layer].kv_heads,
+                               (kvb_train_curve_length(t->recipe) + 1) * sizeof *r->curve);
+    if (job.curve == NULL || r->curve == NULL || job.own == NULL || r->table == NULL || r->quality == NULL || job.problem == NULL || job.stages == NULL || job.result == NULL) {
         status = kvb_fail_memory(err, "training");
         goto out;
     }
@@ -402,5 +429,6 @@ out:
     free(job.problem);
     free(job.stages);
     free(job.result);
+    free(job.curve);
     return status;
 }

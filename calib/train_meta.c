@@ -123,6 +123,12 @@ static void put_training(kvb_json_writer *w, const kvb_trainer *t, const kvb_tra
     kvb_json_end_object(w);
     kvb_train_put_quality(w, report);
     kvb_train_put_clips(w, report);
+    kvb_layer_curves curves;
+    if (kvb_train_curves_of(t, &curves))
+        kvb_train_put_curves(w, &curves);
+    else
+        w->failed = true;
+    kvb_train_curves_free(&curves);
     kvb_train_put_scores(w, scores->rows > 0 ? kvb_train_context(t->capture) : 0, scores);
     kvb_json_put_string(w, "device", t->options->device != KVB_DEVICE_CPU ? "cuda" : "cpu");
     if (kvb_train_is_part(t->options, t->capture->layers))

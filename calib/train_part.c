@@ -1,7 +1,9 @@
 /* What a book of a part of the layers remembers so that parts can become a whole: sums that its META otherwise has as means. */
 #include <math.h>
+#include <stdlib.h>
 
 #include "calib/train_impl.h"
+#include "format/base/checked.h"
 #include "format/base/fail.h"
 
 /* Sums of doubles are kept layer by layer: in another order they would come out otherwise. */
@@ -28,6 +30,23 @@ static void put_counts(kvb_json_writer *w, const char *key, const uint64_t *coun
     kvb_json_end_array(w);
 }
 
+/* Of each head's keys and values the points up to the last. */
+static void put_curves(kvb_json_writer *w, const kvb_trainer *t, uint32_t layer)
+{
+    const uint32_t length = kvb_train_curve_length(t->recipe);
+    const float *all = kvb_train_has(t, layer) ? t->result[layer].curve : NULL;
+    kvb_json_begin_array(w, NULL);
+    for (uint32_t i = 0; all != NULL && i < 2 * t->capture->geometry[layer].kv_heads; i++) {
+        const float *curve = all + (size_t)i * (length + 1);
+        const uint32_t end = kvb_train_curve_end(curve, length);
+        kvb_json_begin_array(w, NULL);
+        for (uint32_t k = 0; end > 0 && k <= end; k++)
+            kvb_json_put_number(w, NULL, (double)curve[k]);
+        kvb_json_end_array(w);
+    }
+    kvb_json_end_array(w);
+}
+
 void kvb_train_put_part(kvb_json_writer *w, const kvb_trainer *t, const kvb_layer_scores *scores)
 {
     const uint32_t first = t->options->first_layer, last = first + t->options->layer_count - 1;
@@ -36,6 +55,10 @@ void kvb_train_put_part(kvb_json_writer *w, const kvb_trainer *t, const kvb_laye
     kvb_json_begin_array(w, "sums");
     for (uint32_t l = first; l <= last; l++)
         put_layer(w, &t->result[l].sums);
+    kvb_json_end_array(w);
+    kvb_json_begin_array(w, "curves");
+    for (uint32_t l = first; l <= last; l++)
+        put_curves(w, t, l);
     kvb_json_end_array(w);
     put_counts(w, "positions", scores->position, KVB_POSITION_BINS);
     put_counts(w, "scores", scores->score, KVB_SCORE_BINS);
@@ -76,6 +99,26 @@ kvb_status kvb_train_part_sums(const kvb_json *part, uint32_t layer, const char 
     *sums = (kvb_layer_sums){.error = {sum[0], sum[1]}, .heldout = {sum[2], sum[3]}, .fine = {sum[4], sum[5]},
                              .clip_before = {sum[6], sum[7]}, .clip_after = {sum[8], sum[9]}, .count = {count[0], count[1]},
                              .fine_count = {count[2], count[3]}, .clip_count = {count[4], count[5]}};
+    return KVB_OK;
+}
+
+kvb_status kvb_train_part_curves(const kvb_json *part, uint32_t layer, uint32_t heads, uint32_t length, const char *name, float **curve,
+                                 kvb_error *err)
+{
+    uint32_t first, last;
+    *curve = NULL;
+    if (!kvb_train_part_range(part, &first, &last) || layer < first || layer > last)
+        return kvb_fail(err, KVB_E_FORMAT, name, "META has no curves of layer %u in training.part", layer);
+    const kvb_json *all = kvb_json_at(kvb_json_get(part, "curves"), layer - first);
+    if (kvb_json_count(all) == 0)
+        return KVB_OK;
+    if (kvb_json_count(all) != 2 * (size_t)heads)
+        return kvb_fail(err, KVB_E_FORMAT, name, "META has curves of %zu in layer %u, expected %u", kvb_json_count(all), layer, 2 * heads);
+    if ((*curve = kvb_alloc_array(2 * (size_t)heads * (length + 1), sizeof **curve)) == NULL)
+        return kvb_fail_memory(err, "curves");
+    for (uint32_t i = 0; i < 2 * heads; i++)
+        for (uint32_t k = 0; k <= length; k++) /* NaN past the end of the array */
+            (*curve)[(size_t)i * (length + 1) + k] = (float)kvb_json_number(kvb_json_at(kvb_json_at(all, i), k), NAN);
     return KVB_OK;
 }
 

@@ -23,6 +23,7 @@ static size_t list_fields(const kvb_trainer *t, uint32_t layer, field *f)
     size_t n = 0;
     f[n++] = (field){(void **)&r->table, kvb_train_table_floats(t, layer, false) * sizeof(float), false};
     f[n++] = (field){(void **)&r->quality, kvb_train_count(t, layer, false) * sizeof(kvb_quality), false};
+    f[n++] = (field){(void **)&r->curve, 2 * (size_t)g->kv_heads * (kvb_train_curve_length(t->recipe) + 1) * sizeof(float), false};
     for (int kind = 0; kind < 2; kind++) {
         f[n++] = (field){(void **)&r->mean[kind], row * sizeof(float), true};
         f[n++] = (field){(void **)&r->forward[kind], square * sizeof(float), true};

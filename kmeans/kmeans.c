@@ -120,6 +120,7 @@ static void solve(batch *b, size_t number, int threads, bool caller)
         .centroids = problem->centroids,
         .threads = threads,
         .caller = caller,
+        .curve = kvb_kmeans_curve_of(b->run->options, number),
     };
     kvb_error error;
     if (atomic_load(&b->run->cancelled))
@@ -170,6 +171,10 @@ kvb_status kvb_kmeans_train(const kvb_kmeans_problem *problems, size_t count, co
         return status;
     if (problems == NULL)
         return kvb_fail(err, KVB_E_USAGE, "k-means", "problems is NULL but count is %zu", count);
+    if (results == NULL)
+        own.curve = NULL; /* errors are not measured */
+    for (size_t i = 0; own.curve != NULL && i < count * own.curve_length; i++)
+        own.curve[i] = NAN;
     int threads = own.threads != 0 && own.threads < 4096 ? (int)own.threads : omp_get_max_threads();
     kvb_kmeans_run run = {.options = &own, .total = (uint64_t)count * own.iterations};
     batch b = {.problems = problems, .count = count, .run = &run, .results = results};

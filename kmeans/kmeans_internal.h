@@ -62,6 +62,7 @@ typedef struct kvb_kmeans_job {
     size_t segments;     /* fixed ranges of points, so that sums do not depend on the threads */
     double *sums;        /* [segments][K][row_floats] */
     double *errors;      /* [segments] */
+    double *curve;       /* [curve_length] of the options, or NULL */
 } kvb_kmeans_job;
 
 /* kmeans_check.c */
@@ -133,6 +134,16 @@ uint32_t kvb_kmeans_swap_rounds(const kvb_kmeans_options *options);
 kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_error *err);
 /* Moves centroids [K][d] to the means of their points, whose sums and weights lie in rows of `stride`; how many have none. */
 uint32_t kvb_kmeans_means(const double *sums, size_t stride, uint32_t channels, uint32_t centroids, float *table);
+/* Errors by iteration without a pass over the points: sum w |y - c|^2 = squares - gain, where squares = sum w |y|^2 and the gain of
+ * centroids [K][d] follows from the sums of the points that they were given. Gains are noted as iterations go, and become errors per
+ * channel and weight, times `unscale`, when squares and weight are known. Both do nothing where curve is NULL. */
+void kvb_kmeans_curve_note(double *curve, uint32_t length, uint32_t iteration, const double *sums, size_t stride, uint32_t channels,
+                           uint32_t centroids, const float *table);
+void kvb_kmeans_curve_finish(double *curve, uint32_t length, double squares, double weight, uint32_t channels, double unscale);
+static inline double *kvb_kmeans_curve_of(const kvb_kmeans_options *options, size_t number)
+{
+    return options->curve != NULL ? options->curve + number * options->curve_length : NULL;
+}
 /* Calls the progress callback and notes its answer; on the calling thread only. */
 void kvb_kmeans_report(kvb_kmeans_run *run);
 /* True where the caller asked to stop; asks where this is the calling thread. */

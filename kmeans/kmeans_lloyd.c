@@ -150,6 +150,27 @@ uint32_t kvb_kmeans_means(const double *sums, size_t stride, uint32_t channels, 
     return empty;
 }
 
+void kvb_kmeans_curve_note(double *curve, uint32_t length, uint32_t iteration, const double *sums, size_t stride, uint32_t channels,
+                           uint32_t centroids, const float *table)
+{
+    double gain = 0.0;
+    if (curve == NULL || iteration >= length)
+        return;
+    for (uint32_t k = 0; k < centroids; k++)
+        for (uint32_t c = 0; c < channels; c++) {
+            const double y = (double)table[(size_t)k * channels + c];
+            gain += y * (2.0 * sums[k * stride + c] - sums[k * stride + channels] * y);
+        }
+    curve[iteration] = gain;
+}
+
+void kvb_kmeans_curve_finish(double *curve, uint32_t length, double squares, double weight, uint32_t channels, double unscale)
+{
+    for (uint32_t i = 0; curve != NULL && i < length; i++)
+        if (!isnan(curve[i]))
+            curve[i] = fmax(squares - curve[i], 0.0) / weight / channels * unscale;
+}
+
 static uint32_t update(kvb_kmeans_job *job)
 {
     return kvb_kmeans_means(job->sums, job->training.row_floats, job->channels, job->centroids, job->table);
@@ -198,6 +219,8 @@ kvb_status kvb_kmeans_lloyd(kvb_kmeans_job *job, kvb_kmeans_result *result, kvb_
         if (atomic_load(&job->run->cancelled)) /* some codes may never have been written */
             break;
         double error = merge(job);
+        kvb_kmeans_curve_note(job->curve, options->curve_length, i, job->sums, job->training.row_floats, job->channels,
+                              job->centroids, job->table);
         uint32_t moved = 0, empty = update(job);
         kvb_status status = relocate(job, i, empty, &round, result, &moved, err);
         if (status != KVB_OK)

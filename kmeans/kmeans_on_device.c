@@ -452,6 +452,9 @@ static kvb_status iterate(batch *b, uint32_t iteration, kvb_error *err)
         item *it = &b->items[i];
         const uint32_t d = it->problem->channels;
         if (!it->settled)
+            kvb_kmeans_curve_note(kvb_kmeans_curve_of(b->run->options, it->number), b->run->options->curve_length, iteration,
+                                  b->sums + it->sum_at, d + 1, d, it->problem->centroids, b->tables + it->table_at);
+        if (!it->settled)
             it->empty = kvb_kmeans_means(b->sums + it->sum_at, d + 1, d, it->problem->centroids, b->tables + it->table_at);
     }
     status = relocate(b, iteration, err);
@@ -548,6 +551,12 @@ static kvb_status measure_side(batch *b, kvb_cuda_side side, double (*mean)[KVB_
         const double unscale = 1.0 / it->frame.scale / it->frame.scale;
         *(side == KVB_SIDE_TRAINING ? &it->result.variance : &it->result.heldout_variance) =
             total_error(b, it) / it->before / it->problem->channels * unscale;
+        double squares = total_error(b, it); /* about the origin: with those of the mean */
+        for (uint32_t c = 0; c < it->problem->channels; c++)
+            squares += it->before * mean[i][c] * mean[i][c];
+        if (side == KVB_SIDE_TRAINING)
+            kvb_kmeans_curve_finish(kvb_kmeans_curve_of(b->run->options, it->number), b->run->options->curve_length, squares,
+                                    it->before, it->problem->channels, unscale);
     }
     return status;
 }

@@ -98,6 +98,7 @@ kvb_status kvb_kmeans_measure(kvb_kmeans_job *job, kvb_kmeans_result *result, kv
         mean[c] = m.sum[c] / m.weight;
     result->train_error = error_of(job, &job->training, job->codes) / m.weight / job->channels * unscale;
     result->variance = spread(&m, mean, job->channels) * unscale;
+    kvb_kmeans_curve_finish(job->curve, job->run->options->curve_length, m.squares, m.weight, job->channels, unscale);
     result->points_per_centroid = (double)job->training.count / job->centroids;
     result->heldout_error = NAN;
     result->heldout_variance = NAN;

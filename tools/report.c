@@ -26,6 +26,7 @@ static const char style[] =
     "tr+tr td{border-top:1px solid var(--line)}code{font-size:13px}svg{max-width:100%;height:auto}"
     "svg text{font:11px system-ui,sans-serif;fill:var(--dim)}.k,.p0{fill:var(--k)}.v{fill:var(--v)}"
     ".p1{fill:var(--p1)}.p2{fill:var(--p2)}.p3{fill:var(--p3)}.p4{fill:var(--p4)}.p5{fill:var(--p5)}"
+    ".band{opacity:.15}.half{opacity:.3}.line{fill:none;stroke-width:2}.line.k{stroke:var(--k)}.line.v{stroke:var(--v)}"
     ".none{fill:none;stroke:var(--none);stroke-dasharray:2}.lead{color:var(--dim)}.notes{background:var(--card);"
     "border-left:4px solid var(--v);padding:.6rem 1rem .6rem 2rem;border-radius:4px}"
     "summary{cursor:pointer;margin:1rem 0}td{overflow-wrap:anywhere}td.n{white-space:nowrap;overflow-wrap:normal}td:first-child{white-space:nowrap}";
@@ -244,6 +245,7 @@ void kvb_report_write(const kvb_report *r, FILE *out)
     kvb_report_put_bytes(r, out);
     kvb_report_put_maps(r, out);
     put_errors(r, out);
+    kvb_report_put_training(r, out);
     kvb_report_put_usage(r, out);
     kvb_report_put_anchors(r, out);
     put_settings(r, out);

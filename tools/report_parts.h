@@ -14,6 +14,8 @@ void kvb_report_put_notes(const kvb_report *r, FILE *out);
 
 /* Which tokens matter: where anchors stand and how scores are distributed, as training saw it. Nothing of a book that does not know. */
 void kvb_report_put_anchors(const kvb_report *r, FILE *out);
+/* How the error fell by iteration of k-means, over all heads, and what did not come to rest. Nothing of a book that does not know. */
+void kvb_report_put_training(const kvb_report *r, FILE *out);
 /* Perplexity against effective bits, where there are scores of books. */
 void kvb_report_put_curve(const kvb_report *r, FILE *out);
 

@@ -77,6 +77,9 @@ typedef struct kvb_kmeans_options {
     kvb_kmeans_backend backend; /* default KVB_KMEANS_OWN */
     uint32_t device;         /* of KVB_KMEANS_CUDA; default 0 */
     uint32_t device_callers; /* calls at work on that device at the same time, which share its memory; 0 and 1: this one alone */
+    double *curve;           /* out: [count][curve_length], or NULL (default): the training error, as train_error, of the centroids
+                              * that iteration 0, 1, ... began with; NaN past the last iteration, and all of FAISS's. Needs results */
+    uint32_t curve_length;   /* iterations of each problem that have room there */
 } kvb_kmeans_options;
 
 KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);

@@ -93,7 +93,8 @@ class CKmeansOptions(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("iterations", c.c_uint32), ("seeding", c.c_int),
                 ("tolerance", c.c_double), ("holdout_every", c.c_uint32), ("holdout_block", c.c_uint32),
                 ("threads", c.c_uint32), ("progress", c.c_void_p), ("progress_user", c.c_void_p),
-                ("swap_rounds", c.c_uint32), ("backend", c.c_int), ("device", c.c_uint32), ("device_callers", c.c_uint32)]
+                ("swap_rounds", c.c_uint32), ("backend", c.c_int), ("device", c.c_uint32), ("device_callers", c.c_uint32),
+                 ("curve", c.c_void_p), ("curve_length", c.c_uint32)]
 
 
 # The header's name of each struct, for the test that compares layouts.

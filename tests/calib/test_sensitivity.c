@@ -208,6 +208,28 @@ static int stop(void *user, const char *step, uint64_t done, uint64_t total)
     return done == 2;
 }
 
+/* The second time it is asked, which is inside the first chunk. */
+static int stop_within(void *user, const char *step, uint64_t done, uint64_t total)
+{
+    int *asked = user;
+    (void)step, (void)total;
+    assert_int_equal(done, 0);
+    return ++*asked == 2;
+}
+
+static void test_cancel_within_a_chunk(void **state)
+{
+    const fixture *f = *state;
+    kvb_capture_options options = f->options;
+    kvb_sensitivity *s = NULL;
+    int asked = 0;
+    options.progress = stop_within;
+    options.progress_user = &asked;
+    assert_int_equal(kvb_sensitivity_measure(f->model, &f->text, &options, CHUNKS, &s, NULL), KVB_E_CANCELLED);
+    assert_int_equal(asked, 2);
+    assert_null(s);
+}
+
 static void test_cancel(void **state)
 {
     const fixture *f = *state;
@@ -287,7 +309,7 @@ static void test_capture_without(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_predicts_kl), cmocka_unit_test(test_threads),         cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_predicts_kl), cmocka_unit_test(test_threads),         cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_within_a_chunk),
         cmocka_unit_test(test_allocated_book), cmocka_unit_test(test_capture_without),
     };
     return cmocka_run_group_tests_name("sensitivity", tests, set_up, tear_down);

@@ -156,6 +156,8 @@ refuse "generate beyond the context" 2 'exceed' "$kvbook" generate $model --prom
 "$kvbook" eval $evaluate --json --book "$work/a.kvb" >"$tmp/scores.jsonl" 2>"$err"
 expect "report" 0 'wrote' "$kvbook" report "$work/a.kvb" --scores "$tmp/scores.jsonl" -o "$work/r.html"
 expect "report has perplexity against bits" 0 'Perplexity against bits' cat "$work/r.html"
+expect "report draws how training went" 0 'class="line v" points=' cat "$work/r.html"
+expect "report says who came to rest" 0 'heads of the keys had (not )?come to rest' cat "$work/r.html"
 expect "report says where anchors stand" 0 'aria-label="position in the chunk"' cat "$work/r.html"
 expect "report says how scores are distributed" 0 'aria-label="log2 of score over mean"' cat "$work/r.html"
 "$kvbook" info --json "$work/a.kvb" >"$tmp/scores.json" 2>"$err"

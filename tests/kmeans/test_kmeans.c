@@ -522,6 +522,41 @@ static void tolerance_stops_early(void **state)
     free(x);
 }
 
+/* Entry i is the error that i iterations end with; for any number of threads, weighted or not, with points held out. */
+static void curve_is_the_error_of_each_iteration(void **state)
+{
+    (void)state;
+    enum { N = 20000, D = 8, K = 40, MOST = 9, ROOM = 11 };
+    float *x = test_mixture(N, D, 4), *w = test_weights(N, 4), table[2][K * D];
+    double curve[2][2 * ROOM];
+    for (uint32_t threads = 1; threads <= 2; threads++) {
+        kvb_kmeans_problem p[2] = {problem_of(x, N, D, K, table[0]), problem_of(x, N, D, K, table[1])};
+        kvb_kmeans_options options;
+        kvb_kmeans_result result[2], end;
+        kvb_kmeans_options_init(&options);
+        p[1].weights = w;
+        options.threads = threads;
+        options.iterations = MOST;
+        options.holdout_every = 5;
+        options.swap_rounds = 0;
+        options.curve = curve[threads - 1];
+        options.curve_length = ROOM;
+        assert_int_equal(kvb_kmeans_train(p, 2, &options, result, NULL), KVB_OK);
+        options.curve = NULL;
+        for (uint32_t i = 0; i < MOST && threads == 1; i++)
+            for (uint32_t n = 0; n < 2; n++) {
+                options.iterations = i;
+                assert_int_equal(kvb_kmeans_train(&p[n], 1, &options, &end, NULL), KVB_OK);
+                assert_true(fabs(curve[0][n * ROOM + i] / end.train_error - 1.0) < 1e-5);
+            }
+        for (uint32_t n = 0; n < 2; n++)
+            for (uint32_t i = MOST; i < ROOM; i++)
+                assert_true(isnan(curve[threads - 1][n * ROOM + i]));
+    }
+    assert_memory_equal(curve[0], curve[1], sizeof curve[0]);
+    free(x), free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -546,6 +581,7 @@ int main(void)
         cmocka_unit_test(holdout_is_held_out),
         cmocka_unit_test(statistics),
         cmocka_unit_test(tolerance_stops_early),
+        cmocka_unit_test(curve_is_the_error_of_each_iteration),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
