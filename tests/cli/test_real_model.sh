@@ -67,7 +67,7 @@ json "kvquant is better than kivi of as many bits" "$tmp/kvquant.json" "d['kl'] 
 
 # Tokens with small keys held out of their groups are worth more than as many more in the window.
 scored ott ott 1x4 1x4 --window 16
-scored wider kivi 1x4 1x4 --window 64
+scored wider kivi 1x4 1x4 --window 80
 json "ott is better than kivi of no fewer bytes" "$tmp/ott.json" "(d['kl'] * 1.1 < json.load(open('$tmp/wider.json'))['kl'] and
     d['bits_effective'] <= json.load(open('$tmp/wider.json'))['bits_effective'] * 1.01)"
 
