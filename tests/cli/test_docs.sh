@@ -70,6 +70,18 @@ else
     skip "docs/serving.md: PageTable" "no numpy"
 fi
 
+# The C of docs/packed-caches.md, in a function that has what it takes as given.
+awk '/^```c$/ { inside = 1; next } /^```$/ { inside = 0 } inside' docs/packed-caches.md >"$tmp/block.c"
+{
+    grep '^#include' "$tmp/block.c"
+    echo 'void packed(kvb_book *book, kvb_cache *cache, const uint32_t *ids, const float *state, uint32_t width);'
+    echo 'void packed(kvb_book *book, kvb_cache *cache, const uint32_t *ids, const float *state, uint32_t width)'
+    echo '{ kvb_error err;'
+    grep -v '^#include' "$tmp/block.c"
+    echo '}'
+} >"$tmp/packed.c"
+expect "docs/packed-caches.md: the C compiles" 0 '' ${CC:-cc} -std=c11 -Wall -Wextra -Werror -Iinclude -fsyntax-only "$tmp/packed.c"
+
 # Sub-commands and flags that a document names exist.
 for name in $(grep -ohE '`kvbook [a-z]+[ `]' README.md docs/*.md CONTRIBUTING.md | tr -d '`' | cut -d' ' -f2 | sort -u); do
     case " $("$kvbook" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p' | tr '\n' ' ') " in
