@@ -80,7 +80,8 @@ awk '/^```c$/ { inside = 1; next } /^```$/ { inside = 0 } inside' docs/packed-ca
     grep -v '^#include' "$tmp/block.c"
     echo '}'
 } >"$tmp/packed.c"
-expect "docs/packed-caches.md: the C compiles" 0 '' ${CC:-cc} -std=c11 -Wall -Wextra -Werror -Iinclude -fsyntax-only "$tmp/packed.c"
+compiles() { ${CC:-cc} -std=c11 -Wall -Wextra -Werror -Iinclude -fsyntax-only "$1" && echo compiled; }
+expect "docs/packed-caches.md: the C compiles" 0 compiled compiles "$tmp/packed.c"
 
 # Sub-commands and flags that a document names exist.
 for name in $(grep -ohE '`kvbook [a-z]+[ `]' README.md docs/*.md CONTRIBUTING.md | tr -d '`' | cut -d' ' -f2 | sort -u); do
