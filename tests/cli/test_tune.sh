@@ -8,16 +8,18 @@ words "$tmp/test.txt" 40 2
 model="--model $tmp/tiny.gguf"
 input="$model --text $tmp/train.txt --ctx 128 --chunks 8"
 recipe="--recipe antkv --k 4x16 --v 4x16"
+# One chunk is held out: steps of this size take it along whatever the order of a processor's sums, larger ones by luck.
+rate="--tune-rate 0.01"
 
 "$kvbook" calibrate $input $recipe -q -o "$work/a.kvb" 2>"$err"
 expect "calibrate --tune 0" 0 'wrote' "$kvbook" calibrate $input $recipe --tune 0 -o "$work/a0.kvb"
 same "--tune 0 is no tuning" "$work/a.kvb" "$work/a0.kvb"
-expect "calibrate --tune" 0 'tuned in 8 steps, .*: KL 0\.[0-9]+ in the first epoch' "$kvbook" calibrate $input $recipe --tune 2 -o "$work/t.kvb"
+expect "calibrate --tune" 0 'tuned in 8 steps, .*: KL 0\.[0-9]+ in the first epoch' "$kvbook" calibrate $input $recipe --tune 2 $rate -o "$work/t.kvb"
 if cmp -s "$work/a.kvb" "$work/t.kvb"; then fail "tuning changes the book" "it does not"; else ok "tuning changes the book"; fi
-expect "tune" 0 'wrote .*b\.kvb' "$kvbook" tune "$work/a.kvb" $input --tune 2 -o "$work/b.kvb"
+expect "tune" 0 'wrote .*b\.kvb' "$kvbook" tune "$work/a.kvb" $input --tune 2 $rate -o "$work/b.kvb"
 same "train, then tune equals calibrate --tune" "$work/t.kvb" "$work/b.kvb"
 for n in 1 3; do
-    "$kvbook" tune "$work/a.kvb" $input --tune 2 --threads $n -q -o "$work/b$n.kvb" 2>"$err"
+    "$kvbook" tune "$work/a.kvb" $input --tune 2 $rate --threads $n -q -o "$work/b$n.kvb" 2>"$err"
     same "the same bytes with $n threads" "$work/b.kvb" "$work/b$n.kvb"
 done
 expect "tune -v names parts" 0 '^processor seconds of a chunk: teacher ' "$kvbook" tune "$work/a.kvb" $input -v -o "$work/v.kvb"
@@ -31,7 +33,7 @@ expect "tune --tune-exact none" 0 . "$kvbook" tune "$work/a.kvb" $input $layers 
 expect "a worse book is not taken" 0 'the book stays as it was' "$kvbook" tune "$work/a.kvb" $input --tune-rate 50 -o "$work/w.kvb"
 for name in t l n w; do "$kvbook" info --json "$work/$name.kvb" >"$tmp/$name.json"; done
 json "META of a tuned book" "$tmp/t.json" 'd["meta"]["tuning"]["epochs"] == 2 and d["meta"]["tuning"]["steps"] == 8
-    and d["meta"]["tuning"]["window"] == 32 and d["meta"]["tuning"]["anchors"] and d["meta"]["tuning"]["rate"] == 0.05
+    and d["meta"]["tuning"]["window"] == 32 and d["meta"]["tuning"]["anchors"] and d["meta"]["tuning"]["rate"] == 0.01
     and d["meta"]["tuning"]["objective"] == "KL(exact model || model with the coded cache)"
     and d["meta"]["tuning"]["heldout_after"] < d["meta"]["tuning"]["heldout_before"]
     and d["meta"]["tuning"]["accepted"] and d["meta"]["tuning"]["best_epoch"] in (1, 2)
@@ -54,7 +56,7 @@ json "META says what was read exactly" "$tmp/g.json" 'd["meta"]["tuning"]["exact
 
 evaluate="$model --text $tmp/test.txt --ctx 128 --chunks 3 --json"
 "$kvbook" eval $evaluate --book "$work/t.kvb" >"$tmp/e.json" 2>"$err"
-"$kvbook" eval $evaluate $recipe --calib-text "$tmp/train.txt" --calib-chunks 8 --tune 2 >"$tmp/r.json" 2>"$err"
+"$kvbook" eval $evaluate $recipe --calib-text "$tmp/train.txt" --calib-chunks 8 --tune 2 $rate >"$tmp/r.json" 2>"$err"
 json "eval --recipe --tune is that book" "$tmp/r.json" "d['ppl'] == $(sed 's/.*"ppl":\([0-9.e+]*\),.*/\1/' "$tmp/e.json")"
 
 refuse "tune without a book" 2 'found 0 books' "$kvbook" tune $input -o "$work/no.kvb"
