@@ -38,24 +38,6 @@ static kvb_status refuse(const joined_part *a, const joined_part *b, kvb_error *
     return kvb_fail(err, KVB_E_MISMATCH, b->name, "cannot be joined with %.200s: %s", a->name, what);
 }
 
-static bool same_json(const kvb_json *a, const kvb_json *b)
-{
-    kvb_json_writer wa = {.compact = true}, wb = {.compact = true};
-    kvb_json_begin_array(&wa, NULL);
-    kvb_json_begin_array(&wb, NULL);
-    if (a != NULL)
-        kvb_json_put_value(&wa, NULL, a);
-    if (b != NULL)
-        kvb_json_put_value(&wb, NULL, b);
-    kvb_json_end_array(&wa);
-    kvb_json_end_array(&wb);
-    const char *ta = kvb_json_writer_text(&wa), *tb = kvb_json_writer_text(&wb);
-    const bool same = ta != NULL && tb != NULL && strcmp(ta, tb) == 0;
-    kvb_json_writer_free(&wa);
-    kvb_json_writer_free(&wb);
-    return same;
-}
-
 static kvb_status check_geometry(const joined_part *a, const joined_part *b, kvb_error *err)
 {
     char *ga = kvb_kvc_geometry_write(a->capture->geometry, a->capture->layers);
@@ -82,9 +64,12 @@ static kvb_status check_pair(const joined_part *a, const joined_part *b, kvb_err
         {"capture", "seed", "the seeds differ; give the same --seed"},
     };
     kvb_status status = check_geometry(a, b, err);
-    for (size_t i = 0; status == KVB_OK && i < sizeof must / sizeof *must; i++)
-        if (!same_json(member(a, must[i].object, must[i].key), member(b, must[i].object, must[i].key)))
+    for (size_t i = 0; status == KVB_OK && i < sizeof must / sizeof *must; i++) {
+        bool same = false;
+        status = kvb_json_same(member(a, must[i].object, must[i].key), member(b, must[i].object, must[i].key), &same, err);
+        if (status == KVB_OK && !same)
             status = refuse(a, b, err, must[i].what);
+    }
     return status;
 }
 

@@ -55,19 +55,6 @@ static bool is_open(const char *key)
     return false;
 }
 
-static kvb_status same_value(const kvb_json *a, const kvb_json *b, bool *same, kvb_error *err)
-{
-    kvb_json_writer x = {.compact = true}, y = {.compact = true};
-    kvb_json_put_value(&x, NULL, a);
-    kvb_json_put_value(&y, NULL, b);
-    const char *one = kvb_json_writer_text(&x), *other = kvb_json_writer_text(&y);
-    *same = one != NULL && other != NULL && strcmp(one, other) == 0;
-    kvb_status status = one != NULL && other != NULL ? KVB_OK : kvb_fail_memory(err, "merge");
-    kvb_json_writer_free(&x);
-    kvb_json_writer_free(&y);
-    return status;
-}
-
 /* Every member of `a` that is not open is in `b`, and the same. `inside` names the object in the error. */
 static kvb_status check_members(const piece *p, const piece *q, const kvb_json *a, const kvb_json *b, const char *inside, kvb_error *err)
 {
@@ -79,7 +66,7 @@ static kvb_status check_members(const piece *p, const piece *q, const kvb_json *
         if (is_open(key))
             continue;
         if (same)
-            status = same_value(kvb_json_at(a, i), other, &same, err);
+            status = kvb_json_same(kvb_json_at(a, i), other, &same, err);
         if (status == KVB_OK && !same)
             status = kvb_fail(err, KVB_E_MISMATCH, q->name,
                               "is of another job than %s: META's \"%s%s\" differs; train all parts from one capture with the same flags",

@@ -139,7 +139,7 @@ static void code_token(const clip_job *j, const float *clips, const float *y, fl
     for (uint32_t i = 0; i < j->dim; i++)
         in[i] = y[s->lists > 0 ? s->order[i] : i];
     for (uint32_t g = 0, i = 0; g < kvb_scaling_groups(s, j->dim); g++) {
-        const uint32_t end = s->lists > 0 ? s->end[g] : (g + 1) * s->group;
+        const uint32_t end = kvb_scaling_group_end(s, g);
         const kvb_affine a = kvb_affine_measure(s, clips[g], in + i, end - i, 1);
         for (; i < end; i++)
             to[s->lists > 0 ? s->order[i] : i] = a.offset + a.scale * j->levels.level[kvb_levels_code(&j->levels, in[i], a)];
@@ -271,14 +271,6 @@ static void search(const clip_job *j, float *clips, double *before, double *afte
     *after = best;
 }
 
-static void transpose_inverse(const clip_job *j)
-{
-    const float *inverse = j->points->inverse + (size_t)j->head * j->dim * j->dim;
-    for (uint32_t a = 0; a < j->dim; a++)
-        for (uint32_t b = 0; b < j->dim; b++)
-            j->inverse_t[(size_t)b * j->dim + a] = inverse[(size_t)a * j->dim + b];
-}
-
 static bool make_room(clip_job *j)
 {
     const size_t rows = (size_t)j->n * j->dim, queries = (size_t)j->rows * j->dim, scores = j->rows * j->ld;
@@ -320,7 +312,7 @@ static bool search_head(clip_job *j, float *clips, double *before, double *after
         load_queries(j, each);
         load_rows(j);
         if (j->points->inverse != NULL)
-            transpose_inverse(j);
+            kvb_transpose(j->points->inverse + (size_t)j->head * j->dim * j->dim, j->dim, j->dim, j->dim, j->inverse_t, j->dim);
         attend_exactly(j);
         search(j, clips, before, after);
         *before = j->norm > 0.0 ? *before / j->norm : 0.0;

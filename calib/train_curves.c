@@ -9,6 +9,8 @@
 /* A head whose last iteration still took more than this share of its error away could have gone on. */
 static const double unsettled_change = 0.01;
 
+enum { FIGURES = 5 };
+
 uint32_t kvb_train_curve_length(const kvb_recipe *recipe)
 {
     kvb_additive_options options;
@@ -57,14 +59,23 @@ static void put_short(kvb_json_writer *w, const char *key, double value)
     kvb_json_put_number(w, key, round(value / unit) / round(1 / unit));
 }
 
-static void put_quartile(kvb_json_writer *w, const kvb_layer_curves *c, int kind, const char *key, double share, uint32_t end, float *value)
+/* Points 0 .. end: the least of the heads, their quartiles and the most. value [heads] and figure [end + 1][FIGURES] are scratch. */
+static void put_quartiles(kvb_json_writer *w, const kvb_layer_curves *c, int kind, uint32_t end, float *value, float *figure)
 {
-    kvb_json_begin_array(w, key);
+    static const char *const name[FIGURES] = {"least", "quarter", "median", "three_quarters", "most"};
+    size_t count = 0;
     for (uint32_t i = 0; i <= end; i++) {
-        const size_t count = collect(c, kind, i, value);
-        put_short(w, NULL, (double)value[(size_t)(share * (double)(count - 1) + 0.5)]);
+        count = collect(c, kind, i, value);
+        for (int k = 0; k < FIGURES; k++)
+            figure[(size_t)i * FIGURES + (size_t)k] = value[(size_t)((double)k / (FIGURES - 1) * (double)(count - 1) + 0.5)];
     }
-    kvb_json_end_array(w);
+    kvb_json_put_u64(w, "heads", count);
+    for (int k = 0; k < FIGURES; k++) {
+        kvb_json_begin_array(w, name[k]);
+        for (uint32_t i = 0; i <= end; i++)
+            put_short(w, NULL, (double)figure[(size_t)i * FIGURES + (size_t)k]);
+        kvb_json_end_array(w);
+    }
 }
 
 static void put_unsettled(kvb_json_writer *w, const kvb_layer_curves *c, int kind)
@@ -90,7 +101,7 @@ static void put_unsettled(kvb_json_writer *w, const kvb_layer_curves *c, int kin
     kvb_json_end_object(w);
 }
 
-static void put_kind(kvb_json_writer *w, const kvb_layer_curves *c, int kind, float *value)
+static void put_kind(kvb_json_writer *w, const kvb_layer_curves *c, int kind, float *value, float *figure)
 {
     uint32_t end = 0;
     for (uint32_t l = 0; l < c->layers; l++)
@@ -101,12 +112,7 @@ static void put_kind(kvb_json_writer *w, const kvb_layer_curves *c, int kind, fl
     if (end == 0)
         return;
     kvb_json_begin_object(w, kvb_train_kind_name((kvb_kind)kind));
-    kvb_json_put_u64(w, "heads", collect(c, kind, 0, value));
-    put_quartile(w, c, kind, "least", 0.0, end, value);
-    put_quartile(w, c, kind, "quarter", 0.25, end, value);
-    put_quartile(w, c, kind, "median", 0.5, end, value);
-    put_quartile(w, c, kind, "three_quarters", 0.75, end, value);
-    put_quartile(w, c, kind, "most", 1.0, end, value);
+    put_quartiles(w, c, kind, end, value, figure);
     put_unsettled(w, c, kind);
     kvb_json_end_object(w);
 }
@@ -116,14 +122,14 @@ void kvb_train_put_curves(kvb_json_writer *w, const kvb_layer_curves *c)
     size_t heads = 0;
     for (uint32_t l = 0; l < c->layers; l++)
         heads += c->heads[l];
-    float *value = kvb_alloc_array(heads > 0 ? heads : 1, sizeof *value);
+    float *value = kvb_alloc_array(heads + FIGURES * ((size_t)c->length + 1), sizeof *value);
     if (value == NULL) {
         w->failed = true;
         return;
     }
     kvb_json_begin_object(w, "curves");
-    put_kind(w, c, KVB_KEY, value);
-    put_kind(w, c, KVB_VALUE, value);
+    put_kind(w, c, KVB_KEY, value, value + heads);
+    put_kind(w, c, KVB_VALUE, value, value + heads);
     kvb_json_end_object(w);
     free(value);
 }

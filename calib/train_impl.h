@@ -61,6 +61,9 @@ int kvb_train_threads(const kvb_train_points *points);
 kvb_status kvb_train_points_refuse(const kvb_train_points *points, uint32_t head, kvb_status status, kvb_error *err,
                                    const char *format, ...) __attribute__((format(printf, 5, 6)));
 
+/* One small problem made out of points, with the recipe's iterations and seeding; a failure is that head's. */
+kvb_status kvb_train_points_solve(const kvb_train_points *points, uint32_t head, const kvb_kmeans_problem *problem, kvb_error *err);
+
 /* Errors of a layer's codebooks, added up by kind: a plain list of numbers without padding. */
 typedef struct kvb_layer_sums {
     double error[2], heldout[2], fine[2], clip_before[2], clip_after[2];

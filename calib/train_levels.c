@@ -156,17 +156,10 @@ static kvb_status cluster(levels_job *j, float *level, uint32_t count, kvb_error
         .points = j->x, .type = KVB_POINTS_F32, .count = j->count, .stride = 1, .channels = 1, .centroids = count, .weights = j->weight,
         .seed = kvb_rng_key(t->options->seed, j->points->layer, 0, (uint64_t)j->points->kind, LEVELS_STREAM), .table = level,
     };
-    kvb_kmeans_options options;
-    kvb_kmeans_options_init(&options);
-    options.iterations = t->recipe->iterations;
-    options.seeding = t->recipe->seeding;
-    options.threads = t->options->threads;
-    kvb_error inner = {0};
-    kvb_status status = kvb_kmeans_train(&problem, 1, &options, NULL, &inner);
-    if (status != KVB_OK)
-        return kvb_train_points_refuse(j->points, 0, status, err, "%s", inner.message);
-    put_in_order(level, count);
-    return KVB_OK;
+    kvb_status status = kvb_train_points_solve(j->points, 0, &problem, err);
+    if (status == KVB_OK)
+        put_in_order(level, count);
+    return status;
 }
 
 static kvb_status train_levels(levels_job *j, const uint16_t *fixed, float *level, uint32_t count, kvb_error *err)

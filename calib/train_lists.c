@@ -81,17 +81,10 @@ static kvb_status group_head(const kvb_trainer *t, const kvb_train_points *p, ui
         .points = range, .type = KVB_POINTS_F32, .count = dim, .stride = 2, .channels = 2, .centroids = clusters,
         .seed = kvb_rng_key(t->options->seed, p->layer, head, (uint64_t)p->kind, LISTS_STREAM), .table = table,
     };
-    kvb_kmeans_options options;
-    kvb_kmeans_options_init(&options);
-    options.iterations = t->recipe->iterations;
-    options.seeding = t->recipe->seeding;
-    options.threads = t->options->threads;
-    kvb_error inner = {0};
-    status = kvb_kmeans_train(&problem, 1, &options, NULL, &inner);
-    if (status != KVB_OK)
-        return kvb_train_points_refuse(p, head, status, err, "%s", inner.message);
-    put_lists(range, table, clusters, dim, lists);
-    return KVB_OK;
+    status = kvb_train_points_solve(p, head, &problem, err);
+    if (status == KVB_OK)
+        put_lists(range, table, clusters, dim, lists);
+    return status;
 }
 
 kvb_status kvb_train_lists(const kvb_trainer *t, const kvb_train_points *points, uint32_t size, uint16_t *lists, kvb_error *err)

@@ -34,15 +34,6 @@ kvb_status kvb_train_points_refuse(const kvb_train_points *p, uint32_t head, kvb
     return kvb_fail(err, status, where, "%s", message);
 }
 
-/* The first half float of a head that is a NaN or infinity, or UINT64_MAX. */
-static uint64_t find_bad_half(const uint16_t *half, uint64_t count)
-{
-    for (uint64_t i = 0; i < count; i++)
-        if ((half[i] & 0x7c00) == 0x7c00)
-            return i;
-    return UINT64_MAX;
-}
-
 static kvb_status check_finite(const kvb_train_points *p, kvb_error *err)
 {
     const kvb_layer *g = geometry(p);
@@ -51,8 +42,8 @@ static kvb_status check_finite(const kvb_train_points *p, kvb_error *err)
     uint64_t found = UINT64_MAX; /* over all heads */
 #pragma omp parallel for schedule(dynamic, 1) reduction(min : found)
     for (uint32_t head = 0; head < g->kv_heads; head++) {
-        const uint64_t at = find_bad_half(captured(p) + head * size, size);
-        if (at != UINT64_MAX && head * size + at < found)
+        const uint64_t at = kvb_half_first_bad(captured(p) + head * size, size);
+        if (at < size && head * size + at < found)
             found = head * size + at;
     }
     if (found == UINT64_MAX)
@@ -91,6 +82,18 @@ static bool is_left_out(const kvb_capture_layer *l, size_t row)
 int kvb_train_threads(const kvb_train_points *p)
 {
     return p->threads != 0 ? (int)p->threads : omp_get_max_threads();
+}
+
+kvb_status kvb_train_points_solve(const kvb_train_points *p, uint32_t head, const kvb_kmeans_problem *problem, kvb_error *err)
+{
+    kvb_kmeans_options options;
+    kvb_error inner = {0};
+    kvb_kmeans_options_init(&options);
+    options.iterations = p->recipe->iterations;
+    options.seeding = p->recipe->seeding;
+    options.threads = p->threads;
+    const kvb_status status = kvb_kmeans_train(problem, 1, &options, NULL, &inner);
+    return status == KVB_OK ? KVB_OK : kvb_train_points_refuse(p, head, status, err, "%s", inner.message);
 }
 
 void kvb_train_points_row(const kvb_train_points *p, uint32_t head, size_t row, float *y)

@@ -225,11 +225,11 @@ template <class M, bool HALVES, int DIM> KVB_DI void mma_put_steps(const kvb_dev
     }
 }
 
-/* Tiles e, e + step, .. under e_end of exact tokens: queries as they are, channels in plain order. */
+/* Tiles from e to e_end of exact tokens: queries as they are, channels in plain order. */
 template <class M, int DIM>
 KVB_DI void mma_exact_tiles(mma_state<DIM> &st, const kvb_dev_cache &c, const kvb_dev_layer &l, const kvb_dev_batch &b,
                             const kvb_dev_sequence &s, const mma_columns &columns, const mma_extent &x, const float *queries, uint32_t e,
-                            uint32_t e_end, uint32_t step)
+                            uint32_t e_end)
 {
     if (e >= e_end)
         return;
@@ -243,7 +243,7 @@ KVB_DI void mma_exact_tiles(mma_state<DIM> &st, const kvb_dev_cache &c, const kv
     const uint32_t last = l.rows * b.tokens - 1;
     const uint32_t mine[2] = {s.before + min(columns.first + 2 * (t & 1), last) / l.rows,
                               s.before + min(columns.first + 2 * (t & 1) + 1, last) / l.rows};
-    for (; e < e_end; e += step) {
+    for (; e < e_end; e++) {
         const __half *key, *value;
         uint32_t position;
         mma_exact_row(c, l, s, columns.head, x.sinks, x.first, x.anchors, e * KVB_TILE + lane, &key, &value, &position);
@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
     }
     const uint32_t past = from > x.coded ? from - x.coded : 0, end = to > x.coded ? to - x.coded : 0;
     mma_exact_tiles<M, DIM>(st, c, l, b, s, columns, x, queries, (past + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT,
-                            min((end + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT, x.exact), 1);
+                            min((end + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT, x.exact));
     mma_finish<M, DIM, M::WARPS>(st, shared, shares, l, b, columns, w, column_groups, out);
 }
 

@@ -14,16 +14,18 @@
 
 #include "cuda/cuda_mma_kernel.cuh"
 
+/* An entry of a table in registers is a multiple of the channel's step plus this, so that none is negative: see format/base/grid.h. */
+enum { SELECT_ZERO = 63 };
+
 /* ALL_WARPS: of a block, 8 or 4; so many blocks that 8 warps fit a multiprocessor. */
 template <bool HALVES, int DIM, int ALL_WARPS> struct select_kernel {
     typedef mma_kernel<KVB_MMA_4X16, HALVES, DIM, false> Key;
     enum {
-        WARPS = ALL_WARPS, BLOCKS = 8 / WARPS,
+        WARPS = ALL_WARPS,
         AT_ONCE = 2,         /* tiles of a warp */
         UNITS = DIM / 32,    /* of values that a lane folds: an eighth of the channels */
         CHANNELS = 4 * UNITS,
         PRODUCTS = CHANNELS / 2, /* two rows of a lane each */
-        MOST_STEPS = 63,     /* a table entry is a multiple of the channel's step plus this */
         STEPS = Key::KEY_UNITS / 2, /* products of a key: two units of a lane each */
         RESEED = 8,          /* tiles after which queries are turned on in float32 */
         EXACT_WEIGHT = 6,    /* work of a tile of exact rows in tiles of codes */
@@ -434,7 +436,7 @@ __global__ void __launch_bounds__(ALL_WARPS * 32, 8 / ALL_WARPS)
     for (int i = 0; i < P::PRODUCTS; i++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const float value = __ldg(table_steps + 2 * i + r) * (sums[(2 * i + r) * 32] - P::MOST_STEPS * total);
+            const float value = __ldg(table_steps + 2 * i + r) * (sums[(2 * i + r) * 32] - SELECT_ZERO * total);
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 const float routed = __shfl_sync(~0u, value, lane & ~3u | 2 * (t & 1) | e);
@@ -443,7 +445,7 @@ __global__ void __launch_bounds__(ALL_WARPS * 32, 8 / ALL_WARPS)
         }
     const uint32_t past = from > x.coded ? from - x.coded : 0, end = to > x.coded ? to - x.coded : 0;
     mma_exact_tiles<M, DIM>(rows, c, l, b, s, columns, x, queries, (past + P::EXACT_WEIGHT - 1) / P::EXACT_WEIGHT,
-                            min((end + P::EXACT_WEIGHT - 1) / P::EXACT_WEIGHT, x.exact), 1);
+                            min((end + P::EXACT_WEIGHT - 1) / P::EXACT_WEIGHT, x.exact));
     mma_finish<M, DIM, P::WARPS>(rows, shared, shares, l, b, columns, w, column_groups, out);
 }
 

@@ -8,6 +8,7 @@
 #include "format/base/checked.h"
 #include "format/base/cursor.h"
 #include "format/base/fail.h"
+#include "format/base/half.h"
 #include "format/base/rng.h"
 #include "format/book_reader.h"
 
@@ -92,30 +93,12 @@ static const char *block_name(const kvb_codebook *c, size_t block, char text[48]
     return text;
 }
 
-/* The first of `count` halves that is infinite or NaN, or `count`. Whole runs are asked first, without a branch in them: a book is
- * checked at the rate of the memory. */
-static size_t find_not_finite(const uint16_t *half, size_t count)
-{
-    enum { RUN = 1024 };
-    size_t i = 0;
-    for (; i + RUN <= count; i += RUN) {
-        uint16_t any = 0;
-        for (size_t j = 0; j < RUN; j++)
-            any |= (uint16_t)(((half[i + j] & 0x7C00) + 0x0400) & 0x8000);
-        if (any != 0)
-            break;
-    }
-    while (i < count && (half[i] & 0x7C00) != 0x7C00)
-        i++;
-    return i;
-}
-
 /* A stage whose rows are all equal would waste its bits as surely as such a group. */
 static kvb_status check_centroids(const kvb_reader *r, const kvb_entry *e, const kvb_codebook *c)
 {
     size_t block = (size_t)c->stage_centroids * c->channels, blocks = (size_t)c->groups * c->stages;
     char name[48];
-    const size_t bad = find_not_finite(c->table, block * blocks);
+    const size_t bad = kvb_half_first_bad(c->table, block * blocks);
     if (bad < block * blocks)
         return kvb_section_fail(r, e, "%s, centroid %zu, channel %zu is not a finite number", block_name(c, bad / block, name),
                                 bad % block / c->channels, bad % c->channels);

@@ -51,13 +51,25 @@ static kvb_status expect_entry(const kvb_reader *r, const kvb_entry *e)
     return kvb_section_expect(r, e, &want, false);
 }
 
+/* The head that a section of bytes belongs to. */
+static kvb_status find_slot(const kvb_reader *r, const kvb_entry *e, uint32_t *slot)
+{
+    kvb_status status = kvb_reader_slot(r, e, slot);
+    return status == KVB_OK ? expect_entry(r, e) : status;
+}
+
+static kvb_status check_rules(const kvb_reader *r, const kvb_entry *e, const kvb_scaling *s, uint32_t levels)
+{
+    char problem[200];
+    if (kvb_scaling_problem(s, r->book->layer[e->layer].head_dim, levels, problem, sizeof problem))
+        return kvb_section_fail(r, e, "%s", problem);
+    return KVB_OK;
+}
+
 kvb_status kvb_reader_scaling(const kvb_reader *r, const kvb_entry *e)
 {
-    uint32_t slot = 0, bits, levels;
-    char problem[200];
-    kvb_status status = kvb_reader_slot(r, e, &slot);
-    if (status == KVB_OK)
-        status = expect_entry(r, e);
+    uint32_t slot, bits, levels;
+    kvb_status status = find_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
     kvb_codebook *c = &r->book->codebook[slot];
@@ -69,8 +81,9 @@ kvb_status kvb_reader_scaling(const kvb_reader *r, const kvb_entry *e)
     kvb_cursor cursor = kvb_cursor_over(bytes, (size_t)e->raw_size);
     if (!parse_head(&cursor, s, &bits, &levels))
         return kvb_section_fail(r, e, "shorter than %d bytes, or its reserved bytes are not zero", KVB_SCALING_HEAD);
-    if (kvb_scaling_problem(s, head_dim, bits < 32 ? 1u << bits : 0, problem, sizeof problem))
-        return kvb_section_fail(r, e, "%s", problem);
+    status = check_rules(r, e, s, bits < 32 ? 1u << bits : 0);
+    if (status != KVB_OK)
+        return status;
     const uint32_t fixed = s->form == KVB_SCALE_FIXED ? 2 * head_dim : 0;
     if ((levels != 0 && levels != 1u << bits) || e->raw_size != KVB_SCALING_HEAD + 2 * ((uint64_t)levels + fixed))
         return kvb_section_fail(r, e, "%u levels in %llu bytes, expected none or %u, of 2 bytes each after %d, and then %u bytes of "
@@ -95,11 +108,8 @@ static uint64_t groups_bytes(const kvb_scaling *s, uint32_t clips, uint32_t head
 
 kvb_status kvb_reader_groups(const kvb_reader *r, const kvb_entry *e)
 {
-    uint32_t slot = 0;
-    char problem[200];
-    kvb_status status = kvb_reader_slot(r, e, &slot);
-    if (status == KVB_OK)
-        status = expect_entry(r, e);
+    uint32_t slot;
+    kvb_status status = find_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
     const kvb_codebook *c = &r->book->codebook[slot];
@@ -126,18 +136,13 @@ kvb_status kvb_reader_groups(const kvb_reader *r, const kvb_entry *e)
     s->clips = clips > 0 ? (const float *)(const void *)bytes : NULL;
     s->order = s->lists > 0 ? (const uint16_t *)(const void *)(bytes + clips * sizeof(float)) : NULL;
     s->end = s->lists > 0 ? s->order + head_dim : NULL;
-    if (kvb_scaling_problem(s, head_dim, c->centroids, problem, sizeof problem))
-        return kvb_section_fail(r, e, "%s", problem);
-    return KVB_OK;
+    return check_rules(r, e, s, c->centroids);
 }
 
 kvb_status kvb_reader_pool(const kvb_reader *r, const kvb_entry *e)
 {
-    uint32_t slot = 0;
-    char problem[200];
-    kvb_status status = kvb_reader_slot(r, e, &slot);
-    if (status == KVB_OK)
-        status = expect_entry(r, e);
+    uint32_t slot;
+    kvb_status status = find_slot(r, e, &slot);
     if (status != KVB_OK)
         return status;
     const kvb_codebook *c = &r->book->codebook[slot];
@@ -154,9 +159,7 @@ kvb_status kvb_reader_pool(const kvb_reader *r, const kvb_entry *e)
         return kvb_section_fail(r, e, "expected %d bytes, the last 8 of them 0", KVB_POOL_BYTES);
     if (s->pool == 0 && s->spill == 0)
         return kvb_section_fail(r, e, "says nothing: expected tokens of both pools");
-    if (kvb_scaling_problem(s, r->book->layer[e->layer].head_dim, c->centroids, problem, sizeof problem))
-        return kvb_section_fail(r, e, "%s", problem);
-    return KVB_OK;
+    return check_rules(r, e, s, c->centroids);
 }
 
 kvb_status kvb_reader_check_scaled(const kvb_reader *r)

@@ -89,6 +89,8 @@ bool kvb_shape_problem(uint32_t head_dim, uint32_t channels, uint32_t stages, ui
                        size_t size);
 /* Groups of a block of tokens that share scales, or of a token. */
 uint32_t kvb_scaling_groups(const kvb_scaling *scaling, uint32_t head_dim);
+/* Where group i of them ends, in the order of its lists if it has them. */
+uint32_t kvb_scaling_group_end(const kvb_scaling *scaling, uint32_t i);
 /* The lists and clips of a scaling included. */
 bool kvb_scaling_problem(const kvb_scaling *scaling, uint32_t head_dim, uint32_t levels, char *problem, size_t size);
 /* META is an object by the rules of format/base/json.h, begins with '{' and fits its limit. */

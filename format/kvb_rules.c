@@ -110,6 +110,11 @@ uint32_t kvb_scaling_groups(const kvb_scaling *s, uint32_t head_dim)
     return s->axis == KVB_AXIS_CHANNEL ? head_dim : s->lists > 0 ? s->lists : head_dim / s->group;
 }
 
+uint32_t kvb_scaling_group_end(const kvb_scaling *s, uint32_t i)
+{
+    return s->lists > 0 ? s->end[i] : (i + 1) * (s->axis == KVB_AXIS_CHANNEL ? 1 : s->group);
+}
+
 static bool clip_problem(float clip, complaint c)
 {
     return (!isnormal(clip) || clip < 0 || clip > KVB_MAX_CLIP) &&

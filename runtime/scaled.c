@@ -102,12 +102,6 @@ static uint32_t run_of(const kvb_scaling *s)
     return s->axis == KVB_AXIS_CHANNEL ? 1 : s->group;
 }
 
-/* Where group i of a token ends, in the order of its lists if it has them. */
-static uint32_t end_of(const kvb_scaling *s, uint32_t i)
-{
-    return s->lists > 0 ? s->end[i] : (i + 1) * run_of(s);
-}
-
 /* Writes a token's outliers, and `rest` [D]: y with a number in the place of each that leaves range and largest of its group alone. */
 static void put_outliers(const kvb_scaled *s, const float *y, uint8_t *bytes, uint32_t *place, float *rest)
 {
@@ -156,7 +150,7 @@ static void put_affines(const kvb_scaling *how, const float *y, uint32_t dim, ui
 {
     const bool across = how->axis == KVB_AXIS_CHANNEL;
     for (uint32_t i = 0, first = 0; how->form != KVB_SCALE_FIXED && i < kvb_scaling_groups(how, dim); i++) {
-        const uint32_t end = end_of(how, i);
+        const uint32_t end = kvb_scaling_group_end(how, i);
         const float clip = how->clips != NULL ? how->clips[i] : how->clip;
         put_affine(how, kvb_affine_measure(how, clip, y + first, across ? how->group : end - first, across ? dim : 1), i, bytes);
         first = end;
@@ -181,7 +175,7 @@ void kvb_scaled_encode(const kvb_scaled *s, const float *y, uint8_t *bytes, uint
     for (uint32_t t = 0; t < block; t++) {
         for (uint32_t i = 0, j = 0; i < groups; i++) {
             const kvb_affine a = get_affine(s, i, bytes);
-            for (; j < end_of(how, i); j++)
+            for (; j < kvb_scaling_group_end(how, i); j++)
                 codes[j] = kvb_levels_code(&s->levels, y[(size_t)t * dim + j], a);
         }
         kvb_pack_codes(codes, dim, c->code_bits, packed + t * row);
@@ -199,7 +193,7 @@ void kvb_scaled_decode(const kvb_scaled *s, const uint8_t *bytes, uint32_t first
         kvb_unpack_codes(packed + t * row, dim, c->code_bits, codes);
         for (uint32_t i = 0, j = 0; i < groups; i++) {
             const kvb_affine a = get_affine(s, i, bytes);
-            for (; j < end_of(how, i); j++)
+            for (; j < kvb_scaling_group_end(how, i); j++)
                 y[(size_t)t * dim + (how->lists > 0 ? how->order[j] : j)] = a.offset + a.scale * s->levels.level[codes[j]];
         }
         if (how->outliers > 0)

@@ -80,19 +80,18 @@ static bool admit(kvb_token_pool *pool, uint32_t position, float size)
 
 void kvb_token_pool_offer(kvb_token_pool *pool, uint32_t first, uint32_t count, uint32_t head_dim, const float *keys)
 {
-    bool more = true;
+    float size[KVB_MAX_TOKEN_GROUP];
+    if (pool->spilled == pool->spill)
+        return;
+    for (uint32_t i = 0; i < count; i++)
+        size[i] = size_of(keys + (size_t)i * head_dim, head_dim);
     /* Smallest first, the earlier of equals: none can displace one of its own group, so the group keeps count - places or more. */
-    while (more && pool->spilled < pool->spill) {
-        uint32_t best = count;
-        float least = INFINITY;
-        for (uint32_t i = 0; i < count; i++) {
-            const float size = size_of(keys + (size_t)i * head_dim, head_dim);
-            if (size < least && kvb_token_pool_find(pool, first + i) == pool->count) {
-                least = size;
-                best = i;
-            }
-        }
-        more = best < count && admit(pool, first + best, least);
+    for (bool more = true; more && pool->spilled < pool->spill;) {
+        uint32_t best = 0;
+        for (uint32_t i = 1; i < count; i++)
+            best = size[i] < size[best] ? i : best;
+        more = isfinite(size[best]) && admit(pool, first + best, size[best]);
+        size[best] = INFINITY; /* it has been offered */
     }
 }
 

@@ -374,17 +374,24 @@ kvb_status kvb_run_capture(const kvb_input *input, const kvb_recipe *const *reci
     return status;
 }
 
+/* "A/B", or with another character between. */
+static bool parse_two(const char *text, char between, uint64_t *first, uint64_t *second)
+{
+    char word[24] = "";
+    const char *end = strchr(text, between);
+    if (end == NULL || (size_t)(end - text) >= sizeof word)
+        return false;
+    memcpy(word, text, (size_t)(end - text));
+    return kvb_parse_count(word, first) && kvb_parse_count(end + 1, second);
+}
+
 kvb_status kvb_shard_parse(const char *text, kvb_shard *shard, kvb_error *err)
 {
-    const char *slash = text != NULL ? strchr(text, '/') : NULL;
-    char first[24] = "";
     uint64_t i, n;
     *shard = (kvb_shard){0, 1};
     if (text == NULL)
         return KVB_OK;
-    if (slash != NULL && (size_t)(slash - text) < sizeof first)
-        memcpy(first, text, (size_t)(slash - text));
-    if (slash == NULL || !kvb_parse_count(first, &i) || !kvb_parse_count(slash + 1, &n) || i < 1 || i > n)
+    if (!parse_two(text, '/', &i, &n) || i < 1 || i > n)
         return kvb_fail(err, KVB_E_USAGE, "--shard", "found \"%.40s\", expected I/N with I from 1 to N, such as 1/8", text);
     *shard = (kvb_shard){i - 1, n};
     return KVB_OK;
@@ -392,17 +399,14 @@ kvb_status kvb_shard_parse(const char *text, kvb_shard *shard, kvb_error *err)
 
 kvb_status kvb_layer_range_parse(const char *text, kvb_layer_range *range, kvb_error *err)
 {
-    const char *dash = text != NULL ? strchr(text, '-') : NULL;
-    char word[24] = "";
     uint64_t first, last;
     *range = KVB_ALL_LAYERS;
     if (text == NULL)
         return KVB_OK;
-    const size_t length = dash != NULL ? (size_t)(dash - text) : strlen(text);
-    if (length < sizeof word)
-        memcpy(word, text, length);
-    if (!kvb_parse_count(word, &first) || !kvb_parse_count(dash != NULL ? dash + 1 : word, &last) || first > last ||
-        last >= KVB_MAX_LAYERS)
+    const bool one = strchr(text, '-') == NULL && kvb_parse_count(text, &first);
+    if (one)
+        last = first;
+    if (!(one || parse_two(text, '-', &first, &last)) || first > last || last >= KVB_MAX_LAYERS)
         return kvb_fail(err, KVB_E_USAGE, "--layers", "found \"%.40s\", expected A-B with A up to B, counted from 0, such as 0-15", text);
     *range = (kvb_layer_range){(uint32_t)first, (uint32_t)(last - first + 1)};
     return KVB_OK;

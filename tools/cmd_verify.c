@@ -6,6 +6,7 @@
 #include "format/base/fail.h"
 #include "format/kvb_layout.h"
 #include "tools/commands.h"
+#include "tools/findings.h"
 #include "tools/identity.h"
 #include "tools/input.h"
 #include "tools/output.h"
@@ -16,7 +17,6 @@
 
 /* A codebook that uses fewer of its centroids is one that training gave up on. */
 #define LEAST_USAGE 0.5f
-enum { MOST_PRINTED = 20 };
 
 typedef struct verify_args {
     kvb_common_args common;
@@ -61,8 +61,8 @@ typedef struct centroid {
 typedef struct verification {
     const kvb_book *book;
     centroid *order;       /* [KVB_MAX_CENTROIDS] scratch */
-    kvb_json_writer *json; /* NULL: failures go to stdout as text */
-    uint64_t checks, failures, unknown; /* unknown: codebooks without quality records */
+    kvb_findings found;
+    uint64_t unknown;      /* codebooks without quality records */
 } verification;
 
 typedef struct codebook_place {
@@ -75,16 +75,12 @@ static void count_check(verification *v, bool good, const codebook_place *at, co
                         const char *expected)
 {
     char text[200];
-    v->checks++;
+    v->found.checks++;
     if (good)
         return;
-    v->failures++;
     snprintf(text, sizeof text, "%s: layer %u, KV head %u, %s, %sgroup %u: found %.4g, expected %s", check, at->layer,
              at->head, at->kind == KVB_KEY ? "keys" : "values", at->fine ? "fine " : "", at->group, found, expected);
-    if (v->json != NULL)
-        kvb_json_put_string(v->json, NULL, text);
-    else if (v->failures <= MOST_PRINTED)
-        printf("FAILED %s\n", text);
+    kvb_findings_failed(&v->found, text);
 }
 
 static int compare_centroids(const void *a, const void *b)
@@ -140,7 +136,7 @@ static void check_codebook(verification *v, uint32_t layer, uint32_t head, kvb_k
         return;
     /* A scalar quantiser: opening the book checked its levels, and nothing was trained. */
     if (c->scaling != NULL) {
-        v->checks++;
+        v->found.checks++;
         return;
     }
     const kvb_quality *q = kvb_book_quality(v->book, layer, head, kind);
@@ -178,17 +174,16 @@ static kvb_status check_model(const verify_args *a, const kvb_book *book, kvb_pr
 static kvb_status print_json(const char *path, verification *v, kvb_error *err)
 {
     kvb_json_writer w = {0};
-    v->json = &w;
+    v->found.json = &w;
     kvb_json_begin_object(&w, NULL);
     kvb_json_put_u64(&w, "schema", 1);
     kvb_json_put_string(&w, "book", path);
     kvb_json_begin_array(&w, "failed");
     check_book(v);
     kvb_json_end_array(&w);
-    kvb_json_put_u64(&w, "checks", v->checks);
-    kvb_json_put_u64(&w, "failures", v->failures);
+    kvb_findings_put_counts(&v->found);
     kvb_json_put_u64(&w, "without_quality", v->unknown);
-    kvb_json_put_bool(&w, "ok", v->failures == 0);
+    kvb_findings_put_ok(&v->found);
     kvb_json_end_object(&w);
     return kvb_print_json(&w, "verify", err);
 }
@@ -196,12 +191,11 @@ static kvb_status print_json(const char *path, verification *v, kvb_error *err)
 static void print_text(const char *path, verification *v)
 {
     check_book(v);
-    if (v->failures > MOST_PRINTED)
-        printf("FAILED %llu more\n", (unsigned long long)(v->failures - MOST_PRINTED));
+    kvb_findings_print_rest(&v->found);
     if (v->unknown > 0)
         printf("%llu codebooks carry no quality records: their errors and usage are unknown\n",
                (unsigned long long)v->unknown);
-    printf("%s: %llu checks, %llu failed\n", path, (unsigned long long)v->checks, (unsigned long long)v->failures);
+    kvb_findings_print_summary(&v->found, path);
 }
 
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
@@ -233,10 +227,8 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
         status = print_json(a->books.items[0], &v, err);
     else
         print_text(a->books.items[0], &v);
-    if (status == KVB_OK && v.failures > 0)
-        status = kvb_fail(err, KVB_E_CHECK, a->books.items[0],
-                          "%llu of %llu checks failed; calibrate again on more or other text",
-                          (unsigned long long)v.failures, (unsigned long long)v.checks);
+    if (status == KVB_OK)
+        status = kvb_findings_status(&v.found, a->books.items[0], "calibrate again on more or other text", err);
     if (status == KVB_OK && a->model != NULL)
         status = check_model(a, book, p, err);
     free(v.order);

@@ -6,11 +6,13 @@
 
 #include "calib/capture.h"
 #include "format/base/fail.h"
+#include "format/base/half.h"
 #include "format/base/json.h"
 #include "format/base/mapfile.h"
+#include "tools/findings.h"
 #include "tools/output.h"
 
-enum { HEADER_AT = 8, MOST_PRINTED = 20 };
+enum { HEADER_AT = 8 };
 
 bool kvb_is_capture_file(const char *path)
 {
@@ -21,34 +23,26 @@ bool kvb_is_capture_file(const char *path)
 
 typedef struct verification {
     const kvb_capture *capture;
-    kvb_json_writer *json; /* NULL: failures go to stdout as text */
-    uint32_t layer;        /* where the checks stand */
-    uint64_t checks, failures;
+    uint32_t layer; /* where the checks stand */
+    kvb_findings found;
 } verification;
 
 /* One array of the layer: the first bad number of `count`, or `count` where all are good; `row` is how many make a row. */
 static void count_check(verification *v, const char *what, uint64_t bad, uint64_t count, uint64_t row, const char *expected)
 {
     char text[200];
-    v->checks++;
+    v->found.checks++;
     if (bad == count)
         return;
-    v->failures++;
     snprintf(text, sizeof text, "layer %u, %s: number %" PRIu64 " of row %" PRIu64 " of all heads, expected %s", v->layer, what, bad % row,
              bad / row, expected);
-    if (v->json != NULL)
-        kvb_json_put_string(v->json, NULL, text);
-    else if (v->failures <= MOST_PRINTED)
-        printf("FAILED %s\n", text);
+    kvb_findings_failed(&v->found, text);
 }
 
 static void check_halves(verification *v, const char *what, const uint16_t *half, uint64_t count, uint64_t row)
 {
-    uint64_t i = 0;
-    while (half != NULL && i < count && (half[i] & 0x7C00) != 0x7C00)
-        i++;
     if (half != NULL)
-        count_check(v, what, i, count, row, "a finite number");
+        count_check(v, what, kvb_half_first_bad(half, count), count, row, "a finite number");
 }
 
 static void check_floats(verification *v, const char *what, const float *x, uint64_t count, uint64_t row, bool signs)
@@ -110,7 +104,7 @@ static kvb_status check_layers(verification *v, kvb_error *err)
 static kvb_status print_json(const char *path, verification *v, kvb_error *err)
 {
     kvb_json_writer w = {0};
-    v->json = &w;
+    v->found.json = &w;
     kvb_json_begin_object(&w, NULL);
     kvb_json_put_u64(&w, "schema", 1);
     kvb_json_put_string(&w, "capture", path);
@@ -118,9 +112,8 @@ static kvb_status print_json(const char *path, verification *v, kvb_error *err)
     kvb_status status = check_layers(v, err);
     kvb_json_end_array(&w);
     kvb_json_put_u64(&w, "rows", v->capture->rows);
-    kvb_json_put_u64(&w, "checks", v->checks);
-    kvb_json_put_u64(&w, "failures", v->failures);
-    kvb_json_put_bool(&w, "ok", v->failures == 0);
+    kvb_findings_put_counts(&v->found);
+    kvb_findings_put_ok(&v->found);
     kvb_json_end_object(&w);
     if (status == KVB_OK)
         return kvb_print_json(&w, "verify", err);
@@ -137,12 +130,11 @@ kvb_status kvb_verify_capture(const char *path, bool json, kvb_error *err)
     verification v = {.capture = kvb_capture_view(store)};
     status = json ? print_json(path, &v, err) : check_layers(&v, err);
     if (status == KVB_OK && !json) {
-        if (v.failures > MOST_PRINTED)
-            printf("FAILED %" PRIu64 " more\n", v.failures - MOST_PRINTED);
-        printf("%s: %" PRIu64 " checks, %" PRIu64 " failed\n", path, v.checks, v.failures);
+        kvb_findings_print_rest(&v.found);
+        kvb_findings_print_summary(&v.found, path);
     }
-    if (status == KVB_OK && v.failures > 0)
-        status = kvb_fail(err, KVB_E_CHECK, path, "%" PRIu64 " of %" PRIu64 " checks failed; capture the text again", v.failures, v.checks);
+    if (status == KVB_OK)
+        status = kvb_findings_status(&v.found, path, "capture the text again", err);
     kvb_capture_close(store);
     return status;
 }

@@ -87,3 +87,20 @@ void kvb_round_to_half(float *x, size_t count)
         kvb_half_to_floats(x + i, half, many);
     }
 }
+
+/* Whole runs are asked first, without a branch in them: a book is checked at the rate of the memory. */
+size_t kvb_half_first_bad(const uint16_t *half, size_t count)
+{
+    enum { RUN = 1024 };
+    size_t i = 0;
+    for (; i + RUN <= count; i += RUN) {
+        uint16_t any = 0;
+        for (size_t j = 0; j < RUN; j++)
+            any |= (uint16_t)(((half[i + j] & 0x7C00) + 0x0400) & 0x8000);
+        if (any != 0)
+            break;
+    }
+    while (i < count && (half[i] & 0x7C00) != 0x7C00)
+        i++;
+    return i;
+}

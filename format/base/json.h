@@ -59,6 +59,8 @@ void kvb_json_put_null(kvb_json_writer *w, const char *key);
 void kvb_json_put_sha256(kvb_json_writer *w, const char *key, const uint8_t *digest);
 /* Copies a parsed value, such as a recipe into META. */
 void kvb_json_put_value(kvb_json_writer *w, const char *key, const kvb_json *value);
+/* Whether both are NULL, or would be written alike. */
+kvb_status kvb_json_same(const kvb_json *a, const kvb_json *b, bool *same, kvb_error *err);
 /* The text, owned by the writer; free with kvb_json_writer_free(). NULL after a failure. */
 const char *kvb_json_writer_text(const kvb_json_writer *w);
 void kvb_json_writer_free(kvb_json_writer *w);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/base/fail.h"
 #include "format/base/json_value.h"
 #include "format/base/sha256.h"
 #include "format/base/utf8.h"
@@ -232,4 +233,20 @@ void kvb_json_writer_free(kvb_json_writer *w)
 {
     free(w->text);
     *w = (kvb_json_writer){0};
+}
+
+kvb_status kvb_json_same(const kvb_json *a, const kvb_json *b, bool *same, kvb_error *err)
+{
+    *same = a == b;
+    if (a == NULL || b == NULL)
+        return KVB_OK;
+    kvb_json_writer x = {.compact = true}, y = {.compact = true};
+    kvb_json_put_value(&x, NULL, a);
+    kvb_json_put_value(&y, NULL, b);
+    const char *one = kvb_json_writer_text(&x), *other = kvb_json_writer_text(&y);
+    *same = one != NULL && other != NULL && strcmp(one, other) == 0;
+    kvb_status status = one != NULL && other != NULL ? KVB_OK : kvb_fail_memory(err, "comparing JSON");
+    kvb_json_writer_free(&x);
+    kvb_json_writer_free(&y);
+    return status;
 }

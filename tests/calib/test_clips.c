@@ -12,6 +12,7 @@
 #include "tests/support/cm.h"
 #include "tests/support/scratch.h"
 #include "tests/support/synth.h"
+#include "tests/support/train_recipe.h"
 #include "tests/support/tiny_llama2c.h"
 
 enum { ROWS = 700, QUERIES = 512, D = 8, HEADS = 2 };
@@ -29,21 +30,8 @@ typedef struct trained {
 
 static kvb_status train(const kvb_capture *c, const char *json, uint32_t threads, trained *t, kvb_error *err)
 {
-    kvb_recipe r;
-    kvb_train_options o;
-    uint8_t *image = NULL;
-    size_t size;
     *t = (trained){0};
-    if (kvb_recipe_parse(json, strlen(json), "test.json", &r, err) != KVB_OK)
-        fail_msg("%s: %s", err->where, err->message);
-    kvb_train_options_init(&o);
-    o.threads = threads;
-    kvb_status status = kvb_train_book(c, &r, &o, &image, &size, &t->report, err);
-    if (status == KVB_OK)
-        assert_int_equal(kvb_book_open_memory(image, size, "book", &t->book, err), KVB_OK);
-    kvb_recipe_free(&r);
-    free(image);
-    return status;
+    return train_recipe(c, json, threads, &t->book, &t->report, err);
 }
 
 static trained trained_of(const kvb_capture *c, const char *json)

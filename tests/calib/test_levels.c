@@ -8,6 +8,7 @@
 #include "runtime/codec.h"
 #include "tests/support/cm.h"
 #include "tests/support/synth.h"
+#include "tests/support/train_recipe.h"
 
 enum { ROWS = 1500, D = 8, HEADS = 2 };
 
@@ -18,29 +19,11 @@ static const synth_capture usual = {.layers = 1, .heads = 4, .kv_heads = HEADS, 
     "\"form\":\"fixed\",\"levels\":\"" levels "\",\"outliers\":0.1}},\"values\":{\"weights\":\"" weights "\",\"shape\":\"1x" bits "\"," \
     "\"scale\":{\"group\":0,\"form\":\"range\",\"levels\":\"" levels "\",\"outliers\":0.1}}}"
 
-static kvb_status train(const kvb_capture *c, const char *json, kvb_book **book, kvb_error *err)
-{
-    kvb_recipe r;
-    kvb_train_options o;
-    uint8_t *image = NULL;
-    size_t size;
-    *book = NULL;
-    if (kvb_recipe_parse(json, strlen(json), "test.json", &r, err) != KVB_OK)
-        fail_msg("%s: %s", err->where, err->message);
-    kvb_train_options_init(&o);
-    kvb_status status = kvb_train_book(c, &r, &o, &image, &size, NULL, err);
-    if (status == KVB_OK)
-        assert_int_equal(kvb_book_open_memory(image, size, "book", book, err), KVB_OK);
-    kvb_recipe_free(&r);
-    free(image);
-    return status;
-}
-
 static kvb_book *book_of(const kvb_capture *c, const char *json)
 {
     kvb_book *book;
     kvb_error err = {0};
-    if (train(c, json, &book, &err) != KVB_OK)
+    if (train_recipe(c, json, 0, &book, NULL, &err) != KVB_OK)
         fail_msg("%s: %s", err.where, err.message);
     return book;
 }
@@ -141,7 +124,7 @@ static void test_refused(void **state)
     kvb_capture_layer layer = c.layer[0];
     c.layer = &layer;
     layer.gradient[KVB_KEY] = NULL;
-    assert_int_equal(train(&c, SCALED("trained", "fisher", "4"), &book, &err), KVB_E_MISMATCH);
+    assert_int_equal(train_recipe(&c, SCALED("trained", "fisher", "4"), 0, &book, NULL, &err), KVB_E_MISMATCH);
     assert_non_null(strstr(err.message, "gradient_k"));
     kvb_capture_close(store);
 }

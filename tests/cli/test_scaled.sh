@@ -56,11 +56,14 @@ expect "eval pools token by token" 0 'attention given the same inputs by' "$kvbo
 for name in ott0 kivi; do "$kvbook" eval $score --book "$work/$name.kvb" --window 0 --json -q >"$tmp/$name.json" 2>"$err"; done
 json "pools take bytes" "$tmp/ott0.json" "d['bits_effective'] > json.load(open('$tmp/kivi.json'))['bits_effective']"
 json "and lose less" "$tmp/ott0.json" "d['kl'] < json.load(open('$tmp/kivi.json'))['kl']"
-for change in 's/"tokens": 3/"tokens": 32/:pool.tokens: found 32' 's/"axis": "channel"/"axis": "token"/:keys.scale.pool: tokens widen' 's/"spill": 32/"spill": 0/:pool.spill' \
-    's/"spill"/"spil"/:spill'; do
-    sed "${change%%/:*}/" "$tmp/ott.json" >"$tmp/bad.json"
-    refuse "recipe of a pool: ${change#*/:}" 3 "${change#*/:}" "$kvbook" eval $score --recipe "$tmp/bad.json" --bits 2
-done
+pool_refused() { # pool_refused SED PATTERN: a change to the recipe, and what is said of it
+    sed "$1" "$tmp/ott.json" >"$tmp/bad.json"
+    refuse "recipe of a pool: $2" 3 "$2" "$kvbook" eval $score --recipe "$tmp/bad.json" --bits 2
+}
+pool_refused 's/"tokens": 3/"tokens": 32/' 'pool.tokens: found 32'
+pool_refused 's/"axis": "channel"/"axis": "token"/' 'keys.scale.pool: tokens widen'
+pool_refused 's/"spill": 32/"spill": 0/' pool.spill
+pool_refused 's/"spill"/"spil"/' spill
 expect "info of fixed scales" 0 'keys 2-bit numbers, a fixed scale of a channel, 1 outliers' "$kvbook" info "$work/kvquant.kvb"
 expect "info" 0 'keys 2-bit numbers, a scale for 32 tokens of a channel' "$kvbook" info "$work/kivi.kvb"
 "$kvbook" info --json "$work/asymkv.kvb" >"$tmp/info.json"
@@ -115,3 +118,4 @@ refuse "tuning" 2 'no centroids to tune' "$kvbook" tune "$work/kivi.kvb" $input 
 refuse "anchors over scales of several tokens" 2 'tokens share scales' "$kvbook" eval $score --book "$work/kivi.kvb" --anchors '1%'
 echo 'a b c d' >"$tmp/prompt.txt"
 refuse "packing" 2 'which a file of caches cannot hold yet' "$kvbook" pack $model --book "$work/kivi.kvb" --text "$tmp/prompt.txt" -o "$work/x.kvp"
+done_testing
