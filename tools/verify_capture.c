@@ -79,6 +79,7 @@ static kvb_status check_layer(verification *v, kvb_error *err)
     const kvb_capture_layer *l = &v->capture->layer[v->layer];
     check_halves(v, "keys", l->keys, heads * rows * dim, dim);
     check_halves(v, "values", l->values, heads * rows * dim, dim);
+    check_halves(v, "queries", l->queries, g->heads * v->capture->query_rows * dim, dim);
     check_floats(v, "weights of keys", l->weight_k, heads * rows, 1, false);
     check_floats(v, "weights of values", l->weight_v, heads * rows, 1, false);
     check_sums(v, "weights of keys", l->weight_k, g->kv_heads, rows);

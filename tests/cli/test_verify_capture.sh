@@ -4,7 +4,7 @@
 
 tiny_model "$tmp/tiny.gguf" 1
 words "$tmp/train.txt" 60 1
-"$kvbook" capture --model "$tmp/tiny.gguf" --text "$tmp/train.txt" --ctx 64 --chunks 2 --fisher -q -o "$tmp/good.kvc" 2>"$err"
+"$kvbook" capture --model "$tmp/tiny.gguf" --text "$tmp/train.txt" --ctx 64 --chunks 2 --fisher --queries -q -o "$tmp/good.kvc" 2>"$err"
 expect "a capture verifies" 0 ' 0 failed' "$kvbook" verify "$tmp/good.kvc"
 "$kvbook" verify --json "$tmp/good.kvc" >"$tmp/good.json"
 json "as JSON" "$tmp/good.json" 'd["ok"] and d["failed"] == [] and d["checks"] > 10 and d["rows"] == 128'
@@ -36,6 +36,7 @@ bad "a weight that is no number" layers.1.weight_v 0000c07f one 'layer 1, weight
 bad "weights that are all 0" layers.0.weight_v 00000000 all 'expected a head with a weight above 0'
 bad "an infinite moment" layers.0.moment_post 0000807f one 'layer 0, moments of the queries'
 bad "a NaN among gradients" layers.1.gradient_k 007e one 'layer 1, gradients of keys'
+bad "an infinite query" layers.1.queries 00fc one 'layer 1, queries: number 0 of row 0'
 "$kvbook" verify --json "$tmp/bad.kvc" >"$tmp/bad.json" 2>"$err"
 json "failures as JSON" "$tmp/bad.json" 'not d["ok"] and d["failures"] == 1 and len(d["failed"]) == 1'
 done_testing
