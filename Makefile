@@ -29,11 +29,16 @@ CPPFLAGS += -DKVB_MPI $(shell pkg-config --cflags ompi-c 2>/dev/null | sed 's/-I
 LIBS += $(or $(shell pkg-config --libs ompi-c 2>/dev/null),-lmpi)
 endif
 
+# A build that has the objects of cuda/*.cu already.
+CUDA_BUILD ?= $(BUILD)
 # Calibration on a GPU, in the command: make CUDA=1 BUILD=build/cuda. No GPU is needed to build.
 ifeq ($(CUDA),1)
 CPPFLAGS += -DKVB_CUDA
-CUDA_CALIB_OBJ = $(patsubst %.cu,$(BUILD)/obj/%.o,$(wildcard cuda/calib/*.cu))
+CUDA_KMEANS_OBJ = $(BUILD)/obj/cuda/calib/cuda_kmeans.o
+CUDA_CALIB_OBJ = $(patsubst %.cu,$(BUILD)/obj/%.o,$(wildcard cuda/calib/*.cu cuda/eval/*.cu))
 $(CUDA_CALIB_OBJ): NVCCFLAGS += -Xcompiler -fopenmp
+# The GPU cache, which eval and generate attend through.
+CUDA_CACHE_OBJ = $(patsubst %.cu,$(CUDA_BUILD)/obj/%.o,$(wildcard cuda/*.cu))
 CUDA_LIBS = -L$(dir $(realpath $(shell command -v $(NVCC))))../lib64 -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread
 LIBS += $(CUDA_LIBS)
 endif
@@ -124,13 +129,13 @@ $(BUILD)/obj/gen/recipes_data.o: $(BUILD)/gen/recipes_data.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
-$(BUILD)/libkvb-all.a: $(call obj,$(FULL_SRC)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ) $(if $(RECIPES),$(BUILD)/obj/gen/recipes_data.o)
+$(BUILD)/libkvb-all.a: $(call obj,$(FULL_SRC)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ) $(CUDA_CACHE_OBJ) $(if $(RECIPES),$(BUILD)/obj/gen/recipes_data.o)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/libkvbook.a: $(call obj,$(RUNTIME_SRC))
 	$(Q)rm -f $@ && ar rcs $@ $^
 
-$(BUILD)/libkvb-kmeans.a: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ)
+$(BUILD)/libkvb-kmeans.a: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ) $(CUDA_KMEANS_OBJ)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
@@ -138,7 +143,7 @@ $(BUILD)/libkvbook.so: $(call obj,$(RUNTIME_SRC))
 	$(Q)$(CC) $(filter-out -fopenmp,$(CFLAGS)) -shared -Wl,-soname,libkvbook.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(LIBS_RUNTIME)
 
 # K-means on its own for programs that load libraries at run time, such as the Python package.
-$(BUILD)/libkvb-kmeans.so: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ) $(CUDA_CALIB_OBJ)
+$(BUILD)/libkvb-kmeans.so: $(call obj,$(wildcard kmeans/*.c format/base/*.c)) $(FAISS_OBJ) $(CUDA_KMEANS_OBJ)
 	@[ $(V) = 1 ] || echo '  LD $@'
 	$(Q)$(CC) $(CFLAGS) -shared -Wl,-soname,libkvb-kmeans.so.1 -Wl,--no-undefined $(LDFLAGS) -o $@ $^ $(FAISS_LIBS) $(CUDA_LIBS) $(LIBS_RUNTIME)
 
@@ -257,11 +262,19 @@ NVCCFLAGS = -std=c++17 -O3 -Iinclude -I. $(foreach a,$(CUDA_ARCH),-gencode=arch=
 comma = ,
 CUDA_OBJ = $(call obj,$(RUNTIME_SRC)) $(patsubst %.cu,$(BUILD)/obj/%.o,$(CUDA_SRC))
 
-$(BUILD)/obj/%.o: %.cu $(BUILD)/flags
+define nvcc_compile
 	@mkdir -p $(@D)
 	$(Q)[ -n "$(NVCC)" ] || { echo 'no nvcc: install the CUDA Toolkit, or set NVCC' >&2; exit 1; }
 	@[ $(V) = 1 ] || echo '  NVCC $<'
 	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+endef
+
+$(BUILD)/obj/%.o: %.cu $(BUILD)/flags
+	$(nvcc_compile)
+ifneq ($(CUDA_BUILD),$(BUILD))
+$(CUDA_CACHE_OBJ): $(CUDA_BUILD)/obj/%.o: %.cu
+	$(nvcc_compile)
+endif
 
 $(BUILD)/libkvbook-cuda.a: $(CUDA_OBJ)
 	$(Q)rm -f $@ && ar rcs $@ $^
@@ -285,7 +298,7 @@ $(BUILD)/docs/examples/cuda_example: docs/examples/cuda_example.cu $(BUILD)/libk
 
 # The command with --device cuda, and the programs of its tests.
 cuda-calib:
-	$(Q)$(MAKE) CUDA=1 BUILD=$(BUILD)/cuda $(patsubst %,$(BUILD)/cuda/%,kvbook tests/make_tiny_gguf tests/cuda/gpu_kmeans_test \
+	$(Q)$(MAKE) CUDA=1 BUILD=$(BUILD)/cuda CUDA_BUILD=$(BUILD) $(patsubst %,$(BUILD)/cuda/%,kvbook tests/make_tiny_gguf tests/cuda/gpu_kmeans_test \
 		tests/cuda/gpu_capture_compare bench/cuda_calib_bench)
 
 check-cuda-calib: cuda-calib

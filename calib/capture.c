@@ -12,6 +12,7 @@
 #include "calib/capture_queries.h"
 #include "calib/capture_rows.h"
 #include "calib/capture_sink.h"
+#include "calib/device_forward.h"
 #include "calib/observe.h"
 #include "calib/sensitivity.h"
 #include "format/base/checked.h"
@@ -368,7 +369,7 @@ static kvb_status run(const kvb_model *model, const kvb_text *text, const kvb_ca
     *store = NULL;
     kvb_status status = kvb_device_check(options->device, err);
     if (status == KVB_OK && options->device != KVB_DEVICE_CPU)
-        status = kvb_capture_device_check(model, err);
+        status = kvb_device_forward_check(model, err);
     if (status == KVB_OK)
         status = set_up(&r, path, err);
     if (status == KVB_OK)

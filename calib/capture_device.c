@@ -4,34 +4,6 @@
 #include "format/base/rope.h"
 #include "model/weights.h"
 
-enum { MOST_DIM = 128 }; /* channels of a head */
-
-/* The GPU's forward pass takes all layers' window, RoPE and scale from the first. */
-static bool attends_alike(const kvb_layer *a, const kvb_layer *b)
-{
-    const bool slides = a->kind == KVB_LAYER_SLIDING;
-    return slides == (b->kind == KVB_LAYER_SLIDING) && (!slides || a->sliding_window == b->sliding_window) && kvb_rope_same(a, b) &&
-           a->attention_scale == b->attention_scale;
-}
-
-kvb_status kvb_capture_device_check(const kvb_model *model, kvb_error *err)
-{
-    const kvb_architecture *arch = model->config.arch;
-    const kvb_layer *first = &model->geometry[0];
-    if (arch->activation != KVB_ACTIVATION_SILU || arch->post_norms || arch->embedding_scale)
-        return kvb_fail(err, KVB_E_USAGE, "--device cuda",
-                        "models of the architecture %s are not captured on a GPU (%s); use --device cpu", arch->name,
-                        arch->post_norms ? "norms behind attention and feed-forward" : "its activation or scaled embeddings");
-    if (first->head_dim > MOST_DIM)
-        return kvb_fail(err, KVB_E_USAGE, "--device cuda", "heads of %u channels: the GPU captures heads of at most %d; use --device cpu",
-                        first->head_dim, MOST_DIM);
-    for (uint32_t l = 1; l < model->config.layers; l++)
-        if (!attends_alike(first, &model->geometry[l]))
-            return kvb_fail(err, KVB_E_USAGE, "--device cuda", "layer %u attends otherwise than layer 0 (window, RoPE or scale): the GPU "
-                            "captures models whose layers are alike; use --device cpu", l);
-    return KVB_OK;
-}
-
 #ifdef KVB_CUDA
 #include <inttypes.h>
 #include <math.h>
@@ -41,8 +13,8 @@ kvb_status kvb_capture_device_check(const kvb_model *model, kvb_error *err)
 #include <string.h>
 
 #include "calib/capture_rows.h"
+#include "calib/device_forward.h"
 #include "calib/lanes.h"
-#include "cuda/calib/cuda_forward.h"
 #include "format/base/checked.h"
 
 enum { HALF_MAGNITUDE = 0x7fff, HALF_MOST = 0x7bff };
@@ -57,7 +29,7 @@ typedef struct share {
     size_t rows;         /* chunks * ctx, of the forward pass */
     const uint32_t *position; /* [chunks][keep] of the run's */
     kvb_cuda_forward *forward;
-    float *weights[4];   /* matrices that are not resident */
+    kvb_weight_scratch weights;
     kvb_cuda_seen seen;
     uint8_t *bad;        /* [G][rows]: key, value or weights are not finite */
     uint16_t *half;      /* [chunks * keep][D] */
@@ -88,8 +60,7 @@ static size_t sum_count(const device_run *r)
 static void share_free(share *s)
 {
     kvb_cuda_forward_destroy(s->forward);
-    for (int i = 0; i < 4; i++)
-        free(s->weights[i]);
+    kvb_weight_scratch_free(&s->weights);
     free(s->bad);
     free(s->half);
     free(s->row_weight);
@@ -182,7 +153,6 @@ static kvb_status embed(share *s, kvb_error *err)
     const device_run *r = s->run;
     const kvb_capture_options *o = r->job->options;
     const size_t width = r->config->embedding;
-    const kvb_tensor *e = r->job->model->embedding.part[0];
     kvb_status status = KVB_OK;
     uint32_t *tokens = kvb_alloc_array(r->ctx, sizeof *tokens);
     float *x = kvb_alloc_array(r->ctx, width * sizeof *x);
@@ -190,42 +160,11 @@ static kvb_status embed(share *s, kvb_error *err)
         status = kvb_fail_memory(err, "embeddings");
     for (uint64_t c = 0; c < s->chunks && status == KVB_OK; c++) {
         kvb_text_chunk(r->job->text, o->ctx, o->skip, s->first + c, o->bos, tokens);
-        for (size_t t = 0; t < r->ctx && status == KVB_OK; t++)
-            if (tokens[t] >= r->config->vocab)
-                status = kvb_fail(err, KVB_E_USAGE, "forward pass", "token %zu is id %u of a vocabulary of %u", t, tokens[t],
-                                  r->config->vocab);
-        if (status != KVB_OK)
-            break;
-#pragma omp parallel for schedule(static)
-        for (size_t t = 0; t < r->ctx; t++)
-            kvb_dequantise(e, tokens[t] * width, width, x + t * width);
-        status = kvb_cuda_forward_put(s->forward, c, x, err);
+        status = kvb_device_embed(s->forward, r->job->model, c, tokens, (uint32_t)r->ctx, x, err);
     }
     free(tokens);
     free(x);
     return status;
-}
-
-/* The matrix as float32; scratch is made when first needed and serves the same matrix of every layer. */
-static const float *floats_of(const kvb_weight *w, float **scratch)
-{
-    if (w->resident == NULL && *scratch == NULL)
-        *scratch = kvb_alloc_array(w->rows * w->cols, sizeof **scratch);
-    return w->resident == NULL && *scratch == NULL ? NULL : kvb_weight_floats(w, *scratch);
-}
-
-static kvb_status send_weights(share *s, uint32_t layer, kvb_error *err)
-{
-    const kvb_layer_weights *w = &s->run->job->model->layer[layer];
-    const kvb_cuda_weights weights = {
-        .qkv = floats_of(&w->qkv, &s->weights[0]), .out = floats_of(&w->out, &s->weights[1]),
-        .gate_up = floats_of(&w->gate_up, &s->weights[2]), .down = floats_of(&w->down, &s->weights[3]),
-        .attention_norm = w->attention_norm, .ffn_norm = w->ffn_norm,
-        .qkv_bias = w->qkv_bias, .q_norm = w->q_norm, .k_norm = w->k_norm,
-    };
-    if (weights.qkv == NULL || weights.out == NULL || weights.gate_up == NULL || weights.down == NULL)
-        return kvb_fail_memory(err, "weights of a layer");
-    return kvb_cuda_forward_weights(s->forward, &weights, err);
 }
 
 static kvb_status refuse_row(const share *s, uint32_t layer, uint32_t head, size_t row, const char *what, kvb_error *err)
@@ -356,13 +295,13 @@ static kvb_status report(const share *s, uint32_t layer, kvb_error *err)
 static kvb_status run_layers(share *s, kvb_error *err)
 {
     const uint32_t layers = s->run->config->layers;
-    kvb_status status = layers > 0 ? send_weights(s, 0, err) : KVB_OK;
+    kvb_status status = layers > 0 ? kvb_device_send_weights(s->forward, s->run->job->model, 0, &s->weights, err) : KVB_OK;
     for (uint32_t l = 0; l < layers && status == KVB_OK && !atomic_load(&s->run->stop); l++) {
         status = report(s, l, err);
         if (status == KVB_OK)
             status = kvb_cuda_forward_layer(s->forward, is_observed(s->run, l), err);
         if (status == KVB_OK && l + 1 < layers)
-            status = send_weights(s, l + 1, err);
+            status = kvb_device_send_weights(s->forward, s->run->job->model, l + 1, &s->weights, err);
         if (status == KVB_OK && l > 0)
             status = take_layer(s, l - 1, err);
     }

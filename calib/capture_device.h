@@ -18,9 +18,7 @@ typedef struct kvb_capture_device_job {
     kvb_capture_counts *counts;
 } kvb_capture_device_job;
 
-/* Whether the GPU's forward pass runs this model, in any build. KVB_E_USAGE names what it cannot do. */
-kvb_status kvb_capture_device_check(const kvb_model *model, kvb_error *err);
-/* Writes all parts but the sensitivities. The model is one that passes the check. */
+/* Writes all parts but the sensitivities. The model is one that passes kvb_device_forward_check(). */
 kvb_status kvb_capture_on_device(const kvb_capture_device_job *job, kvb_error *err);
 
 #endif

@@ -70,7 +70,7 @@ static const kvb_command_spec spec = {
               KVB_GROUP(override, "Overrides", eval_args, allow),
               KVB_GROUP(recipe, "A recipe calibrated here instead of a book", eval_args, recipe),
               {"Calibration of --recipe", calibration_flags, 3, offsetof(eval_args, calibration)},
-              KVB_GROUP(capture, "Capture for --recipe", eval_args, capture),
+              KVB_GROUP(capture, "Where it runs, and capture for --recipe", eval_args, capture),
               KVB_GROUP(tune, "Tuning of --recipe (default: none)", eval_args, tune),
               KVB_GROUP(common, "Common flags", eval_args, common)},
     .groups = 10,
@@ -108,7 +108,7 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
     };
     const idle_flag calibration[] = {
         {a->calibration.text.count > 0, "--calib-text"}, {a->calibration.chunks.set, "--calib-chunks"},
-        {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"}, {a->capture.device.set, "--device"},
+        {a->calibration.skip.set, "--calib-skip"}, {a->capture.max_memory.set, "--max-memory"},
         {a->capture.on_nan.set, "--on-nan"}, {a->tune.epochs.set, "--tune"}, {a->tune.batch.set, "--tune-batch"},
         {a->tune.rate.set, "--tune-rate"}, {a->tune.exact.set, "--tune-exact"},
         {a->tune.stream.set, "--tune-stream"}, {a->tune.objective.set, "--tune-objective"},
@@ -122,6 +122,19 @@ static kvb_status check_idle_flags(const eval_args *a, kvb_error *err)
             return kvb_fail(err, KVB_E_USAGE, calibration[i].name,
                             "means nothing without --recipe: nothing is calibrated here");
     return KVB_OK;
+}
+
+/* A GPU scores the cache as it runs there. */
+static kvb_status check_device(const eval_args *a, kvb_error *err)
+{
+    if (a->capture.device.value == KVB_DEVICE_CPU)
+        return KVB_OK;
+    if (a->decode.set)
+        return kvb_fail(err, KVB_E_USAGE, "--decode", "compares two ways of running on the CPU; --device cuda scores token by token in any case");
+    if (a->protocol.value == KVB_PROTOCOL_CHUNK)
+        return kvb_fail(err, KVB_E_USAGE, "--anchor-protocol", "chunk is scored on the CPU: the GPU's cache chooses anchors as tokens leave "
+                                                               "the window");
+    return kvb_device_check((kvb_device)a->capture.device.value, err);
 }
 
 static kvb_status check_args(const eval_args *a, kvb_error *err)
@@ -139,7 +152,8 @@ static kvb_status check_args(const eval_args *a, kvb_error *err)
         return kvb_fail(err, KVB_E_USAGE, "--also-bare", "means nothing without --book");
     if (a->decode.set && a->protocol.value == KVB_PROTOCOL_CHUNK)
         return kvb_fail(err, KVB_E_USAGE, "--decode", "needs --anchor-protocol causal: a cache cannot know a whole chunk at once");
-    return check_idle_flags(a, err);
+    kvb_status status = check_device(a, err);
+    return status == KVB_OK ? check_idle_flags(a, err) : status;
 }
 
 static kvb_status open_books(eval_run *r, kvb_error *err)
@@ -436,7 +450,8 @@ static kvb_status choose_options(eval_run *r, kvb_error *err)
                         r->input.ctx, r->input.ctx - 1);
     r->options = (kvb_eval_options){.exact = !a->no_exact, .last = (uint32_t)a->decode.value,
                                     .bucket = a->by_position.value < r->input.ctx ? (uint32_t)a->by_position.value
-                                                                                  : r->input.ctx};
+                                                                                  : r->input.ctx,
+                                    .device = (kvb_device)a->capture.device.value};
     const uint32_t buckets = kvb_eval_buckets(&r->options, r->input.ctx);
     if (buckets == 0)
         return KVB_OK;

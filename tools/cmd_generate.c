@@ -14,7 +14,7 @@ typedef struct generate_args {
     kvb_common_args common;
     kvb_model_args model;
     const char *prompt, *prompt_file, *book, *packed, *packed_name, *pivots;
-    kvb_arg_u64 tokens, seed;
+    kvb_arg_u64 tokens, seed, device;
     kvb_arg_real temperature;
     kvb_policy_args policy;
     kvb_override_args allow;
@@ -40,6 +40,8 @@ static const kvb_flag flags[] = {
      .offset = offsetof(generate_args, temperature), .most = 100},
     {"--seed", KVB_FLAG_COUNT, "N", "of everything drawn at random (default 1)",
      .offset = offsetof(generate_args, seed)},
+    {"--device", KVB_FLAG_DEVICE, "NAME", "where the model and its cache run: cpu (the default), or cuda, with a book",
+     .offset = offsetof(generate_args, device), .choices = kvb_device_names},
     {"--ignore-eos", KVB_FLAG_BOOL, NULL, "go on after an end-of-text token",
      .offset = offsetof(generate_args, ignore_eos)},
     {"--bos", KVB_FLAG_BOOL, NULL, "put the beginning-of-sequence token first (default: what the model file asks for)",
@@ -66,10 +68,12 @@ typedef struct generate_run {
     kvb_progress *progress;
     kvb_model *model;
     kvb_book *book;
-    kvb_cache *cache;
+    kvb_cache *cache; /* NULL on a GPU, where the stream has its own */
+    kvb_stream *stream;
     kvb_cache_file *packed;
     kvb_pivots pivots;
     kvb_prompt prompt;
+    kvb_policy policy; /* on a GPU */
     float *hidden; /* where nothing follows the packed prompt */
     uint64_t held; /* tokens of the packed prompt, and how long it took to bring them back */
     double restored;
@@ -96,8 +100,23 @@ static kvb_prompt_args prompt_args(const generate_args *a)
     return (kvb_prompt_args){.model = &a->model, .book = a->book, .policy = &a->policy, .allow = &a->allow};
 }
 
+static kvb_status check_device(const generate_args *a, kvb_error *err)
+{
+    if (a->device.value == KVB_DEVICE_CPU)
+        return KVB_OK;
+    if (a->packed != NULL || a->pivots != NULL)
+        return kvb_fail(err, KVB_E_USAGE, a->packed != NULL ? "--cache" : "--pivots", "does not go with --device cuda: prompts are brought "
+                                                                                      "back to the CPU's cache");
+    if (a->book == NULL)
+        return kvb_fail(err, KVB_E_USAGE, "--device cuda", "needs a --book: the GPU's cache is a coded one");
+    return kvb_device_check((kvb_device)a->device.value, err);
+}
+
 static kvb_status check_args(const generate_args *a, kvb_error *err)
 {
+    kvb_status status = check_device(a, err);
+    if (status != KVB_OK)
+        return status;
     if (a->packed != NULL)
         return check_packed(a, err);
     if (a->packed_name != NULL)
@@ -197,7 +216,8 @@ static int print_token(void *user, uint32_t token)
 
 static void say_cache(const generate_run *r, double seconds)
 {
-    kvb_cache_bytes b = kvb_cache_count_bytes(r->cache);
+    kvb_cache_bytes b = r->cache != NULL ? kvb_cache_count_bytes(r->cache)
+                                         : kvb_cache_predict_bytes(r->book, &r->policy, kvb_stream_position(r->stream));
     char size[32], took[32];
     if (r->held > 0)
         kvb_say(r->progress, "%llu tokens came with %s in %.1f ms", (unsigned long long)r->held, r->args->packed,
@@ -205,6 +225,21 @@ static void say_cache(const generate_run *r, double seconds)
     kvb_say(r->progress, "%zu prompt tokens, %llu new ones in %s; cache %s, %.3f bits an element", r->prompt.count,
             (unsigned long long)r->made, kvb_time_text(seconds, took), kvb_size_text(b.total, size),
             b.elements > 0 ? 8.0 * (double)b.total / (double)b.elements : 0.0);
+}
+
+/* The cache, on the CPU or on a GPU, and what runs through it. */
+static kvb_status start(generate_run *r, kvb_error *err)
+{
+    const generate_args *a = r->args;
+    if (a->device.value != KVB_DEVICE_CPU) {
+        const kvb_policy policy = kvb_policy_from_args(&a->policy, kvb_book_policy(r->book));
+        const uint64_t context = kvb_model_get_info(r->model)->context, asked = r->prompt.count + a->tokens.value;
+        r->policy = policy;
+        return kvb_stream_create_on_device(r->model, r->book, &policy, a->seed.value, (kvb_device)a->device.value,
+                                           (uint32_t)(asked < context ? asked : context), &r->stream, err);
+    }
+    kvb_status status = a->packed != NULL ? take_packed(r, err) : take_new(r, err);
+    return status == KVB_OK ? kvb_stream_create(r->model, r->cache, &r->stream, err) : status;
 }
 
 static kvb_status generate(generate_run *r, kvb_error *err)
@@ -215,14 +250,14 @@ static kvb_status generate(generate_run *r, kvb_error *err)
     if (status == KVB_OK)
         status = encode_prompt(r, err);
     if (status == KVB_OK)
-        status = a->packed != NULL ? take_packed(r, err) : take_new(r, err);
+        status = start(r, err);
     if (status != KVB_OK)
         return status;
     const kvb_generation_options options = {.most = a->tokens.value, .temperature = a->temperature.value,
                                             .seed = a->seed.value, .ignore_eos = a->ignore_eos,
                                             .hidden = r->hidden};
     double start = kvb_seconds();
-    status = kvb_generate(r->model, r->cache, r->prompt.ids + r->pivots.tokens, r->prompt.count - r->pivots.tokens, &options, print_token, r, err);
+    status = kvb_generate(r->model, r->stream, r->prompt.ids + r->pivots.tokens, r->prompt.count - r->pivots.tokens, &options, print_token, r, err);
     if (r->made > 0)
         putchar('\n');
     if (status == KVB_OK && kvb_interrupted())
@@ -242,6 +277,7 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     free(r.hidden);
     kvb_cache_file_close(r.packed);
     kvb_pivots_close(&r.pivots);
+    kvb_stream_destroy(r.stream);
     kvb_cache_destroy(r.cache);
     kvb_model_close(r.model);
     kvb_book_close(r.book);

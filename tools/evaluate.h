@@ -8,6 +8,7 @@
 #ifndef KVB_TOOLS_EVALUATE_H
 #define KVB_TOOLS_EVALUATE_H
 
+#include "calib/device.h"
 #include "runtime/prefill.h"
 #include "tools/input.h"
 
@@ -26,6 +27,9 @@ typedef struct kvb_eval_options {
     bool exact;      /* with a pass of the exact cache */
     uint32_t last;   /* targets of each chunk, its last ones; 0: all */
     uint32_t bucket; /* targets at so many positions at a time are scored apart as well; 0: not */
+    /* On a GPU (the first of those named) many chunks go through the GPU's cache side by side, token by token, as text is generated:
+     * no streams, protocol causal. Products there are TF32, so scores are near the CPU's and not theirs. */
+    kvb_device device;
 } kvb_eval_options;
 
 typedef struct kvb_eval_score {
@@ -51,7 +55,8 @@ typedef struct kvb_eval_result {
 /* Buckets of a chunk of ctx tokens: bucket i holds the targets at positions [i*bucket, (i+1)*bucket). */
 uint32_t kvb_eval_buckets(const kvb_eval_options *options, uint32_t ctx);
 
-/* KVB_E_CHECK where a probability comes out as NaN: the chunk is named. */
+/* KVB_E_CHECK where a probability comes out as NaN: the chunk is named. On a GPU KVB_E_USAGE for a model, book or variant that it does
+ * not run. */
 kvb_status kvb_evaluate(const kvb_input *input, const kvb_eval_variant *variants, size_t count,
                         const kvb_eval_options *options, kvb_progress *p, kvb_eval_result *result, kvb_error *err);
 

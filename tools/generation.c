@@ -6,7 +6,6 @@
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
-#include "tools/stream.h"
 
 static uint32_t most_likely(const float *logits, uint32_t n)
 {
@@ -61,8 +60,8 @@ static kvb_status advance(generation *g, const uint32_t *tokens, size_t count, k
     kvb_status status = kvb_stream_run(g->stream, tokens, count, &hidden, err);
     if (status != KVB_OK)
         return status;
-    kvb_stream_logits(g->stream, hidden, g->logits);
-    return check_logits(g, err);
+    status = kvb_stream_logits(g->stream, hidden, g->logits, err);
+    return status == KVB_OK ? check_logits(g, err) : status;
 }
 
 static kvb_status run(generation *g, const kvb_model *model, const uint32_t *prompt, size_t prompt_count,
@@ -73,8 +72,9 @@ static kvb_status run(generation *g, const kvb_model *model, const uint32_t *pro
     if (prompt_count > 0) {
         status = advance(g, prompt, prompt_count, err);
     } else {
-        kvb_stream_logits(g->stream, o->hidden, g->logits);
-        status = check_logits(g, err);
+        status = kvb_stream_logits(g->stream, o->hidden, g->logits, err);
+        if (status == KVB_OK)
+            status = check_logits(g, err);
     }
     for (uint64_t i = 0; i < o->most && status == KVB_OK; i++) {
         uint32_t next = choose(g->logits, g->vocab, o, i);
@@ -86,23 +86,20 @@ static kvb_status run(generation *g, const kvb_model *model, const uint32_t *pro
     return status;
 }
 
-kvb_status kvb_generate(const kvb_model *model, kvb_cache *cache, const uint32_t *prompt, size_t prompt_count,
+kvb_status kvb_generate(const kvb_model *model, kvb_stream *stream, const uint32_t *prompt, size_t prompt_count,
                         const kvb_generation_options *options, kvb_token_fn token, void *user, kvb_error *err)
 {
     const kvb_model_info *info = kvb_model_get_info(model);
-    const uint64_t held = kvb_cache_length(cache, 0);
+    const uint64_t held = kvb_stream_position(stream);
     if (prompt_count == 0 && (held == 0 || options->hidden == NULL))
         return kvb_fail(err, KVB_E_USAGE, "generate", "the prompt has no tokens");
     if (held > info->context || prompt_count > info->context - held ||
         options->most > info->context - held - prompt_count)
         return kvb_fail(err, KVB_E_USAGE, "generate", "%llu prompt tokens and %llu new ones exceed the model's %u",
                         (unsigned long long)(held + prompt_count), (unsigned long long)options->most, info->context);
-    generation g = {.logits = kvb_alloc_array(info->vocab, sizeof(float)), .vocab = info->vocab};
-    kvb_status status = g.logits != NULL ? kvb_stream_create(model, cache, &g.stream, err)
+    generation g = {.stream = stream, .logits = kvb_alloc_array(info->vocab, sizeof(float)), .vocab = info->vocab};
+    kvb_status status = g.logits != NULL ? run(&g, model, prompt, prompt_count, options, token, user, err)
                                          : kvb_fail_memory(err, "generate");
-    if (status == KVB_OK)
-        status = run(&g, model, prompt, prompt_count, options, token, user, err);
-    kvb_stream_destroy(g.stream);
     free(g.logits);
     return status;
 }

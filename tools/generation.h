@@ -2,8 +2,7 @@
 #ifndef KVB_TOOLS_GENERATION_H
 #define KVB_TOOLS_GENERATION_H
 
-#include "kvbook/cache.h"
-#include "model/model.h"
+#include "tools/stream.h"
 
 typedef struct kvb_generation_options {
     uint64_t most;      /* tokens to make at most; the end-of-text token ends earlier */
@@ -17,9 +16,9 @@ typedef struct kvb_generation_options {
 typedef int (*kvb_token_fn)(void *user, uint32_t token);
 
 /* Runs the prompt (at least one token, unless options->hidden says how a cache that is not empty goes on) and then the new
- * tokens one at a time through `cache`, which has the model's geometry, after the tokens it holds. Every position attends through the cache, prompt included, so that what a token sees does not depend
+ * tokens one at a time through the stream, after the tokens its cache holds. Every position attends through the cache, prompt included, so that what a token sees does not depend
  * on where the prompt ends. KVB_E_USAGE where all tokens together exceed the model's context. */
-kvb_status kvb_generate(const kvb_model *model, kvb_cache *cache, const uint32_t *prompt, size_t prompt_count,
+kvb_status kvb_generate(const kvb_model *model, kvb_stream *stream, const uint32_t *prompt, size_t prompt_count,
                         const kvb_generation_options *options, kvb_token_fn token, void *user, kvb_error *err);
 
 #endif

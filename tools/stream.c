@@ -5,6 +5,7 @@
 
 #include "format/base/checked.h"
 #include "format/base/fail.h"
+#include "tools/stream_device.h"
 
 /* Text goes through the layers in pieces: products of many rows at once, attention row by row. */
 enum { PIECE = 64 };
@@ -44,27 +45,48 @@ kvb_status kvb_attend_through_cache(void *cache, const kvb_attention_call *call,
     return status;
 }
 
+/* On the CPU `forward` and `cache` (borrowed); on a GPU `device` and `last`. */
 struct kvb_stream {
     kvb_forward *forward;
     kvb_cache *cache;
+    kvb_device_stream *device;
+    float *last; /* [E] */
     uint32_t width, position;
 };
 
 kvb_status kvb_stream_create(const kvb_model *model, kvb_cache *cache, kvb_stream **stream, kvb_error *err)
 {
-    const kvb_model_info *info = kvb_model_get_info(model);
     kvb_stream *s = kvb_alloc_zeroed(1, sizeof *s);
-    *stream = s;
+    *stream = NULL;
     if (s == NULL)
         return kvb_fail_memory(err, "stream");
-    s->width = info->embedding;
+    s->width = kvb_model_get_info(model)->embedding;
     s->cache = cache;
     s->position = (uint32_t)kvb_cache_length(cache, 0);
     kvb_status status = kvb_forward_create(model, PIECE, &s->forward, err);
-    if (status != KVB_OK) {
+    if (status == KVB_OK)
+        *stream = s;
+    else
         kvb_stream_destroy(s);
-        *stream = NULL;
-    }
+    return status;
+}
+
+kvb_status kvb_stream_create_on_device(const kvb_model *model, const kvb_book *book, const kvb_policy *policy, uint64_t seed,
+                                       kvb_device device, uint32_t positions, kvb_stream **stream, kvb_error *err)
+{
+    kvb_stream *s = kvb_alloc_zeroed(1, sizeof *s);
+    *stream = NULL;
+    if (s == NULL)
+        return kvb_fail_memory(err, "stream");
+    s->width = kvb_model_get_info(model)->embedding;
+    s->last = kvb_alloc_array(s->width, sizeof *s->last);
+    kvb_status status = s->last != NULL
+                            ? kvb_device_stream_create(model, book, policy, seed, device, PIECE, positions, &s->device, err)
+                            : kvb_fail_memory(err, "stream");
+    if (status == KVB_OK)
+        *stream = s;
+    else
+        kvb_stream_destroy(s);
     return status;
 }
 
@@ -73,28 +95,43 @@ void kvb_stream_destroy(kvb_stream *s)
     if (s == NULL)
         return;
     kvb_forward_destroy(s->forward);
+    kvb_device_stream_destroy(s->device);
+    free(s->last);
     free(s);
+}
+
+static kvb_status run_piece(kvb_stream *s, const uint32_t *tokens, uint32_t count, const float **last, kvb_error *err)
+{
+    const kvb_forward_hooks hooks = {.attend = kvb_attend_through_cache, .attend_user = s->cache};
+    const float *hidden = NULL;
+    *last = s->last;
+    if (s->device != NULL)
+        return kvb_device_stream_run(s->device, tokens, count, s->position, s->last, err);
+    kvb_status status = kvb_forward_run(s->forward, tokens, count, s->position, &hooks, &hidden, err);
+    if (status == KVB_OK)
+        *last = hidden + (size_t)(count - 1) * s->width;
+    return status;
 }
 
 kvb_status kvb_stream_run(kvb_stream *s, const uint32_t *tokens, size_t count, const float **last, kvb_error *err)
 {
-    const kvb_forward_hooks hooks = {.attend = kvb_attend_through_cache, .attend_user = s->cache};
-    const float *hidden = NULL;
     uint32_t piece = 0;
     for (size_t done = 0; done < count; done += piece) {
         piece = count - done < PIECE ? (uint32_t)(count - done) : PIECE;
-        kvb_status status = kvb_forward_run(s->forward, tokens + done, piece, s->position, &hooks, &hidden, err);
+        kvb_status status = run_piece(s, tokens + done, piece, last, err);
         if (status != KVB_OK)
             return status;
         s->position += piece;
     }
-    *last = hidden + (size_t)(piece - 1) * s->width;
     return KVB_OK;
 }
 
-void kvb_stream_logits(kvb_stream *s, const float *hidden, float *logits)
+kvb_status kvb_stream_logits(kvb_stream *s, const float *hidden, float *logits, kvb_error *err)
 {
+    if (s->device != NULL)
+        return kvb_device_stream_logits(s->device, hidden, logits, err);
     kvb_forward_logits(s->forward, hidden, 1, logits);
+    return KVB_OK;
 }
 
 uint32_t kvb_stream_position(const kvb_stream *s)

@@ -48,8 +48,10 @@ struct kvb_cuda_forward {
     float *narrow = nullptr; /* [T][F] */
     float *product = nullptr; /* [H][D][D] */
     uint32_t *drawn = nullptr; /* [n] */
-    weight_slot weights[SLOTS];
+    std::vector<weight_slot> weights; /* SLOTS, or one a layer */
     seen_slot seen[SLOTS], held; /* held: on the host */
+    float *handed = nullptr; /* [T][sequences][2(H+G)D]: queries, keys, values and outputs of a layer, where others attend */
+    uint32_t rows = 0, position = 0; /* tokens of a sequence that are at work, and the first one's place */
     uint64_t copied = 0, layers = 0, observed = 0, read = 0; /* layers whose weights came, that were begun, observed, read */
     char *stage[STAGES] = {};
     cudaEvent_t staged[STAGES] = {};
@@ -227,19 +229,23 @@ static kvb_status take_places(kvb_cuda_forward *f, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
     const size_t square = (size_t)g->head_dim * g->head_dim, n = all_rows(f), pairs = g->rope_dims / 2;
+    const size_t positions = std::max(f->shape.positions, f->shape.ctx);
     float *cosine = nullptr, *sine = nullptr;
-    kvb_status status = take(f, &f->product, g->heads * square, err);
+    kvb_status status = take(f, &cosine, positions * pairs + 1, err);
     if (status == KVB_OK)
-        status = take(f, &f->drawn, n, err);
-    if (status == KVB_OK)
-        status = take(f, &cosine, f->shape.ctx * pairs + 1, err);
-    if (status == KVB_OK)
-        status = take(f, &sine, f->shape.ctx * pairs + 1, err);
+        status = take(f, &sine, positions * pairs + 1, err);
     if (status == KVB_OK && g->rope_style != KVB_ROPE_NONE) {
-        TRY(status, err, "rotary table", cudaMemcpy(cosine, f->shape.cosine, f->shape.ctx * pairs * 4, cudaMemcpyHostToDevice));
-        TRY(status, err, "rotary table", cudaMemcpy(sine, f->shape.sine, f->shape.ctx * pairs * 4, cudaMemcpyHostToDevice));
+        TRY(status, err, "rotary table", cudaMemcpy(cosine, f->shape.cosine, positions * pairs * 4, cudaMemcpyHostToDevice));
+        TRY(status, err, "rotary table", cudaMemcpy(sine, f->shape.sine, positions * pairs * 4, cudaMemcpyHostToDevice));
     }
-    TRY(status, err, "drawn positions", cudaMemcpy(f->drawn, f->shape.drawn, n * sizeof(uint32_t), cudaMemcpyHostToDevice));
+    if (status == KVB_OK && f->shape.drawn != nullptr) {
+        status = take(f, &f->product, g->heads * square, err);
+        if (status == KVB_OK)
+            status = take(f, &f->drawn, n, err);
+        TRY(status, err, "drawn positions", cudaMemcpy(f->drawn, f->shape.drawn, n * sizeof(uint32_t), cudaMemcpyHostToDevice));
+    }
+    if (status == KVB_OK && f->shape.handed)
+        status = take(f, &f->handed, n * 2 * (g->heads + g->kv_heads) * g->head_dim, err);
     TRY(status, err, "tables", cudaDeviceSynchronize()); /* the streams do not wait for copies of this kind */
     f->work.cosine = cosine;
     f->work.sine = sine;
@@ -279,12 +285,13 @@ static kvb_status set_up(kvb_cuda_forward *f, kvb_error *err)
     f->work.window = g->kind == KVB_LAYER_SLIDING ? g->sliding_window : 0;
     f->work.scale = (float)g->attention_scale;
     f->work.sequences = 1;
-    for (int i = 0; i < SLOTS && status == KVB_OK; i++) {
+    f->rows = f->shape.ctx;
+    f->weights.resize(std::max<size_t>(f->shape.resident, SLOTS));
+    for (size_t i = 0; i < f->weights.size() && status == KVB_OK; i++)
         status = take_weights(f, &f->weights[i], err);
-        if (status == KVB_OK)
-            status = take_seen(f, &f->seen[i], err);
-    }
-    if (status == KVB_OK)
+    for (int i = 0; i < SLOTS && status == KVB_OK && f->shape.drawn != nullptr; i++)
+        status = take_seen(f, &f->seen[i], err);
+    if (status == KVB_OK && f->shape.drawn != nullptr)
         status = take_held(f, &f->held, err);
     if (status == KVB_OK)
         status = take_stages(f, err);
@@ -326,11 +333,12 @@ void kvb_cuda_forward_destroy(kvb_cuda_forward *f)
         cudaFree(memory);
     for (void *memory : f->host)
         cudaFreeHost(memory);
-    for (int i = 0; i < SLOTS; i++)
-        for (cudaEvent_t event : {f->weights[i].here, f->weights[i].used, f->seen[i].done})
-            if (event != nullptr)
-                cudaEventDestroy(event);
-    for (cudaEvent_t event : f->staged)
+    std::vector<cudaEvent_t> events(f->staged, f->staged + STAGES);
+    for (const weight_slot &w : f->weights)
+        events.insert(events.end(), {w.here, w.used});
+    for (const seen_slot &s : f->seen)
+        events.push_back(s.done);
+    for (cudaEvent_t event : events)
         if (event != nullptr)
             cudaEventDestroy(event);
     for (cudaStream_t stream : {f->compute, f->in, f->out})
@@ -343,7 +351,7 @@ void kvb_cuda_forward_destroy(kvb_cuda_forward *f)
 
 static kvb_status move_rows(kvb_cuda_forward *f, uint64_t sequence, float *host, const float *from, kvb_error *err)
 {
-    const size_t size = (size_t)f->shape.ctx * f->shape.embedding;
+    const size_t stride = (size_t)f->shape.ctx * f->shape.embedding, size = (size_t)f->rows * f->shape.embedding;
     kvb_status status = KVB_OK;
     if (sequence >= f->shape.sequences)
         return kvb_fail(err, KVB_E_USAGE, "GPU", "sequence %llu of %llu", (unsigned long long)sequence,
@@ -351,10 +359,10 @@ static kvb_status move_rows(kvb_cuda_forward *f, uint64_t sequence, float *host,
     TRY(status, err, "choosing a device", cudaSetDevice(f->device));
     if (from != nullptr)
         TRY(status, err, "embeddings",
-            cudaMemcpyAsync(f->x + sequence * size, from, size * sizeof(float), cudaMemcpyHostToDevice, f->compute));
+            cudaMemcpyAsync(f->x + sequence * stride, from, size * sizeof(float), cudaMemcpyHostToDevice, f->compute));
     else
         TRY(status, err, "hidden states",
-            cudaMemcpyAsync(host, f->x + sequence * size, size * sizeof(float), cudaMemcpyDeviceToHost, f->compute));
+            cudaMemcpyAsync(host, f->x + sequence * stride, size * sizeof(float), cudaMemcpyDeviceToHost, f->compute));
     TRY(status, err, "rows of a sequence", cudaStreamSynchronize(f->compute));
     return status;
 }
@@ -425,12 +433,12 @@ static kvb_status upload_layer(kvb_cuda_forward *f, const weight_slot *to, const
 
 kvb_status kvb_cuda_forward_weights(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_error *err)
 {
-    weight_slot *slot = &f->weights[f->copied % SLOTS];
+    weight_slot *slot = &f->weights[f->copied % f->weights.size()];
     kvb_status status = KVB_OK;
     if ((weights->q_norm != nullptr) != (weights->k_norm != nullptr))
         return kvb_fail(err, KVB_E_USAGE, "GPU", "a norm of queries or of keys alone: expected both or neither");
-    if (f->copied - f->layers >= SLOTS)
-        return kvb_fail(err, KVB_E_USAGE, "GPU", "weights of %d layers are waiting already; begin a layer first", (int)SLOTS);
+    if (f->copied - f->layers >= f->weights.size())
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "weights of %zu layers are waiting already; begin a layer first", f->weights.size());
     TRY(status, err, "choosing a device", cudaSetDevice(f->device));
     TRY(status, err, "copying weights", cudaStreamWaitEvent(f->in, slot->used, 0));
     if (status == KVB_OK)
@@ -504,19 +512,36 @@ static kvb_status observe(kvb_cuda_forward *f, const kvb_dev_work_layer &w, cons
     return status;
 }
 
+/* The heads of a sequence's tokens as they are before RoPE: w.qkv. */
+static kvb_status project_heads(kvb_cuda_forward *f, const kvb_dev_work_layer &w, const weight_slot *weights, size_t first, kvb_error *err)
+{
+    const kvb_layer *g = &f->shape.geometry;
+    const size_t rows = w.tokens, width = f->shape.embedding;
+    kvb_rms_norm<<<(unsigned)rows, 256, 0, f->compute>>>(f->x + first * width, weights->norm, f->shape.embedding, f->shape.norm_epsilon,
+                                                         f->normed);
+    const kvb_status status = linear(f, f->normed, weights->qkv, rows, qkv_width(g), width, 0.0f, w.qkv, err);
+    if (weights->biased || weights->head_normed)
+        kvb_finish_heads<<<(unsigned)rows, 256, 0, f->compute>>>(
+            w, weights->biased ? weights->bias : nullptr, weights->head_normed ? weights->head_norm : nullptr,
+            weights->head_normed ? weights->head_norm + g->head_dim : nullptr, f->shape.norm_epsilon);
+    return status;
+}
+
+/* x += w.out W_O^T */
+static kvb_status project_out(kvb_cuda_forward *f, const kvb_dev_work_layer &w, const weight_slot *weights, size_t first, kvb_error *err)
+{
+    const size_t heads = (size_t)w.heads * w.dim, rows = w.tokens, width = f->shape.embedding;
+    kvb_round_tf32<<<blocks_for(rows * heads), 256, 0, f->compute>>>(w.out, rows * heads);
+    return linear(f, w.out, weights->out, rows, width, heads, 1.0f, f->x + first * width, err);
+}
+
 /* to: NULL where nobody observes. */
 static kvb_status attention_block(kvb_cuda_forward *f, const kvb_dev_work_layer &w, const weight_slot *weights, const seen_slot *to,
                                   size_t first, kvb_error *err)
 {
     const kvb_layer *g = &f->shape.geometry;
-    const size_t rows = w.tokens, width = f->shape.embedding, heads = (size_t)g->heads * g->head_dim, all = all_rows(f);
-    float *x = f->x + first * width;
-    kvb_rms_norm<<<(unsigned)rows, 256, 0, f->compute>>>(x, weights->norm, f->shape.embedding, f->shape.norm_epsilon, f->normed);
-    kvb_status status = linear(f, f->normed, weights->qkv, rows, qkv_width(g), width, 0.0f, w.qkv, err);
-    if (weights->biased || weights->head_normed)
-        kvb_finish_heads<<<(unsigned)rows, 256, 0, f->compute>>>(
-            w, weights->biased ? weights->bias : nullptr, weights->head_normed ? weights->head_norm : nullptr,
-            weights->head_normed ? weights->head_norm + g->head_dim : nullptr, f->shape.norm_epsilon);
+    const size_t rows = w.tokens, all = all_rows(f);
+    kvb_status status = project_heads(f, w, weights, first, err);
     for (int values = 0; values < 2 && to != nullptr; values++)
         kvb_keep_rows<<<blocks_for(rows * g->kv_heads * g->head_dim), 256, 0, f->compute>>>(
             w, values != 0, first, all, to->kept + values * g->kv_heads * all * g->head_dim, to->bad + values * g->kv_heads * all,
@@ -526,13 +551,12 @@ static kvb_status attention_block(kvb_cuda_forward *f, const kvb_dev_work_layer 
     TRY(status, err, "attention", cudaGetLastError());
     if (status == KVB_OK && to != nullptr)
         status = observe(f, w, to, first, err);
-    kvb_round_tf32<<<blocks_for(rows * heads), 256, 0, f->compute>>>(w.out, rows * heads);
-    return status == KVB_OK ? linear(f, w.out, weights->out, rows, width, heads, 1.0f, x, err) : status;
+    return status == KVB_OK ? project_out(f, w, weights, first, err) : status;
 }
 
 static kvb_status feed_forward(kvb_cuda_forward *f, const weight_slot *weights, size_t first, kvb_error *err)
 {
-    const size_t rows = f->shape.ctx, width = f->shape.embedding, ffn = f->shape.ffn;
+    const size_t rows = f->rows, width = f->shape.embedding, ffn = f->shape.ffn;
     float *x = f->x + first * width;
     kvb_rms_norm<<<(unsigned)rows, 256, 0, f->compute>>>(x, weights->norm + width, f->shape.embedding, f->shape.norm_epsilon, f->normed);
     kvb_status status = linear(f, f->normed, weights->gate_up, rows, 2 * ffn, width, 0.0f, f->wide, err);
@@ -553,33 +577,123 @@ static kvb_status clear_seen(kvb_cuda_forward *f, const seen_slot *s, kvb_error 
     return status;
 }
 
+/* The weights of the next layer, when they are there. */
+static kvb_status begin_layer(kvb_cuda_forward *f, const weight_slot **weights, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    *weights = &f->weights[f->layers % f->weights.size()];
+    if (f->copied == f->layers && (f->shape.resident == 0 || f->copied < f->shape.resident))
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "no weights are waiting: kvb_cuda_forward_weights() comes first");
+    TRY(status, err, "choosing a device", cudaSetDevice(f->device));
+    TRY(status, err, "layer", cudaStreamWaitEvent(f->compute, (*weights)->here, 0));
+    return status;
+}
+
+static kvb_status end_layer(kvb_cuda_forward *f, const weight_slot *weights, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    TRY(status, err, "layer", cudaEventRecord(weights->used, f->compute));
+    f->layers++;
+    f->copied = std::max(f->copied, f->layers); /* resident weights are there already */
+    return status;
+}
+
+static kvb_dev_work_layer work_of(const kvb_cuda_forward *f)
+{
+    kvb_dev_work_layer w = f->work;
+    w.tokens = f->rows;
+    w.cosine += (size_t)f->position * (w.rope_dims / 2);
+    w.sine += (size_t)f->position * (w.rope_dims / 2);
+    return w;
+}
+
 kvb_status kvb_cuda_forward_layer(kvb_cuda_forward *f, bool observed, kvb_error *err)
 {
-    const weight_slot *weights = &f->weights[f->layers % SLOTS];
+    const weight_slot *weights;
     const seen_slot *to = observed ? &f->seen[f->observed % SLOTS] : nullptr;
-    kvb_status status = KVB_OK;
-    if (f->copied == f->layers)
-        return kvb_fail(err, KVB_E_USAGE, "GPU", "no weights are waiting: kvb_cuda_forward_weights() comes first");
-    if (observed && f->observed - f->read >= SLOTS)
-        return kvb_fail(err, KVB_E_USAGE, "GPU", "%d observed layers are waiting to be read", (int)SLOTS);
-    TRY(status, err, "choosing a device", cudaSetDevice(f->device));
-    TRY(status, err, "layer", cudaStreamWaitEvent(f->compute, weights->here, 0));
+    if (observed && (f->shape.drawn == nullptr || f->observed - f->read >= SLOTS))
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "%s", f->shape.drawn == nullptr ? "nobody observes this forward pass"
+                                                                               : "two observed layers are waiting to be read");
+    kvb_status status = begin_layer(f, &weights, err);
     if (status == KVB_OK && observed)
         status = clear_seen(f, to, err);
     for (uint64_t s = 0; s < f->shape.sequences && status == KVB_OK; s++) {
-        kvb_dev_work_layer w = f->work;
+        kvb_dev_work_layer w = work_of(f);
         const size_t first = (size_t)s * f->shape.ctx;
         w.drawn = f->drawn + first;
         status = attention_block(f, w, weights, to, first, err);
         if (status == KVB_OK)
             status = feed_forward(f, weights, first, err);
     }
-    TRY(status, err, "layer", cudaEventRecord(weights->used, f->compute));
     if (observed)
         TRY(status, err, "layer", cudaEventRecord(to->done, f->compute));
-    f->layers++;
     f->observed += observed;
+    return status == KVB_OK ? end_layer(f, weights, err) : status;
+}
+
+/* Where the queries, keys, values and outputs of all sequences lie. */
+static kvb_cuda_handed handed_of(const kvb_cuda_forward *f)
+{
+    const kvb_layer *g = &f->shape.geometry;
+    const size_t heads = (size_t)f->rows * f->shape.sequences * g->heads * g->head_dim, kv = heads / g->heads * g->kv_heads;
+    float *q = f->handed;
+    return {f->position, f->rows, q, q + heads, q + heads + kv, q + heads + 2 * kv};
+}
+
+static kvb_status hand_over(kvb_cuda_forward *f, const kvb_cuda_handed &to, const weight_slot *weights, kvb_error *err)
+{
+    kvb_status status = KVB_OK;
+    for (uint64_t s = 0; s < f->shape.sequences && status == KVB_OK; s++) {
+        const kvb_dev_work_layer w = work_of(f);
+        const size_t n = (size_t)w.tokens * w.dim, at = w.heads * (size_t)w.dim, kv = w.kv_heads * (size_t)w.dim;
+        const uint32_t many = (uint32_t)f->shape.sequences;
+        status = project_heads(f, w, weights, s * f->shape.ctx, err);
+        kvb_take_heads<<<blocks_for(n * w.kv_heads), 256, 0, f->compute>>>(w, at, kv, (uint32_t)s, many, to.k);
+        kvb_take_heads<<<blocks_for(n * w.kv_heads), 256, 0, f->compute>>>(w, at + kv, kv, (uint32_t)s, many, to.v);
+        kvb_turn<<<w.tokens, 256, 0, f->compute>>>(w, false);
+        kvb_take_heads<<<blocks_for(n * w.heads), 256, 0, f->compute>>>(w, 0, at, (uint32_t)s, many, to.q);
+    }
+    TRY(status, err, "queries and keys", cudaGetLastError());
     return status;
+}
+
+kvb_status kvb_cuda_forward_layer_by(kvb_cuda_forward *f, uint32_t layer, kvb_cuda_attend_fn attend, void *user, kvb_error *err)
+{
+    const weight_slot *weights;
+    if (f->handed == nullptr)
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "this forward pass was not made for others' attention");
+    kvb_status status = begin_layer(f, &weights, err);
+    const kvb_cuda_handed handed = handed_of(f);
+    if (status == KVB_OK)
+        status = hand_over(f, handed, weights, err);
+    if (status == KVB_OK)
+        status = attend(user, layer, &handed, f->compute, err);
+    for (uint64_t s = 0; s < f->shape.sequences && status == KVB_OK; s++) {
+        const kvb_dev_work_layer w = work_of(f);
+        const size_t first = (size_t)s * f->shape.ctx;
+        kvb_put_heads<<<blocks_for((size_t)w.tokens * w.heads * w.dim), 256, 0, f->compute>>>(w, handed.out, (uint32_t)s,
+                                                                                              (uint32_t)f->shape.sequences);
+        status = project_out(f, w, weights, first, err);
+        if (status == KVB_OK)
+            status = feed_forward(f, weights, first, err);
+    }
+    return status == KVB_OK ? end_layer(f, weights, err) : status;
+}
+
+kvb_status kvb_cuda_forward_place(kvb_cuda_forward *f, uint32_t position, uint32_t tokens, kvb_error *err)
+{
+    if (tokens == 0 || tokens > f->shape.ctx || position > std::max(f->shape.positions, f->shape.ctx) - tokens)
+        return kvb_fail(err, KVB_E_USAGE, "GPU", "%u tokens from position %u on: expected at most %u, before position %u", tokens, position,
+                        f->shape.ctx, std::max(f->shape.positions, f->shape.ctx));
+    f->position = position;
+    f->rows = tokens;
+    return KVB_OK;
+}
+
+const float *kvb_cuda_forward_rows(const kvb_cuda_forward *f, cudaStream_t *stream)
+{
+    *stream = f->compute;
+    return f->x;
 }
 
 kvb_status kvb_cuda_forward_seen(kvb_cuda_forward *f, kvb_cuda_seen *seen, kvb_error *err)

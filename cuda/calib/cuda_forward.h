@@ -35,8 +35,11 @@ typedef struct kvb_cuda_shape {
     kvb_layer geometry;        /* of every layer; D at most 128 */
     uint32_t ctx;              /* T */
     uint64_t sequences;
-    const float *cosine, *sine; /* [T][rope_dims/2] */
-    const uint32_t *drawn;     /* [sequences][T]: positions that queries are turned back by for the relative moment */
+    uint32_t positions;         /* rows of the rotary tables where they are more than T; or 0 */
+    const float *cosine, *sine; /* [positions][rope_dims/2] */
+    const uint32_t *drawn;      /* [sequences][T]: positions that queries are turned back by for the relative moment; NULL: nobody observes */
+    bool handed;                /* for kvb_cuda_forward_layer_by() */
+    uint32_t resident;          /* so many layers' weights come once and stay; 0: a layer's weights come when its turn has come, in each pass */
 } kvb_cuda_shape;
 
 /* Host float32 matrices of one layer, as in model/weights.h. */
@@ -64,13 +67,31 @@ typedef struct kvb_cuda_seen {
 /* shape and its arrays may be forgotten. KVB_E_DEVICE, KVB_E_MEMORY (nothing is left allocated), KVB_E_USAGE for heads of more than 128 channels. */
 kvb_status kvb_cuda_forward_create(int device, const kvb_cuda_shape *shape, kvb_cuda_forward **out, kvb_error *err);
 void kvb_cuda_forward_destroy(kvb_cuda_forward *f); /* NULL is allowed */
-/* The embeddings [T][E] of one sequence, before the first layer. */
+/* The embeddings [T][E] of one sequence, before the first layer; of those tokens that are at work. */
 kvb_status kvb_cuda_forward_put(kvb_cuda_forward *f, uint64_t sequence, const float *x, kvb_error *err);
 /* Begins to copy the next layer's weights; the host matrices may be forgotten afterwards. KVB_E_USAGE where two layers' weights are
  * waiting already. */
 kvb_status kvb_cuda_forward_weights(kvb_cuda_forward *f, const kvb_cuda_weights *weights, kvb_error *err);
 /* Begins the next layer over all sequences, with the weights that came next. */
 kvb_status kvb_cuda_forward_layer(kvb_cuda_forward *f, bool observed, kvb_error *err);
+
+/* A layer's queries after RoPE, keys before it and values of all sequences, and where the outputs go, in device memory: */
+typedef struct kvb_cuda_handed {
+    uint32_t position, tokens; /* of every sequence: the first one's place, and how many (T) */
+    float *q;                  /* [T][sequences][H][D] */
+    float *k, *v;              /* [T][sequences][G][D] */
+    float *out;                /* [T][sequences][H][D] */
+} kvb_cuda_handed;
+
+struct CUstream_st; /* cudaStream_t points to it */
+typedef kvb_status (*kvb_cuda_attend_fn)(void *user, uint32_t layer, const kvb_cuda_handed *handed, struct CUstream_st *stream, kvb_error *err);
+
+/* The next layer over all sequences, with the attention of `attend`, which queues its work on the stream. */
+kvb_status kvb_cuda_forward_layer_by(kvb_cuda_forward *f, uint32_t layer, kvb_cuda_attend_fn attend, void *user, kvb_error *err);
+/* From now on `tokens` <= ctx of each sequence are at work, the first at `position`; attention to those before them is `attend`'s. */
+kvb_status kvb_cuda_forward_place(kvb_cuda_forward *f, uint32_t position, uint32_t tokens, kvb_error *err);
+/* The residual stream [sequences][ctx][E] in device memory, and the stream that works on it. */
+const float *kvb_cuda_forward_rows(const kvb_cuda_forward *f, struct CUstream_st **stream);
 /* Waits for the oldest observed layer that was not asked for yet, of the last two. */
 kvb_status kvb_cuda_forward_seen(kvb_cuda_forward *f, kvb_cuda_seen *seen, kvb_error *err);
 /* The residual stream [T][E] of one sequence after the layers so far. */

@@ -162,6 +162,22 @@ static __global__ void __launch_bounds__(256) kvb_turn(kvb_dev_work_layer w, boo
     }
 }
 
+/* width channels of each row of qkv, from channel `from` on, to [T][sequences][width] */
+static __global__ void kvb_take_heads(kvb_dev_work_layer w, size_t from, size_t width, uint32_t sequence, uint32_t sequences, float *to)
+{
+    const size_t row_width = (w.heads + 2 * w.kv_heads) * (size_t)w.dim, count = w.tokens * width;
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x)
+        to[(i / width * sequences + sequence) * width + i % width] = w.qkv[i / width * row_width + from + i % width];
+}
+
+/* The other way, of outputs: from [T][sequences][HD]. */
+static __global__ void kvb_put_heads(kvb_dev_work_layer w, const float *from, uint32_t sequence, uint32_t sequences)
+{
+    const size_t width = (size_t)w.heads * w.dim, count = w.tokens * width;
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x)
+        w.out[i] = from[(i / width * sequences + sequence) * width + i % width];
+}
+
 /* Queries of a head as the moments want them: those that are not finite are zeros. [M][HD] */
 static __global__ void kvb_good_queries(kvb_dev_work_layer w, float *to, unsigned long long *bad)
 {

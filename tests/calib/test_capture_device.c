@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "calib/capture_device.h"
+#include "calib/device_forward.h"
 #include "model/weights.h"
 #include "tests/support/cm.h"
 #include "tests/support/scratch.h"
@@ -27,7 +27,7 @@ static kvb_model *open_tiny(const char *architecture)
 static void expect_refused(const kvb_model *m, const char *why)
 {
     kvb_error err = {0};
-    assert_int_equal(kvb_capture_device_check(m, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_device_forward_check(m, &err), KVB_E_USAGE);
     assert_string_equal(err.where, "--device cuda");
     if (strstr(err.message, why) == NULL)
         fail_msg("\"%s\" does not say \"%s\"", err.message, why);
@@ -40,7 +40,7 @@ static void test_architectures(void **state)
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         kvb_error err = {0};
         kvb_model *m = open_tiny(good[i]);
-        if (kvb_capture_device_check(m, &err) != KVB_OK)
+        if (kvb_device_forward_check(m, &err) != KVB_OK)
             fail_msg("%s: %s", good[i], err.message);
         kvb_model_close(m);
     }
@@ -60,7 +60,7 @@ static void test_layers(void **state)
     expect_refused(m, "layer 1 attends otherwise");
     m->geometry[0].kind = KVB_LAYER_SLIDING;
     m->geometry[0].sliding_window = 5;
-    assert_int_equal(kvb_capture_device_check(m, NULL), KVB_OK);
+    assert_int_equal(kvb_device_forward_check(m, NULL), KVB_OK);
     last->sliding_window = 6;
     expect_refused(m, "layer 1 attends otherwise");
     m->geometry[0] = *last = whole;
@@ -73,7 +73,7 @@ static void test_layers(void **state)
     m->geometry[0].head_dim = last->head_dim = 256;
     expect_refused(m, "heads of 256 channels");
     m->geometry[0].head_dim = last->head_dim = whole.head_dim;
-    assert_int_equal(kvb_capture_device_check(m, NULL), KVB_OK);
+    assert_int_equal(kvb_device_forward_check(m, NULL), KVB_OK);
     kvb_model_close(m);
 }
 
