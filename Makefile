@@ -85,7 +85,7 @@ help:
 	@echo 'make golden     write the golden books of the tests again'
 	@echo 'make bench      build the benchmark programs; bench/ has the scripts that run them'
 	@echo 'make cuda       build $(BUILD)/libkvbook-cuda with the GPU runtime (CUDA Toolkit; no GPU needed)'
-	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates on a GPU (--device cuda); make check-cuda-calib tests it, make bench-cuda-calib both'
+	@echo 'make cuda-calib  build $(BUILD)/cuda/kvbook, which calibrates, scores and generates on a GPU (--device cuda); make check-cuda-calib tests it, make bench-cuda-calib both'
 	@echo 'make check-cuda  the tests that need a GPU; make bench-cuda times decoding beside PyTorch'
 	@echo 'make man        the manual (scdoc) and the completions of bash and zsh, into $(BUILD)/man; make install installs them'
 	@echo 'make deb        a Debian package, $(BUILD)/kvbook_VERSION_ARCH.deb'
@@ -303,6 +303,7 @@ cuda-calib:
 
 check-cuda-calib: cuda-calib
 	$(Q)BUILD=$(BUILD)/cuda tests/cuda/calib.sh
+	$(Q)BUILD=$(BUILD)/cuda tests/cuda/eval.sh
 
 bench-cuda-calib: cuda-calib
 	$(Q)BUILD=$(BUILD)/cuda bench/cuda_calib.sh

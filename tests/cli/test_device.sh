@@ -13,6 +13,13 @@ expect "eval --device cpu" 0 exact "$kvbook" eval $run --device cpu
 expect "calibrate --device cpu" 0 'relative error' "$kvbook" calibrate $run $recipe --device cpu -o "$tmp/cpu.kvb"
 expect "calibrate" 0 'relative error' "$kvbook" calibrate $run $recipe -o "$tmp/none.kvb"
 same "the CPU is the default" "$tmp/cpu.kvb" "$tmp/none.kvb"
+cuda="--device cuda"
+refuse "eval --decode on a GPU" 2 '--decode: compares two ways of running on the CPU' "$kvbook" eval $run --book "$tmp/cpu.kvb" --decode 8 $cuda
+refuse "eval of a whole chunk's anchors on a GPU" 2 '--anchor-protocol: chunk is scored on the CPU' \
+    "$kvbook" eval $run --book "$tmp/cpu.kvb" --anchor-protocol chunk $cuda
+refuse "generate on a GPU without a book" 2 'needs a --book' "$kvbook" generate --model "$tmp/m.gguf" --prompt a $cuda
+refuse "generate on a GPU from a packed prompt" 2 '--cache: does not go with --device' "$kvbook" generate --model "$tmp/m.gguf" --cache "$tmp/p" $cuda
+expect "generate --device cpu" 0 . "$kvbook" generate --model "$tmp/m.gguf" --prompt a --tokens 2 --book "$tmp/cpu.kvb" --device cpu
 expect "capture" 0 . "$kvbook" capture $run -o "$tmp/c.kvc"
 if nvidia-smi >/dev/null 2>&1; then
     skip "--device cuda without a device" "this machine has one: make check-cuda-calib"
@@ -23,5 +30,7 @@ refuse "calibrate --device cuda:all" 7 '--device cuda: ' "$kvbook" calibrate $ru
 refuse "capture --device cuda:0,1" 7 '--device cuda: ' "$kvbook" capture $run --device cuda:0,1 -o "$work/c"
 refuse "capture --device cuda" 7 '--device cuda: ' "$kvbook" capture $run --device cuda -o "$work/c"
 refuse "train --device cuda" 7 '--device cuda: ' "$kvbook" train "$tmp/c.kvc" $recipe --device cuda -o "$work/b"
+refuse "eval --device cuda" 7 '--device cuda: ' "$kvbook" eval $run --book "$tmp/cpu.kvb" $cuda
+refuse "generate --device cuda" 7 '--device cuda: ' "$kvbook" generate --model "$tmp/m.gguf" --prompt a --book "$tmp/cpu.kvb" $cuda
 refuse "eval --recipe --device cuda" 7 '--device cuda: ' "$kvbook" eval $run --calib-text "$tmp/t.txt" --calib-chunks 4 $recipe --device cuda
 done_testing

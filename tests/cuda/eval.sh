@@ -1,12 +1,18 @@
 #!/bin/sh
 # eval and generate on a GPU against the CPU's. Needs a device and a build with CUDA=1; `make check-cuda-calib` runs it, exit 7 where there is
 # no device. On the GPU the cache itself is scored, token by token, behind products in TF32; on the CPU what it would compute, at once.
-#   BUILD=build/cuda [CHUNKS=4] tests/cuda/eval.sh MODEL TEXT
+#   BUILD=build/cuda DATA=../shared/data [CHUNKS=4] [RECIPES="antkv:1 best:2"] tests/cuda/eval.sh [MODEL TEXT]
 set -eu
 BUILD=${BUILD:-build/cuda}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-model=$1 text=$2
+if [ $# -ge 2 ]; then
+    model=$1 text=$2 flags=
+else # random weights, for which few points make a book
+    model=$work/tiny.gguf text=${DATA:-../shared/data}/wikitext2/wiki.valid.raw flags="--k 4x16 --v 4x16"
+    "$BUILD/tests/make_tiny_gguf" "$model" 7
+    CTX=200 CHUNKS=8 RECIPES="antkv:1 fast:1"
+fi
 kvbook() { "$BUILD/kvbook" "$@"; }
 status=0
 bad() { echo "FAIL $*"; status=1; }
@@ -34,7 +40,7 @@ input="--model $model --text $text --chunks ${CHUNKS:-4}"
 [ -n "${CTX:-}" ] && input="$input --ctx $CTX"
 for recipe in ${RECIPES:-antkv:1 antkv:4 fast:1 best:2}; do
     bits=${recipe#*:} name=${recipe%:*}
-    kvbook calibrate --model "$model" --text "$text" --skip 8 --chunks 4 ${CTX:+--ctx "$CTX"} --recipe "$name" --bits "$bits" ${FLAGS:-} -q \
+    kvbook calibrate --model "$model" --text "$text" --skip 8 --chunks 4 ${CTX:+--ctx "$CTX"} --recipe "$name" --bits "$bits" $flags -q \
         -o "$work/b.kvb" || { bad "$recipe: no book"; continue; }
     kvbook eval $input --book "$work/b.kvb" --also-bare --json -q >"$work/cpu.json"
     kvbook eval $input --book "$work/b.kvb" --also-bare --json -q --device cuda >"$work/gpu.json" || { bad "$recipe: eval --device cuda"; continue; }
