@@ -56,6 +56,12 @@ expect "eval pools token by token" 0 'attention given the same inputs by' "$kvbo
 for name in ott0 kivi; do "$kvbook" eval $score --book "$work/$name.kvb" --window 0 --json -q >"$tmp/$name.json" 2>"$err"; done
 json "pools take bytes" "$tmp/ott0.json" "d['bits_effective'] > json.load(open('$tmp/kivi.json'))['bits_effective']"
 json "and lose less" "$tmp/ott0.json" "d['kl'] < json.load(open('$tmp/kivi.json'))['kl']"
+sed 's/"ott"/"ott1"/; s/"layer": 2/"layer": 1/' "$tmp/ott.json" >"$tmp/ott1.json"
+for name in ott1 ott; do "$kvbook" eval $score --recipe "$tmp/$name.json" --bits 2 --window 0 --json -q >"$tmp/$name-bits.json" 2>"$err"; done
+json "pools from the second of two layers on take half" "$tmp/ott1-bits.json" \
+    "(lambda b: abs(d['bits_effective'] - (b('ott0') + b('kivi')) / 2) < 1e-9)(lambda n: json.load(open('$tmp/' + n + '.json'))['bits_effective'])"
+json "and those from the third on nothing" "$tmp/ott-bits.json" \
+    "d['bits_effective'] == json.load(open('$tmp/kivi.json'))['bits_effective'] and d['kl'] == json.load(open('$tmp/kivi.json'))['kl']"
 pool_refused() { # pool_refused SED PATTERN: a change to the recipe, and what is said of it
     sed "$1" "$tmp/ott.json" >"$tmp/bad.json"
     refuse "recipe of a pool: $2" 3 "$2" "$kvbook" eval $score --recipe "$tmp/bad.json" --bits 2

@@ -376,7 +376,7 @@ static void expect_pools(const float (*keys)[2 * D], uint32_t coded, uint32_t si
         }
 }
 
-/* The pools hold the right tokens, exactly; they stop when the second is full; in codes the mean of the others stands for those taken out. */
+/* The pools hold the right tokens, exactly; they stop when the second is full. */
 static void test_pools(void **state)
 {
     (void)state;
@@ -430,6 +430,66 @@ static void test_pools(void **state)
         memcpy(before, held, sizeof before);
     }
     assert_int_equal(most, 6); /* both are full */
+    /* Counted by hand: a key and a value of D half floats each for the 6 tokens, and their position and size, of both KV heads. */
+    const kvb_cache_bytes bytes = kvb_cache_count_bytes(cache), predicted = kvb_cache_predict_bytes(book, &policy, TOKENS);
+    assert_int_equal(bytes.anchors, 2 * 6 * (2 * D * 2));
+    assert_int_equal(bytes.index, 2 * 6 * (4 + 4));
+    assert_int_equal(predicted.anchors, bytes.anchors);
+    assert_int_equal(predicted.index, bytes.index);
+    kvb_cache_destroy(cache);
+    kvb_book_close(book);
+}
+
+/* In the codes of a group the mean of those that stay stands for each token taken out: levels lie as they would for these rows, found by the
+ * formula. Keys and values of two tokens are smaller than the others: left in place they would widen every range, and a mean that counts them, or by another
+ * count, would too. */
+static void test_pool_means(void **state)
+{
+    (void)state;
+    enum { GROUP = 8, SMALL = 2, OTHER = 5 };
+    kvb_scaling pooled = along_tokens;
+    pooled.pool = 2;
+    pooled.spill = 4;
+    rt_shape shape = shape_of(pooled, along_tokens, 256);
+    shape.rope_style = KVB_ROPE_NONE;
+    shape.rope_dims = 0;
+    kvb_book *book = rt_book_make(&shape, &(kvb_policy){0});
+    kvb_cache_options options;
+    kvb_cache *cache;
+    float rows[2][GROUP][2 * D], expected[2][GROUP][D];
+    assert_non_null(book);
+    kvb_cache_options_init(&options, book);
+    assert_int_equal(kvb_cache_create(book, &options, &cache, NULL), KVB_OK);
+    for (uint32_t t = 0; t < GROUP; t++) {
+        for (uint32_t kind = 0; kind < 2; kind++) {
+            rt_normal(rows[kind][t], 2 * D, 10 * t + kind);
+            for (uint32_t i = 0; i < 2 * D; i++) {
+                const float x = t == SMALL || t == OTHER ? 7.0f + 0.01f * rows[kind][t][i] : 10.0f + rows[kind][t][i];
+                rows[kind][t][i] = kvb_half_to_float(kvb_half_from_float(x));
+            }
+        }
+        assert_int_equal(kvb_cache_append(cache, 0, rows[0][t], rows[1][t], NULL), KVB_OK);
+    }
+    for (uint32_t kind = 0; kind < 2; kind++)
+        for (uint32_t i = 0; i < D; i++) {
+            float column[GROUP], out[GROUP];
+            double sum = 0.0;
+            for (uint32_t t = 0; t < GROUP; t++)
+                sum += t == SMALL || t == OTHER ? 0.0 : (double)(column[t] = rows[kind][t][D + i]);
+            column[SMALL] = column[OTHER] = (float)(sum / (GROUP - 2));
+            plain_group(column, GROUP, 1, &along_tokens, 1.0f, 256, out);
+            for (uint32_t t = 0; t < GROUP; t++)
+                expected[kind][t][i] = t == SMALL || t == OTHER ? rows[kind][t][D + i] : out[t];
+        }
+    for (uint32_t t = 0; t < GROUP; t++) {
+        float row[2][D];
+        int exact;
+        assert_int_equal(kvb_cache_read(cache, 0, 1, t, row[0], row[1], &exact, NULL), KVB_OK);
+        assert_int_equal(exact, t == SMALL || t == OTHER);
+        for (uint32_t kind = 0; kind < 2; kind++)
+            for (uint32_t i = 0; i < D; i++)
+                assert_float_equal(row[kind][i], expected[kind][t][i], 2e-6f);
+    }
     kvb_cache_destroy(cache);
     kvb_book_close(book);
 }
@@ -547,7 +607,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula), cmocka_unit_test(test_outliers), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
-        cmocka_unit_test(test_pools), cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_pools), cmocka_unit_test(test_pool_means), cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
