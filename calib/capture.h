@@ -90,6 +90,9 @@ kvb_status kvb_capture_open_memory(const void *bytes, size_t size, const char *n
  * seed), where chunks are in two of them, or missing between them. */
 kvb_status kvb_capture_join(const kvb_capture *const *part, const char *const *name, size_t parts, kvb_capture_store **store,
                             kvb_error *err);
+/* A capture as a file, one layer in memory at a time: of a joined one, what a run over the whole text would have written.
+ * KVB_E_MISMATCH for one that lacks weights, moments or the sums behind them. */
+kvb_status kvb_capture_write(const kvb_capture *capture, const char *path, kvb_progress_fn progress, void *progress_user, kvb_error *err);
 void kvb_capture_close(kvb_capture_store *store);
 const kvb_capture *kvb_capture_view(const kvb_capture_store *store);
 /* Bytes one row takes over all layers and heads. */

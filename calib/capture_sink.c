@@ -77,7 +77,7 @@ kvb_status kvb_sink_write(kvb_capture_sink *sink, uint64_t offset, const void *b
     return KVB_OK;
 }
 
-static kvb_status write_part(kvb_capture_sink *sink, uint32_t layer, kvb_kvc_part part, const void *bytes, kvb_error *err)
+kvb_status kvb_sink_write_part(kvb_capture_sink *sink, uint32_t layer, kvb_kvc_part part, const void *bytes, kvb_error *err)
 {
     uint64_t shape[3], size = kvb_kvc_element(part);
     const uint32_t dims = kvb_kvc_shape(&sink->layout->layer[layer], sink->layout->rows, sink->layout->query_rows, part, shape);
@@ -94,12 +94,12 @@ kvb_status kvb_sink_write_moments(kvb_capture_sink *sink, uint32_t layer, const 
     float *mean = kvb_alloc_array(g->kv_heads * square, sizeof *mean);
     if (mean == NULL)
         return kvb_fail_memory(err, "query moments");
-    kvb_status status = write_part(sink, layer, KVB_KVC_QUERY_SUMS, sums, err);
+    kvb_status status = kvb_sink_write_part(sink, layer, KVB_KVC_QUERY_SUMS, sums, err);
     if (status == KVB_OK)
-        status = write_part(sink, layer, KVB_KVC_QUERY_COUNT, queries, err);
+        status = kvb_sink_write_part(sink, layer, KVB_KVC_QUERY_COUNT, queries, err);
     for (uint32_t which = 0; status == KVB_OK && which < 2; which++) {
         kvb_query_means(g, sums, queries, which, mean);
-        status = write_part(sink, layer, KVB_KVC_MOMENT_RELATIVE + which, mean, err);
+        status = kvb_sink_write_part(sink, layer, KVB_KVC_MOMENT_RELATIVE + which, mean, err);
     }
     free(mean);
     return status;

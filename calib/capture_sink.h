@@ -14,6 +14,8 @@ kvb_status kvb_sink_to_file(const kvb_kvc_layout *layout, const char *path, cons
                             kvb_capture_sink **sink, kvb_error *err);
 /* Bytes at an offset of the data section, inside it. Threads may write at the same time where their bytes do not overlap. */
 kvb_status kvb_sink_write(kvb_capture_sink *sink, uint64_t offset, const void *bytes, size_t size, kvb_error *err);
+/* All of a tensor. */
+kvb_status kvb_sink_write_part(kvb_capture_sink *sink, uint32_t layer, kvb_kvc_part part, const void *bytes, kvb_error *err);
 /* The sums of a layer's queries, [2][G][D(D+1)/2] over queries [G], and both means of them. */
 kvb_status kvb_sink_write_moments(kvb_capture_sink *sink, uint32_t layer, const kvb_exact *sums, const uint64_t *queries,
                                   kvb_error *err);

@@ -4,6 +4,7 @@
 #include "format/base/fail.h"
 #include "format/base/outfile.h"
 #include "tools/calibration.h"
+#include "tools/captures.h"
 #include "tools/commands.h"
 
 typedef struct train_args {
@@ -84,48 +85,10 @@ static kvb_status train(const train_args *a, const kvb_recipe *recipe, const kvb
     return status;
 }
 
-/* The captures of the command line as one. */
-typedef struct opened {
-    kvb_capture_store **part; /* [parts] */
-    const kvb_capture **view; /* [parts] */
-    size_t parts;
-    kvb_capture_store *joined; /* of several */
-} opened;
-
-static kvb_status open_captures(const kvb_strings *names, opened *o, kvb_error *err)
-{
-    kvb_status status = KVB_OK;
-    o->part = kvb_alloc_zeroed(names->count, sizeof *o->part);
-    o->view = kvb_alloc_zeroed(names->count, sizeof *o->view);
-    if (o->part == NULL || o->view == NULL)
-        return kvb_fail_memory(err, "captures");
-    for (; status == KVB_OK && o->parts < names->count; o->parts++) {
-        status = kvb_capture_open(names->items[o->parts], &o->part[o->parts], err);
-        if (status != KVB_OK)
-            return status;
-        o->view[o->parts] = kvb_capture_view(o->part[o->parts]);
-    }
-    return names->count > 1 ? kvb_capture_join(o->view, names->items, o->parts, &o->joined, err) : KVB_OK;
-}
-
-static const kvb_capture *view_of(const opened *o)
-{
-    return o->joined != NULL ? kvb_capture_view(o->joined) : o->view[0];
-}
-
-static void close_captures(opened *o)
-{
-    kvb_capture_close(o->joined);
-    for (size_t i = 0; i < o->parts; i++)
-        kvb_capture_close(o->part[i]);
-    free(o->part);
-    free(o->view);
-}
-
 static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
 {
     const train_args *a = args;
-    opened captures = {0};
+    kvb_opened_captures captures = {0};
     kvb_recipe recipe;
     kvb_layer_range layers;
     if (a->captures.count == 0)
@@ -142,13 +105,13 @@ static kvb_status run(const void *args, kvb_progress *p, kvb_error *err)
     if (status == KVB_OK)
         status = kvb_check_output(a->output, a->captures.items, a->captures.count, err);
     if (status == KVB_OK)
-        status = open_captures(&a->captures, &captures, err);
+        status = kvb_captures_open(&a->captures, &captures, err);
     if (status == KVB_OK && a->dry_run)
-        printf("%llu rows, %u layers, recipe %s at %g bits\n", (unsigned long long)view_of(&captures)->rows,
-               view_of(&captures)->layers, recipe.name, kvb_recipe_nominal_bits(&recipe));
+        printf("%llu rows, %u layers, recipe %s at %g bits\n", (unsigned long long)kvb_captures_view(&captures)->rows,
+               kvb_captures_view(&captures)->layers, recipe.name, kvb_recipe_nominal_bits(&recipe));
     else if (status == KVB_OK)
-        status = train(a, &recipe, view_of(&captures), layers, p, err);
-    close_captures(&captures);
+        status = train(a, &recipe, kvb_captures_view(&captures), layers, p, err);
+    kvb_captures_close(&captures);
     kvb_recipe_free(&recipe);
     return status;
 }

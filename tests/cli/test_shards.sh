@@ -46,7 +46,21 @@ for n in 2 5; do
     done
     expect "$n shards" 0 wrote "$kvbook" train "$work"/s?-$n.kvc --recipe best --bits 2 -o "$work/shards.kvb"
     same "$n shards: the same bytes" "$work/one.kvb" "$work/shards.kvb"
+    expect "$n shards merged" 0 "of $n parts" "$kvbook" merge $(ls -r "$work"/s?-$n.kvc) -o "$work/merged.kvc"
+    same "$n shards merged: the capture of the whole" "$work/whole.kvc" "$work/merged.kvc"
 done
+for i in 1 2; do "$kvbook" capture $input --chunks 20 --fisher --queries --shard $i/2 -q -o "$work/f$i.kvc"; done
+"$kvbook" capture $input --chunks 20 --fisher --queries -q -o "$work/f.kvc"
+expect "merge of captures with gradients and queries" 0 'of 2 parts' "$kvbook" merge "$work/f1.kvc" "$work/f2.kvc" -o "$work/fm.kvc"
+same "the capture of the whole, gradients and queries" "$work/f.kvc" "$work/fm.kvc"
+expect "a merged capture verifies" 0 ' 0 failed' "$kvbook" verify "$work/fm.kvc"
+refuse "merge of captures with one missing" 6 'are in neither' "$kvbook" merge "$work/s1-5.kvc" "$work/s3-5.kvc" -o "$work/x.kvc"
+refuse "merge of a capture with itself" 6 'both hold chunk 0;' "$kvbook" merge "$work/s1-2.kvc" "$work/s1-2.kvc" -o "$work/x.kvc"
+refuse "merge of a capture and a book" 2 'captures \(.kvc\) and other files together' "$kvbook" merge "$work/s1-2.kvc" "$work/one.kvb" -o "$work/x.kvc"
+"$kvbook" capture $input --chunks 20 --shard 2/2 -q -o "$work/g2.kvc"
+"$kvbook" capture $input --chunks 20 --queries -q -o "$work/g.kvc"
+expect "merge of captures of which one has gradients" 0 'of 2 parts' "$kvbook" merge "$work/f1.kvc" "$work/g2.kvc" -o "$work/gm.kvc"
+same "leaves gradients out" "$work/g.kvc" "$work/gm.kvc"
 job="$input --chunks 24 --recipe best --bits 2"
 job="$job --max-memory $(less_memory 1.5 $job)"
 "$kvbook" calibrate $job -q -o "$work/calibrated.kvb"
