@@ -35,3 +35,4 @@ json "--json" "$tmp/d.json" 'd["schema"] == 1 and not d["same"] and d["same_geom
 refuse "one book" 2 'found 1 books, expected two' "$kvbook" diff "$work/a.kvb"
 head -c 1000 "$work/a.kvb" >"$work/cut.kvb"
 refuse "a damaged book" 3 'cut.kvb' "$kvbook" diff "$work/a.kvb" "$work/cut.kvb"
+done_testing

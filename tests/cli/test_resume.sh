@@ -104,3 +104,4 @@ mkdir "$work/foreign" && touch "$work/foreign/thesis.tex"
 refuse "a folder with other things" 2 'holds "thesis.tex", which is no part of a checkpoint' \
     "$kvbook" calibrate $many --checkpoint "$work/foreign" -o "$work/x.kvb"
 rm -r "$work/foreign"
+done_testing

@@ -27,3 +27,4 @@ done <"$tmp/commands"
 for file in model.kvb model.html model-table.md model-table.svg prompt.kvp; do
     [ -s "$work/$file" ] && ok "it leaves $file" || fail "it leaves $file" "there is none"
 done
+done_testing
