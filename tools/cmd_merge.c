@@ -29,7 +29,8 @@ static const kvb_command_spec spec = {
              "order. The result has the bytes of a book trained whole. Exits with 6 where they are of different jobs, where a\n"
              "layer is in two of them, or in none.\n\n"
              "Captures are of chunks that follow one another (`--shard`, or `--skip` and `--chunks`), with the same model, text\n"
-             "and seed, in any order. The result has the bytes of one capture of all chunks. `kvbook train` takes several as they are, too.",
+             "and seed, in any order. The result has the bytes of one capture of all chunks. `kvbook train` takes several as\n"
+             "they are, too.",
     .args_size = sizeof(merge_args),
     .operands_offset = offsetof(merge_args, parts),
     .group = {{"Flags", flags, 1, 0}, KVB_GROUP(common, "Common flags", merge_args, common)},
