@@ -182,6 +182,10 @@ if [ -r /proc/self/status ]; then
     signal_in "SIGTERM while capturing" SIGTERM '' "$kvbook" capture $model $long -o "$work/c.kvc"
     signal_in "SIGINT while training" SIGINT '^capture:' \
         "$kvbook" calibrate $model --text "$tmp/long.txt" --ctx 256 --chunks 60 $slow -o "$work/b.kvb"
+    for objective in kl attention; do
+        signal_in "SIGINT while tuning by $objective" SIGINT 'relative error' "$kvbook" calibrate $model --text "$tmp/long.txt" --ctx 256 --chunks 40 \
+            $recipe --tune 500 --tune-objective $objective -o "$work/b.kvb"
+    done
     same "the old book is as it was" "$tmp/old" "$work/b.kvb"
 else
     skip "signals" "no /proc here"
