@@ -18,7 +18,7 @@
 #include "model/npz.h"
 #include "model/safetensors.h"
 
-enum { NAME_SIZE = 64, MOST_DIMS = 4, GGML_I8 = 24 };
+enum { NAME_SIZE = 64, MOST_DIMS = 4, GGML_I8 = 24, GGML_I16 = 25 };
 static const uint64_t most_bytes = (uint64_t)16 << 30; /* of a book */
 
 /* An array that stands in the book. */
@@ -226,7 +226,12 @@ static kvb_status write_safetensors(kvb_outfile *out, const kvb_book *book, cons
 static kvb_tensor tensor_of(const array *a)
 {
     kvb_tensor t = {.name = a->name, .dims = a->dims, .shape = {1, 1, 1, 1}, .size = a->size};
-    t.dtype = strcmp(a->dtype, "F16") == 0 ? (uint32_t)KVB_DTYPE_F16 : strcmp(a->dtype, "F32") == 0 ? (uint32_t)KVB_DTYPE_F32 : GGML_I8;
+    static const struct { const char *name; uint32_t type; } types[] = {
+        {"F16", KVB_DTYPE_F16}, {"F32", KVB_DTYPE_F32}, {"U16", GGML_I16}, {"U8", GGML_I8},
+    };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(a->dtype, types[i].name) == 0)
+            t.dtype = types[i].type;
     for (uint32_t i = 0; i < a->dims; i++)
         t.shape[i] = a->shape[a->dims - 1 - i];
     return t;

@@ -12,12 +12,15 @@ input="--model $tmp/tiny.gguf --text $tmp/train.txt --ctx 128 --chunks 2"
 for book in "$tmp"/*.kvb tests/golden/*.kvb; do
     name=$(basename "$book")
     expect "export $name" 0 wrote "$kvbook" export "$book" -o "$work/x.safetensors"
+    rm -f "$work/y.kvb"
     expect "import $name" 0 wrote "$kvbook" import "$work/x.safetensors" -o "$work/y.kvb"
     same "$name: the same bytes" "$book" "$work/y.kvb"
     expect "export $name as NPZ" 0 wrote "$kvbook" export "$book" -o "$work/x.npz"
+    rm -f "$work/y.kvb"
     expect "import $name from NPZ" 0 wrote "$kvbook" import "$work/x.npz" -o "$work/y.kvb"
     same "$name through NPZ: the same bytes" "$book" "$work/y.kvb"
     expect "export $name as GGUF" 0 wrote "$kvbook" export "$book" -o "$work/x.gguf"
+    rm -f "$work/y.kvb"
     expect "import $name from GGUF" 0 wrote "$kvbook" import "$work/x.gguf" -o "$work/y.kvb"
     same "$name through GGUF: the same bytes" "$book" "$work/y.kvb"
 done
