@@ -1,7 +1,6 @@
 #include "cuda/calib/cuda_forward.h"
 
 #include <cublas_v2.h>
-#include <cuda_runtime.h>
 
 #include <string.h>
 
@@ -10,10 +9,8 @@
 #include <vector>
 
 #include "cuda/calib/cuda_forward_kernels.cuh"
+#include "cuda/calib/cuda_try.cuh"
 
-extern "C" {
-#include "format/base/fail.h"
-}
 
 enum { MOST_DIM = 128, COUNTERS = 2 /* then one a query head */, SLOTS = 2, STAGES = 4 };
 static const size_t STAGE_BYTES = (size_t)16 << 20;
@@ -59,22 +56,7 @@ struct kvb_cuda_forward {
     kvb_dev_work_layer work = {};
 };
 
-static kvb_status fail(kvb_error *err, const char *what, cudaError_t code)
-{
-    (void)cudaGetLastError();
-    if (code == cudaErrorMemoryAllocation)
-        return kvb_fail(err, KVB_E_MEMORY, "GPU", "%s: out of device memory; use fewer or shorter chunks, or the CPU", what);
-    return kvb_fail(err, KVB_E_DEVICE, "GPU", "%s: %s", what, cudaGetErrorString(code));
-}
-
-#define TRY(status, err, what, call)                   \
-    do {                                               \
-        if ((status) == KVB_OK) {                      \
-            const cudaError_t code_ = (call);          \
-            if (code_ != cudaSuccess)                  \
-                (status) = fail((err), (what), code_); \
-        }                                              \
-    } while (0)
+static const char memory_hint[] = "use fewer or shorter chunks, or the CPU";
 
 template <typename T>
 static kvb_status take(kvb_cuda_forward *f, T **to, size_t count, kvb_error *err)

@@ -1,6 +1,5 @@
 #include "cuda/calib/cuda_kmeans.h"
 
-#include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -9,10 +8,8 @@
 #include <vector>
 
 #include "cuda/calib/cuda_kmeans_kernels.cuh"
+#include "cuda/calib/cuda_try.cuh"
 
-extern "C" {
-#include "format/base/fail.h"
-}
 
 static const uint32_t CHUNK = 1024; /* points of a warp's share of the sort */
 
@@ -40,22 +37,7 @@ struct stretch {
     char *device;
 };
 
-static kvb_status fail(kvb_error *err, const char *what, cudaError_t code)
-{
-    (void)cudaGetLastError();
-    if (code == cudaErrorMemoryAllocation)
-        return kvb_fail(err, KVB_E_MEMORY, "GPU", "%s: out of device memory; use fewer rows (--max-memory), or the CPU", what);
-    return kvb_fail(err, KVB_E_DEVICE, "GPU", "%s: %s", what, cudaGetErrorString(code));
-}
-
-#define TRY(status, err, what, call)                     \
-    do {                                                 \
-        if ((status) == KVB_OK) {                        \
-            const cudaError_t code_ = (call);            \
-            if (code_ != cudaSuccess)                    \
-                (status) = fail((err), (what), code_);   \
-        }                                                \
-    } while (0)
+static const char memory_hint[] = "use fewer rows (--max-memory), or the CPU";
 
 uint32_t kvb_cuda_points_width(uint32_t channels)
 {

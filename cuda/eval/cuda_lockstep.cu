@@ -1,15 +1,12 @@
 #include "cuda/eval/cuda_lockstep.h"
 
-#include <cuda_runtime.h>
-
 #include <new>
 #include <vector>
 
-extern "C" {
-#include "format/base/fail.h"
-}
+#include "cuda/calib/cuda_try.cuh"
 
 enum { PAGE_TOKENS = 256 };
+static const char memory_hint[] = "use fewer or shorter chunks, or the CPU";
 
 struct kvb_cuda_lockstep {
     const kvb_book *book = nullptr;
@@ -20,20 +17,13 @@ struct kvb_cuda_lockstep {
     int32_t *page = nullptr;   /* [sequences][pages of a sequence], one after the other */
 };
 
-static kvb_status fail(kvb_error *err, cudaError_t code)
-{
-    (void)cudaGetLastError();
-    return kvb_fail(err, code == cudaErrorMemoryAllocation ? KVB_E_MEMORY : KVB_E_DEVICE, "GPU", "page table: %s", cudaGetErrorString(code));
-}
-
 static kvb_status copy_table(const std::vector<int32_t> &from, int32_t **to, kvb_error *err)
 {
-    cudaError_t code = cudaMalloc(to, from.size() * sizeof from[0]);
-    if (code == cudaSuccess)
-        code = cudaMemcpy(*to, from.data(), from.size() * sizeof from[0], cudaMemcpyHostToDevice);
-    if (code == cudaSuccess)
-        code = cudaDeviceSynchronize(); /* streams do not wait for copies of this kind */
-    return code == cudaSuccess ? KVB_OK : fail(err, code);
+    kvb_status status = KVB_OK;
+    TRY(status, err, "page table", cudaMalloc(to, from.size() * sizeof from[0]));
+    TRY(status, err, "page table", cudaMemcpy(*to, from.data(), from.size() * sizeof from[0], cudaMemcpyHostToDevice));
+    TRY(status, err, "page table", cudaDeviceSynchronize()); /* streams do not wait for copies of this kind */
+    return status;
 }
 
 static kvb_status make_tables(kvb_cuda_lockstep *l, uint32_t pages, kvb_error *err)

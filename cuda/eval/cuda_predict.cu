@@ -1,17 +1,14 @@
 #include "cuda/eval/cuda_predict.h"
 
 #include <cublas_v2.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <new>
 #include <vector>
 
 #include "cuda/calib/cuda_forward_kernels.cuh"
+#include "cuda/calib/cuda_try.cuh"
 
-extern "C" {
-#include "format/base/fail.h"
-}
 
 enum { BLOCK_FLOATS = 1 << 26, MOST_ROWS = 4096, THREADS = 256 };
 
@@ -36,22 +33,7 @@ struct kvb_cuda_predict {
     kvb_cuda_judged *judged = nullptr;         /* [rows] */
 };
 
-static kvb_status fail(kvb_error *err, const char *what, cudaError_t code)
-{
-    (void)cudaGetLastError();
-    if (code == cudaErrorMemoryAllocation)
-        return kvb_fail(err, KVB_E_MEMORY, "GPU", "%s: out of device memory; use fewer or shorter chunks, or the CPU", what);
-    return kvb_fail(err, KVB_E_DEVICE, "GPU", "%s: %s", what, cudaGetErrorString(code));
-}
-
-#define TRY(status, err, what, call)                   \
-    do {                                               \
-        if ((status) == KVB_OK) {                      \
-            const cudaError_t code_ = (call);          \
-            if (code_ != cudaSuccess)                  \
-                (status) = fail((err), (what), code_); \
-        }                                              \
-    } while (0)
+static const char memory_hint[] = "use fewer or shorter chunks, or the CPU";
 
 /* Of candidates (value, index): the larger value, of equal ones the lower index. */
 static __device__ __forceinline__ bool is_better(float a, uint32_t i, float b, uint32_t j)
