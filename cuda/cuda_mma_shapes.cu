@@ -100,7 +100,7 @@ void kvb_mma_put_tables(kvb_mma_choice choice, const kvb_shape *s, const uint16_
     to.resize(begin + entry->head_bytes);
     /* 4x16 in bytes: keys stay half floats, and no entry of the values' is negative. */
     const bool select = choice.kind == KVB_MMA_4X16 && choice.bytes;
-    const long zero = select ? SELECT_ZERO : 128 / (long)s->stages;
+    const long zero = select ? (long)SELECT_ZERO : 128 / (long)s->stages;
     const std::vector<uint8_t> key = table_rows(s, table[0], step[0], choice.bytes && !select, zero, !choice.halves && !select);
     const std::vector<uint8_t> value = table_rows(s, table[1], step[1], choice.bytes, zero, false);
     entry->tables(key.data(), value.data(), to.data() + begin);
