@@ -1,8 +1,6 @@
 #include "calib/capture_device.h"
 
 #include "format/base/fail.h"
-#include "format/base/rope.h"
-#include "model/weights.h"
 
 #ifdef KVB_CUDA
 #include <inttypes.h>
@@ -16,6 +14,8 @@
 #include "calib/device_forward.h"
 #include "calib/lanes.h"
 #include "format/base/checked.h"
+#include "format/base/rope.h"
+#include "model/weights.h"
 
 enum { HALF_MAGNITUDE = 0x7fff, HALF_MOST = 0x7bff };
 
@@ -140,11 +140,8 @@ static kvb_status choose_places(device_run *r, kvb_error *err)
 static kvb_status start_forward(share *s, kvb_error *err)
 {
     const device_run *r = s->run;
-    const kvb_cuda_shape shape = {
-        .embedding = r->config->embedding, .ffn = r->config->ffn, .norm_epsilon = r->config->norm_epsilon, .geometry = *r->g,
-        .ctx = (uint32_t)r->ctx, .sequences = s->chunks, .cosine = r->rope.cosine, .sine = r->rope.sine,
-        .drawn = r->drawn + s->first * r->ctx,
-    };
+    kvb_cuda_shape shape = kvb_device_shape(r->job->model, &r->rope, (uint32_t)r->ctx, s->chunks);
+    shape.drawn = r->drawn + s->first * r->ctx;
     return kvb_cuda_forward_create((int)s->gpu, &shape, &s->forward, err);
 }
 

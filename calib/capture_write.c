@@ -1,5 +1,3 @@
-#include <stdlib.h>
-
 #include "calib/capture_sink.h"
 #include "format/base/fail.h"
 

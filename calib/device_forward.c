@@ -32,10 +32,29 @@ kvb_status kvb_device_forward_check(const kvb_model *model, kvb_error *err)
     return KVB_OK;
 }
 
+kvb_status kvb_device_forward_gpu(const kvb_model *model, kvb_device device, int *gpu, kvb_error *err)
+{
+    uint32_t list[KVB_MOST_GPUS], count;
+    kvb_status status = kvb_device_forward_check(model, err);
+    if (status == KVB_OK)
+        status = kvb_device_gpus(device, list, &count, err);
+    *gpu = status == KVB_OK ? (int)list[0] : 0;
+    return status;
+}
+
 #ifdef KVB_CUDA
 #include <stdlib.h>
 
 #include "format/base/checked.h"
+
+kvb_cuda_shape kvb_device_shape(const kvb_model *model, const kvb_rope_table *rope, uint32_t ctx, uint64_t sequences)
+{
+    const kvb_model_config *c = &model->config;
+    return (kvb_cuda_shape){
+        .embedding = c->embedding, .ffn = c->ffn, .norm_epsilon = c->norm_epsilon, .geometry = model->geometry[0], .ctx = ctx,
+        .sequences = sequences, .cosine = rope->cosine, .sine = rope->sine,
+    };
+}
 
 /* The matrix as float32; scratch is made when first needed and serves the same matrix of every layer. */
 static const float *floats_of(const kvb_weight *w, float **scratch)

@@ -68,8 +68,7 @@ static kvb_status finish(kvb_book *book, const char *name, bool defer, kvb_book 
     return KVB_OK;
 }
 
-/* Takes ownership of `bytes`, also on failure. */
-static kvb_status adopt(uint8_t *bytes, size_t size, const char *name, kvb_book **out, kvb_error *err)
+kvb_status kvb_book_adopt(uint8_t *bytes, size_t size, const char *name, bool defer, kvb_book **out, kvb_error *err)
 {
     kvb_book *book = calloc(1, sizeof *book);
     if (book == NULL) {
@@ -79,7 +78,7 @@ static kvb_status adopt(uint8_t *bytes, size_t size, const char *name, kvb_book 
     book->owned = bytes;
     book->bytes = bytes;
     book->size = size;
-    return finish(book, name, false, out, err);
+    return finish(book, name, defer, out, err);
 }
 
 /* A model file named by mistake should not be read to its end before it is refused. */
@@ -100,7 +99,7 @@ static kvb_status open_read(const char *path, kvb_book **book, kvb_error *err)
     char *bytes;
     size_t size;
     kvb_status status = kvb_read_file(path, KVB_MAX_FILE, &bytes, &size, err);
-    return status == KVB_OK ? adopt((uint8_t *)bytes, size, path, book, err) : status;
+    return status == KVB_OK ? kvb_book_adopt((uint8_t *)bytes, size, path, false, book, err) : status;
 }
 
 static kvb_status open_mapped(const char *path, kvb_book **out, kvb_error *err)
@@ -159,7 +158,7 @@ kvb_status kvb_book_open_memory(const void *bytes, size_t size, const char *name
     if (copy == NULL)
         return kvb_fail_memory(err, name);
     memcpy(copy, bytes, size);
-    return adopt(copy, size, name, book, err);
+    return kvb_book_adopt(copy, size, name, false, book, err);
 }
 
 void kvb_book_close(kvb_book *book)

@@ -43,5 +43,7 @@ kvb_status kvb_reader_check_scaled(const kvb_reader *r);
 /* book_read.c: validates `book->bytes` and fills the rest of a zeroed book. On failure the caller still closes it.
  * `defer` leaves what the bytes of CODE, FINE, MEAN and XFRM sections are to kvb_book_verify(). */
 kvb_status kvb_book_parse(kvb_book *book, const char *name, bool defer, kvb_error *err);
+/* A book over bytes in memory, which it owns from now on, also on failure. */
+kvb_status kvb_book_adopt(uint8_t *bytes, size_t size, const char *name, bool defer, kvb_book **out, kvb_error *err);
 
 #endif

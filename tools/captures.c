@@ -7,13 +7,12 @@
 
 kvb_status kvb_captures_open(const kvb_strings *names, kvb_opened_captures *o, kvb_error *err)
 {
-    kvb_status status = KVB_OK;
     o->part = kvb_alloc_zeroed(names->count, sizeof *o->part);
     o->view = kvb_alloc_zeroed(names->count, sizeof *o->view);
     if (o->part == NULL || o->view == NULL)
         return kvb_fail_memory(err, "captures");
-    for (; status == KVB_OK && o->parts < names->count; o->parts++) {
-        status = kvb_capture_open(names->items[o->parts], &o->part[o->parts], err);
+    for (; o->parts < names->count; o->parts++) {
+        kvb_status status = kvb_capture_open(names->items[o->parts], &o->part[o->parts], err);
         if (status != KVB_OK)
             return status;
         o->view[o->parts] = kvb_capture_view(o->part[o->parts]);

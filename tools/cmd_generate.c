@@ -232,10 +232,9 @@ static kvb_status start(generate_run *r, kvb_error *err)
 {
     const generate_args *a = r->args;
     if (a->device.value != KVB_DEVICE_CPU) {
-        const kvb_policy policy = kvb_policy_from_args(&a->policy, kvb_book_policy(r->book));
         const uint64_t context = kvb_model_get_info(r->model)->context, asked = r->prompt.count + a->tokens.value;
-        r->policy = policy;
-        return kvb_stream_create_on_device(r->model, r->book, &policy, a->seed.value, (kvb_device)a->device.value,
+        r->policy = kvb_policy_from_args(&a->policy, kvb_book_policy(r->book));
+        return kvb_stream_create_on_device(r->model, r->book, &r->policy, a->seed.value, (kvb_device)a->device.value,
                                            (uint32_t)(asked < context ? asked : context), &r->stream, err);
     }
     kvb_status status = a->packed != NULL ? take_packed(r, err) : take_new(r, err);

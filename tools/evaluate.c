@@ -25,7 +25,6 @@ typedef struct evaluator {
     uint64_t chunk;
 } evaluator;
 
-
 void kvb_parallel_openmp(void (*task)(void *user, size_t i), void *user, size_t count)
 {
 #pragma omp parallel for schedule(dynamic)

@@ -30,35 +30,40 @@ typedef struct side_by_side {
     kvb_cuda_judged *judged;   /* [rows] */
 } side_by_side;
 
-static kvb_status start_forward(side_by_side *s, kvb_error *err)
+/* What serves all chunks, however many go through at a time; rows is the most. */
+static kvb_status start(side_by_side *s, size_t rows, kvb_error *err)
 {
-    const kvb_model_config *c = &s->model->config;
-    const kvb_cuda_shape shape = {
-        .embedding = c->embedding, .ffn = c->ffn, .norm_epsilon = c->norm_epsilon, .geometry = s->model->geometry[0],
-        .ctx = s->run->input->ctx, .sequences = s->chunks, .cosine = s->rope.cosine, .sine = s->rope.sine, .handed = true,
-    };
-    return kvb_cuda_forward_create(s->gpu, &shape, &s->forward, err);
-}
-
-static kvb_status start(side_by_side *s, kvb_error *err)
-{
-    const kvb_input *in = s->run->input;
-    const uint32_t ctx = in->ctx;
-    s->tokens = kvb_alloc_array(s->rows, sizeof *s->tokens);
-    s->target = kvb_alloc_zeroed(s->rows, sizeof *s->target);
-    s->judged = kvb_alloc_array(s->rows, sizeof *s->judged);
+    const uint32_t ctx = s->run->input->ctx;
+    s->tokens = kvb_alloc_array(rows, sizeof *s->tokens);
+    s->target = kvb_alloc_zeroed(rows, sizeof *s->target);
+    s->judged = kvb_alloc_array(rows, sizeof *s->judged);
     s->x = kvb_alloc_array((size_t)ctx * s->model->config.embedding, sizeof *s->x);
     if (s->tokens == NULL || s->target == NULL || s->judged == NULL || s->x == NULL)
         return kvb_fail_memory(err, "evaluation");
-    for (uint64_t c = 0; c < s->chunks; c++) {
-        kvb_text_chunk(&in->text, ctx, in->skip, s->first + c, in->bos, s->tokens + c * ctx);
+    kvb_status status = kvb_rope_table_create(&s->rope, &s->model->geometry[0], 0, ctx, err);
+    return status == KVB_OK ? kvb_device_predict(s->gpu, s->model, rows, &s->predict, err) : status;
+}
+
+/* The next chunks; the last ones may be fewer, and then have a forward pass of their own. */
+static kvb_status take_chunks(side_by_side *s, uint64_t first, uint64_t chunks, kvb_error *err)
+{
+    const kvb_input *in = s->run->input;
+    const uint32_t ctx = in->ctx;
+    const bool fits = s->forward != NULL && s->chunks == chunks;
+    s->first = first;
+    s->chunks = chunks;
+    s->rows = chunks * ctx;
+    for (uint64_t c = 0; c < chunks; c++) {
+        kvb_text_chunk(&in->text, ctx, in->skip, first + c, in->bos, s->tokens + c * ctx);
         for (uint32_t t = 0; t + 1 < ctx; t++)
             s->target[c * ctx + t] = s->tokens[c * ctx + t + 1];
     }
-    kvb_status status = kvb_rope_table_create(&s->rope, &s->model->geometry[0], 0, ctx, err);
-    if (status == KVB_OK)
-        status = start_forward(s, err);
-    return status == KVB_OK ? kvb_device_predict(s->gpu, s->model, s->rows, &s->predict, err) : status;
+    if (fits)
+        return KVB_OK;
+    kvb_cuda_shape shape = kvb_device_shape(s->model, &s->rope, ctx, chunks);
+    shape.handed = true;
+    kvb_cuda_forward_destroy(s->forward);
+    return kvb_cuda_forward_create(s->gpu, &shape, &s->forward, err);
 }
 
 static void finish(side_by_side *s)
@@ -142,24 +147,26 @@ static kvb_status run_pass(side_by_side *s, size_t pass, kvb_error *err)
 
 static kvb_status run_chunks(side_by_side *s, kvb_error *err)
 {
-    kvb_status status = start(s, err);
+    kvb_status status = KVB_OK;
     for (size_t pass = s->run->options.exact ? 0 : 1; pass <= s->run->variants && status == KVB_OK; pass++)
         status = run_pass(s, pass, err);
     for (uint64_t c = 0; c < s->chunks && status == KVB_OK; c++)
         status = kvb_evaluation_close_chunk(s->run, s->first + c, err);
-    finish(s);
     return status;
 }
 
 static kvb_status run_all(kvb_evaluation *run, int gpu, kvb_error *err)
 {
-    const uint64_t chunks = run->input->chunks, ctx = run->input->ctx, most = ctx < MOST_TOKENS ? MOST_TOKENS / ctx : 1;
-    kvb_status status = KVB_OK;
+    const uint64_t chunks = run->input->chunks, ctx = run->input->ctx, room = ctx < MOST_TOKENS ? MOST_TOKENS / ctx : 1;
+    const uint64_t most = chunks < room ? chunks : room;
+    side_by_side s = {.run = run, .model = run->input->model, .gpu = gpu};
+    kvb_status status = start(&s, most * ctx, err);
     for (uint64_t first = 0; first < chunks && status == KVB_OK; first += most) {
-        const uint64_t many = chunks - first < most ? chunks - first : most;
-        side_by_side s = {.run = run, .model = run->input->model, .gpu = gpu, .first = first, .chunks = many, .rows = many * ctx};
-        status = run_chunks(&s, err);
+        status = take_chunks(&s, first, chunks - first < most ? chunks - first : most, err);
+        if (status == KVB_OK)
+            status = run_chunks(&s, err);
     }
+    finish(&s);
     return status;
 }
 #else
@@ -173,9 +180,7 @@ static kvb_status run_all(kvb_evaluation *run, int gpu, kvb_error *err)
 
 kvb_status kvb_evaluate_on_device(kvb_evaluation *run, kvb_error *err)
 {
-    uint32_t gpu[KVB_MOST_GPUS], gpus;
-    kvb_status status = kvb_device_forward_check(run->input->model, err);
-    if (status == KVB_OK)
-        status = kvb_device_gpus(run->options.device, gpu, &gpus, err);
-    return status == KVB_OK ? run_all(run, (int)gpu[0], err) : status;
+    int gpu;
+    kvb_status status = kvb_device_forward_gpu(run->input->model, run->options.device, &gpu, err);
+    return status == KVB_OK ? run_all(run, gpu, err) : status;
 }

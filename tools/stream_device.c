@@ -45,15 +45,14 @@ static kvb_status send_weights(kvb_device_stream *s, kvb_error *err)
 static kvb_status start(kvb_device_stream *s, int gpu, uint32_t piece, uint32_t positions, const kvb_policy *policy, uint64_t seed,
                         kvb_error *err)
 {
-    const kvb_model_config *c = &s->model->config;
     kvb_status status = kvb_rope_table_create(&s->rope, &s->model->geometry[0], 0, positions > piece ? positions : piece, err);
     if (status != KVB_OK)
         return status;
-    const kvb_cuda_shape shape = {
-        .embedding = c->embedding, .ffn = c->ffn, .norm_epsilon = c->norm_epsilon, .geometry = s->model->geometry[0], .ctx = piece,
-        .sequences = 1, .positions = positions, .cosine = s->rope.cosine, .sine = s->rope.sine, .handed = true, .resident = c->layers,
-    };
-    s->x = kvb_alloc_array((size_t)piece * c->embedding, sizeof *s->x);
+    kvb_cuda_shape shape = kvb_device_shape(s->model, &s->rope, piece, 1);
+    shape.positions = positions;
+    shape.handed = true;
+    shape.resident = s->model->config.layers;
+    s->x = kvb_alloc_array((size_t)piece * s->model->config.embedding, sizeof *s->x);
     status = s->x != NULL ? kvb_cuda_forward_create(gpu, &shape, &s->forward, err) : kvb_fail_memory(err, "generate");
     if (status == KVB_OK)
         status = send_weights(s, err);
@@ -65,13 +64,11 @@ static kvb_status start(kvb_device_stream *s, int gpu, uint32_t piece, uint32_t 
 kvb_status kvb_device_stream_create(const kvb_model *model, const kvb_book *book, const kvb_policy *policy, uint64_t seed, kvb_device device,
                                     uint32_t piece, uint32_t positions, kvb_device_stream **stream, kvb_error *err)
 {
-    uint32_t gpu[KVB_MOST_GPUS], gpus;
+    int gpu;
     *stream = NULL;
-    kvb_status status = kvb_device_forward_check(model, err);
+    kvb_status status = kvb_device_forward_gpu(model, device, &gpu, err);
     if (status == KVB_OK)
         status = check_book(model, book, err);
-    if (status == KVB_OK)
-        status = kvb_device_gpus(device, gpu, &gpus, err);
     if (status != KVB_OK)
         return status;
     kvb_device_stream *s = kvb_alloc_zeroed(1, sizeof *s);
@@ -79,7 +76,7 @@ kvb_status kvb_device_stream_create(const kvb_model *model, const kvb_book *book
         return kvb_fail_memory(err, "generate");
     s->model = model;
     s->book = book;
-    status = start(s, (int)gpu[0], piece, positions, policy, seed, err);
+    status = start(s, gpu, piece, positions, policy, seed, err);
     if (status == KVB_OK)
         *stream = s;
     else
@@ -127,8 +124,8 @@ kvb_status kvb_device_stream_create(const kvb_model *model, const kvb_book *book
 {
     (void)book, (void)policy, (void)seed, (void)piece, (void)positions;
     *stream = NULL;
-    kvb_status status = kvb_device_forward_check(model, err);
-    return status == KVB_OK ? kvb_device_check(device, err) : status;
+    int gpu;
+    return kvb_device_forward_gpu(model, device, &gpu, err);
 }
 
 void kvb_device_stream_destroy(kvb_device_stream *s)

@@ -11,7 +11,6 @@
 #include "cuda/calib/cuda_forward_kernels.cuh"
 #include "cuda/calib/cuda_try.cuh"
 
-
 enum { MOST_DIM = 128, COUNTERS = 2 /* then one a query head */, SLOTS = 2, STAGES = 4 };
 static const size_t STAGE_BYTES = (size_t)16 << 20;
 
@@ -563,8 +562,9 @@ static kvb_status clear_seen(kvb_cuda_forward *f, const seen_slot *s, kvb_error 
 static kvb_status begin_layer(kvb_cuda_forward *f, const weight_slot **weights, kvb_error *err)
 {
     kvb_status status = KVB_OK;
+    const bool there = f->shape.resident != 0 ? f->copied == f->shape.resident : f->copied > f->layers;
     *weights = &f->weights[f->layers % f->weights.size()];
-    if (f->copied == f->layers && (f->shape.resident == 0 || f->copied < f->shape.resident))
+    if (!there)
         return kvb_fail(err, KVB_E_USAGE, "GPU", "no weights are waiting: kvb_cuda_forward_weights() comes first");
     TRY(status, err, "choosing a device", cudaSetDevice(f->device));
     TRY(status, err, "layer", cudaStreamWaitEvent(f->compute, (*weights)->here, 0));
@@ -576,7 +576,6 @@ static kvb_status end_layer(kvb_cuda_forward *f, const weight_slot *weights, kvb
     kvb_status status = KVB_OK;
     TRY(status, err, "layer", cudaEventRecord(weights->used, f->compute));
     f->layers++;
-    f->copied = std::max(f->copied, f->layers); /* resident weights are there already */
     return status;
 }
 

@@ -37,15 +37,15 @@ static __global__ void kvb_round_tf32(float *x, size_t count)
 }
 
 /* The sum of x over a block of 256 threads, in a fixed order. */
-static __device__ __forceinline__ float kvb_block_sum(float x)
+template <typename T> static __device__ __forceinline__ T kvb_block_sum(T x)
 {
-    __shared__ float part[8];
+    __shared__ T part[8];
     for (int step = 16; step > 0; step /= 2)
         x += __shfl_xor_sync(0xffffffffu, x, step);
     if (threadIdx.x % 32 == 0)
         part[threadIdx.x / 32] = x;
     __syncthreads();
-    float sum = 0.0f;
+    T sum = 0;
     for (int w = 0; w < 8; w++)
         sum += part[w];
     __syncthreads();

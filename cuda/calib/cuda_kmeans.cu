@@ -10,7 +10,6 @@
 #include "cuda/calib/cuda_kmeans_kernels.cuh"
 #include "cuda/calib/cuda_try.cuh"
 
-
 static const uint32_t CHUNK = 1024; /* points of a warp's share of the sort */
 
 /* Offsets into the arrays of one side. */

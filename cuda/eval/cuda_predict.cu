@@ -9,7 +9,6 @@
 #include "cuda/calib/cuda_forward_kernels.cuh"
 #include "cuda/calib/cuda_try.cuh"
 
-
 enum { BLOCK_FLOATS = 1 << 26, MOST_ROWS = 4096, THREADS = 256 };
 
 /* A row of logits: as tools/score.h has it. */
@@ -28,7 +27,7 @@ struct kvb_cuda_predict {
     float *norm = nullptr, *matrix = nullptr;
     float *hidden = nullptr, *exact = nullptr; /* [block][E], [rows][E]: normed */
     float *logits[2] = {};                     /* [block][V]: exact, other */
-    row_score *score[2] = {};                  /* [block] */
+    row_score *score = nullptr, *exact_score = nullptr; /* [block], [rows] */
     uint32_t *target = nullptr;                /* [rows] */
     kvb_cuda_judged *judged = nullptr;         /* [rows] */
 };
@@ -39,22 +38,6 @@ static const char memory_hint[] = "use fewer or shorter chunks, or the CPU";
 static __device__ __forceinline__ bool is_better(float a, uint32_t i, float b, uint32_t j)
 {
     return a > b || (a == b && i < j);
-}
-
-/* The sum of x over a block, in a fixed order. */
-static __device__ double block_sum(double x)
-{
-    __shared__ double part[THREADS / 32];
-    for (int far = 16; far > 0; far /= 2)
-        x += __shfl_xor_sync(0xffffffffu, x, far);
-    if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = x;
-    __syncthreads();
-    double sum = 0.0;
-    for (int w = 0; w < THREADS / 32; w++)
-        sum += part[w];
-    __syncthreads();
-    return sum;
 }
 
 static __device__ void block_best(float *value, uint32_t *index)
@@ -89,7 +72,7 @@ static __global__ void __launch_bounds__(THREADS) score_rows(const float *logits
     block_best(&most, &top);
     for (uint32_t i = threadIdx.x; i < vocab; i += THREADS)
         sum += (double)expf(row[i] - most);
-    sum = log(block_sum(sum)) + (double)most;
+    sum = log(kvb_block_sum(sum)) + (double)most;
     if (threadIdx.x == 0)
         score[blockIdx.x] = {sum, sum - (double)row[target[blockIdx.x]], top, 0};
 }
@@ -106,7 +89,7 @@ static __global__ void __launch_bounds__(THREADS) judge_rows(const float *exact,
             const double p = (double)exact[at + i] - e;
             sum += exp(p) * (p - ((double)other[at + i] - o));
         }
-        sum = block_sum(sum);
+        sum = kvb_block_sum(sum);
     }
     if (threadIdx.x == 0)
         judged[blockIdx.x] = {other_score[blockIdx.x].nll, sum,
@@ -134,11 +117,12 @@ static kvb_status take_all(kvb_cuda_predict *p, kvb_error *err)
         status = take(p, &p->hidden, p->block * p->width, err);
     if (status == KVB_OK)
         status = take(p, &p->exact, p->rows * p->width, err);
-    for (int i = 0; i < 2 && status == KVB_OK; i++) {
+    for (int i = 0; i < 2 && status == KVB_OK; i++)
         status = take(p, &p->logits[i], p->block * p->vocab, err);
-        if (status == KVB_OK)
-            status = take(p, &p->score[i], p->block, err);
-    }
+    if (status == KVB_OK)
+        status = take(p, &p->score, p->block, err);
+    if (status == KVB_OK)
+        status = take(p, &p->exact_score, p->rows, err);
     if (status == KVB_OK)
         status = take(p, &p->target, p->rows, err);
     return status == KVB_OK ? take(p, &p->judged, p->rows, err) : status;
@@ -210,15 +194,14 @@ static kvb_status judge_block(kvb_cuda_predict *p, const float *x, size_t at, si
                               kvb_error *err)
 {
     float *hidden = keep ? p->exact + at * p->width : p->hidden;
+    row_score *score = keep ? p->exact_score + at : p->score;
     kvb_status status = KVB_OK;
     kvb_rms_norm<<<(unsigned)rows, 256, 0, stream>>>(x + at * p->width, p->norm, p->width, p->epsilon, hidden);
     status = project(p, hidden, rows, p->logits[1], err);
-    score_rows<<<(unsigned)rows, THREADS, 0, stream>>>(p->logits[1], p->vocab, p->target + at, p->score[1]);
-    if (compare && status == KVB_OK) {
+    score_rows<<<(unsigned)rows, THREADS, 0, stream>>>(p->logits[1], p->vocab, p->target + at, score);
+    if (compare && status == KVB_OK)
         status = project(p, p->exact + at * p->width, rows, p->logits[0], err);
-        score_rows<<<(unsigned)rows, THREADS, 0, stream>>>(p->logits[0], p->vocab, p->target + at, p->score[0]);
-    }
-    judge_rows<<<(unsigned)rows, THREADS, 0, stream>>>(compare ? p->logits[0] : nullptr, p->score[0], p->logits[1], p->score[1], p->vocab,
+    judge_rows<<<(unsigned)rows, THREADS, 0, stream>>>(compare ? p->logits[0] : nullptr, p->exact_score + at, p->logits[1], score, p->vocab,
                                                        p->judged + at);
     TRY(status, err, "likelihoods", cudaGetLastError());
     return status;

@@ -18,16 +18,12 @@ static bool refused_in_two_steps(const uint8_t *bytes, size_t size, const char *
 {
     char said[sizeof(kvb_error)];
     kvb_error err = {0};
-    kvb_book *book = calloc(1, sizeof *book);
+    kvb_book *book = NULL;
     void *aligned = NULL;
-    if (book == NULL || posix_memalign(&aligned, 64, size) != 0)
+    if (posix_memalign(&aligned, 64, size) != 0)
         abort();
     memcpy(aligned, bytes, size);
-    book->name = strdup(name);
-    book->owned = aligned;
-    book->bytes = aligned;
-    book->size = size;
-    kvb_status status = kvb_book_parse(book, name, true, &err);
+    kvb_status status = kvb_book_adopt(aligned, size, name, true, &book, &err);
     const bool opened = status == KVB_OK;
     if (opened)
         status = kvb_book_verify(book, &err);

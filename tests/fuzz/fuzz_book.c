@@ -64,24 +64,6 @@ static void read_open(const kvb_book *book)
     }
 }
 
-/* Opens as a mapped book is opened, whatever the size; takes the bytes, which are aligned. NULL if it is refused. */
-static kvb_book *open_deferred(uint8_t *bytes, size_t size, kvb_error *err)
-{
-    kvb_book *book = calloc(1, sizeof *book);
-    if (book == NULL) {
-        free(bytes);
-        return NULL;
-    }
-    book->owned = bytes;
-    book->bytes = bytes;
-    book->size = size;
-    book->name = strdup("fuzz");
-    if (book->name != NULL && kvb_book_parse(book, "fuzz", true, err) == KVB_OK)
-        return book;
-    kvb_book_close(book);
-    return NULL;
-}
-
 /* `full`: what opening with every check gave, `why` its error. */
 static void read_deferred(const uint8_t *data, size_t size, kvb_status full, const kvb_error *why)
 {
@@ -90,11 +72,12 @@ static void read_deferred(const uint8_t *data, size_t size, kvb_status full, con
         return;
     memcpy(bytes, data, size);
     kvb_error err;
-    kvb_book *book = open_deferred(bytes, size, &err);
-    if (book == NULL && full == KVB_OK)
-        abort();
-    if (book == NULL)
+    kvb_book *book = NULL;
+    if (kvb_book_adopt(bytes, size, "fuzz", true, &book, &err) != KVB_OK) {
+        if (full == KVB_OK)
+            abort();
         return;
+    }
     read_open(book);
     if (kvb_book_verify(book, &err) != full || (full != KVB_OK && strcmp(err.message, why->message) != 0))
         abort();
