@@ -303,11 +303,17 @@ int main(int argc, char **argv)
         return 0;
     }
     /* grid: centroids that are multiples of steps, as the recipe key "centroids": "int8" makes them. */
-    const struct { const char *name; uint32_t d, K, stages; bool grid; } shapes[] = {
-        {"4x16", 4, 16, 0, false}, {"add:8x16+16", 8, 16, 2, false}, {"8x256", 8, 256, 0, false}, {"16x256", 16, 256, 0, false},
-        {"4x256", 4, 256, 0, false}, {"2x256", 2, 256, 0, false}, {"16x4096", 16, 4096, 0, false}, {"32x4096", 32, 4096, 0, false},
-        {"4x16:int8", 4, 16, 0, true}, {"add:8x16+16:int8", 8, 16, 2, true}, {"8x256:int8", 8, 256, 0, true},
-        {"16x256:int8", 16, 256, 0, true}, {"4x256:int8", 4, 256, 0, true},
+    const struct { const char *name; uint32_t d, K, stages; bool grid, best; kvb_rope_frame frame; } shapes[] = {
+        {"4x16", 4, 16, 0, false, false, KVB_FRAME_BLOCK}, {"add:8x16+16", 8, 16, 2, false, false, KVB_FRAME_BLOCK},
+        {"8x256", 8, 256, 0, false, false, KVB_FRAME_BLOCK}, {"16x256", 16, 256, 0, false, false, KVB_FRAME_BLOCK},
+        {"4x256", 4, 256, 0, false, false, KVB_FRAME_BLOCK}, {"2x256", 2, 256, 0, false, false, KVB_FRAME_BLOCK},
+        {"16x4096", 16, 4096, 0, false, false, KVB_FRAME_BLOCK}, {"32x4096", 32, 4096, 0, false, false, KVB_FRAME_BLOCK},
+        {"4x16:int8", 4, 16, 0, true, false, KVB_FRAME_BLOCK}, {"add:8x16+16:int8", 8, 16, 2, true, false, KVB_FRAME_BLOCK},
+        {"8x256:int8", 8, 256, 0, true, false, KVB_FRAME_BLOCK}, {"16x256:int8", 16, 256, 0, true, false, KVB_FRAME_BLOCK},
+        {"4x256:int8", 4, 256, 0, true, false, KVB_FRAME_BLOCK},
+        /* What the recipes `best` and `best-fast` make at about half a bit, 1 bit and 2 bits. */
+        {"best:16x16+16", 16, 16, 2, false, true, KVB_FRAME_PRE}, {"best:8x16+16", 8, 16, 2, false, true, KVB_FRAME_PRE},
+        {"best:4x16+16", 4, 16, 2, false, true, KVB_FRAME_PRE}, {"best-fast:8x16+16", 8, 16, 2, false, true, KVB_FRAME_BLOCK},
     };
     const cell cells[] = {{1, 131072, 0, 1}, {1, 131072, 0.01, 32}, {1, 8192, 0.01, 32}, {1, 32768, 0.01, 32},
                           {16, 8192, 0.01, 32}, {64, 2048, 0.01, 32}, {8, 131072, 0, 1}};
@@ -327,7 +333,8 @@ int main(int argc, char **argv)
         shape.centroids = s.K;
         shape.stages = s.stages;
         shape.grid = s.grid;
-        shape.frame = KVB_FRAME_BLOCK;
+        shape.key_transform = s.best;
+        shape.frame = s.frame;
         shape.rope_block = 16;
         shape.rope_style = KVB_ROPE_HALF;
         shape.rope_dims = D;

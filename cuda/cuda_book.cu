@@ -127,20 +127,16 @@ static std::vector<float> grid_steps(const kvb_book *book, uint32_t index)
     return step;
 }
 
-/* Why no fast kernel fits, or NULL; then the others tell which does, how many of its blocks fit on a multiprocessor, and the steps of
- * tables of bytes. */
-static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_choice *choice, int *resident, std::vector<float> &step)
+/* Why no kernel made for one shape fits, or NULL; then the others tell which does, how many of its blocks fit on a multiprocessor, and the
+ * steps of tables of bytes. */
+static const char *choose_shape(const kvb_book *book, uint32_t index, kvb_mma_choice *choice, int *resident, std::vector<float> &step)
 {
     const kvb_layer *l = kvb_book_layer(book, index);
     const uint32_t block = l->frame == KVB_FRAME_POST ? 0 : l->frame == KVB_FRAME_PRE ? 1 : l->rope_block;
     const bool turns = l->rope_style != KVB_ROPE_NONE && block != 0;
     *choice = {KVB_MMA_NONE, true, false};
-    if (l->kind == KVB_LAYER_SLIDING)
-        return "a sliding layer";
     if (turns && block != 16)
-        return l->frame == KVB_FRAME_PRE ? "keys are coded before RoPE" : "the frame is not block:16";
-    if (turns && l->rope_dims != l->head_dim)
-        return "part of the channels has no RoPE";
+        return "keys are coded before RoPE";
     const kvb_shape shape = shape_of(kvb_book_codebook(book, index, 0, KVB_KEY), l->head_dim);
     for (uint32_t g = 0; g < l->kv_heads; g++)
         for (int k = 0; k < 2; k++) {
@@ -163,6 +159,62 @@ static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_c
         return "no faster kernel is compiled for the shape";
     *choice = found;
     return NULL;
+}
+
+static bool fits_halves(const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(x[i]) < 60000.0f))
+            return false;
+    return true;
+}
+
+/* Why no fast kernel fits, or NULL. */
+static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_choice *choice, int *resident, std::vector<float> &step)
+{
+    const kvb_layer *l = kvb_book_layer(book, index);
+    const bool turns = l->rope_style != KVB_ROPE_NONE && l->frame != KVB_FRAME_POST;
+    *choice = {KVB_MMA_NONE, true, false};
+    if (l->kind == KVB_LAYER_SLIDING)
+        return "a sliding layer";
+    if (turns && l->frame != KVB_FRAME_PRE && l->rope_block != 16)
+        return "the frame is not block:16";
+    if (turns && l->rope_dims != l->head_dim)
+        return "part of the channels has no RoPE";
+    if (choose_shape(book, index, choice, resident, step) == NULL)
+        return NULL;
+    for (uint32_t g = 0; g < l->kv_heads; g++) {
+        const float *inverse = kvb_book_codebook(book, index, g, KVB_KEY)->inverse;
+        if (kvb_book_codebook(book, index, g, KVB_VALUE)->inverse != NULL)
+            return "values have a transform";
+        if (inverse != NULL && !fits_halves(inverse, (size_t)l->head_dim * l->head_dim))
+            return "the transform does not fit half floats";
+    }
+    const bool halves = !turns || l->rope_style == KVB_ROPE_HALF;
+    *resident = kvb_tile_residency(l->head_dim, halves);
+    if (*resident == 0)
+        return "no faster kernel is compiled for the head dimension";
+    *choice = {KVB_MMA_TILE, halves, false};
+    return NULL;
+}
+
+/* The inverses [G][D][D] of the keys' transforms as half floats; nothing where no head has one. */
+static std::vector<uint8_t> key_inverses(const kvb_book *book, uint32_t index)
+{
+    const kvb_layer *l = kvb_book_layer(book, index);
+    const size_t each = (size_t)l->head_dim * l->head_dim;
+    std::vector<uint8_t> to;
+    for (uint32_t g = 0; g < l->kv_heads; g++) {
+        const float *inverse = kvb_book_codebook(book, index, g, KVB_KEY)->inverse;
+        if (inverse == NULL)
+            continue;
+        to.resize(l->kv_heads * each * 2);
+        for (size_t i = 0; i < each; i++) {
+            const uint16_t half = kvb_half_from_float(inverse[i]);
+            memcpy(&to[(g * each + i) * 2], &half, 2);
+        }
+    }
+    return to;
 }
 
 static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
@@ -200,7 +252,10 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
             offsets[g * 4 + i] = put_codebook(u, c, dim);
         }
     size_t tables_at = NOWHERE;
-    if (to->mma.kind != KVB_MMA_NONE) {
+    if (to->mma.kind == KVB_MMA_TILE) {
+        const std::vector<uint8_t> inverses = key_inverses(b->book, index);
+        tables_at = u.put(inverses.data(), inverses.size());
+    } else if (to->mma.kind != KVB_MMA_NONE) {
         std::vector<uint8_t> tables;
         for (uint32_t g = 0; g < G; g++) {
             const uint16_t *const table[2] = {kvb_book_codebook(b->book, index, g, KVB_KEY)->table,
@@ -253,6 +308,8 @@ static kvb_status upload_layer(kvb_cuda_book *b, uint32_t index, kvb_error *err)
     const kvb_shape &s = shapes[0];
     if (why != NULL)
         snprintf(to->kernel, sizeof to->kernel, "plain: %s", why);
+    else if (to->mma.kind == KVB_MMA_TILE)
+        snprintf(to->kernel, sizeof to->kernel, "tiles of any shapes");
     else
         snprintf(to->kernel, sizeof to->kernel, "mma %s%ux%u%s%s", s.stages == 1 ? "" : "add:", s.channels, s.rows,
                  s.stages == 1 ? "" : "+16", to->mma.bytes ? " in bytes" : "");

@@ -33,7 +33,7 @@ typedef struct kvb_dev_layer {
     float scale;
     const uint64_t *turn;     /* [rope_dims/2] */
     const kvb_dev_head *head; /* [G] */
-    const uint8_t *mma_tables; /* [G] tables as the fast kernel wants them, or NULL */
+    const uint8_t *mma_tables; /* [G] what the fast kernel wants of a head: tables, or the inverse [D][D] of the keys' transform; or NULL */
     uint32_t step_bytes, prompt_bytes; /* shared memory that encoding takes; prompt_bytes 0: more than there is, prompts go as steps */
     uint32_t select_room;              /* anchors that a prompt can choose in shared memory */
 } kvb_dev_layer;
@@ -41,6 +41,7 @@ typedef struct kvb_dev_layer {
 typedef enum kvb_mma_shape {
     KVB_MMA_NONE = 0, KVB_MMA_4X16, KVB_MMA_8X256, KVB_MMA_ADD_8X16, KVB_MMA_4X256, KVB_MMA_2X256, KVB_MMA_16X256,
     KVB_MMA_16X4096, KVB_MMA_32X4096,
+    KVB_MMA_TILE, /* any mixture of shapes: cuda_tile.cu */
 } kvb_mma_shape;
 
 /* A fast kernel. halves: RoPE pairs are (i, i + D/2); bytes: its tables are multiples of steps of their channels. */
@@ -151,6 +152,10 @@ cudaError_t kvb_mma_launch(kvb_mma_choice choice, const kvb_dev_layer *layer, co
                            uint32_t column_groups, cudaStream_t stream);
 /* Readies the device for the kernel: blocks that fit on a multiprocessor at a time, 0 where it cannot run. */
 int kvb_mma_residency(kvb_mma_choice choice, uint32_t dim);
+/* The same of the kernel that takes any mixture of shapes; halves: RoPE pairs are (i, i + D/2). */
+int kvb_tile_residency(uint32_t dim, bool halves);
+cudaError_t kvb_tile_launch(bool halves, const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch,
+                            const void *q, void *out, const kvb_dev_work *work, uint32_t column_groups, cudaStream_t stream);
 /* Readies the device for encoding a layer whose codes have up to `units` indices a token, and fills in the shared memory it takes. */
 cudaError_t kvb_append_prepare(kvb_dev_layer *layer, uint32_t units);
 cudaError_t kvb_append_launch(const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch,

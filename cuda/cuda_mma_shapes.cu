@@ -62,7 +62,7 @@ kvb_mma_shape kvb_mma_shape_of(const kvb_shape *s)
 
 uint32_t kvb_mma_layout(kvb_mma_choice choice)
 {
-    if (choice.kind == KVB_MMA_NONE || choice.kind == KVB_MMA_16X4096 || choice.kind == KVB_MMA_32X4096)
+    if (choice.kind == KVB_MMA_NONE || choice.kind == KVB_MMA_TILE || choice.kind == KVB_MMA_16X4096 || choice.kind == KVB_MMA_32X4096)
         return KVB_LAYOUT_ROWS;
     if (choice.kind == KVB_MMA_4X16 && choice.bytes)
         return choice.halves ? KVB_LAYOUT_UNITS_HALF : KVB_LAYOUT_UNITS_QUARTER;
@@ -112,6 +112,8 @@ cudaError_t kvb_mma_launch(kvb_mma_choice choice, const kvb_dev_layer *layer, co
                            const kvb_dev_batch *batch, const void *q, void *out, const kvb_dev_work *work,
                            uint32_t column_groups, cudaStream_t stream)
 {
+    if (choice.kind == KVB_MMA_TILE)
+        return kvb_tile_launch(choice.halves, layer, cache, batch, q, out, work, column_groups, stream);
     const mma_entry *entry = find_entry(choice, layer->dim);
     return entry == NULL ? cudaErrorInvalidDeviceFunction
                          : entry->start(layer, cache, batch, q, out, work, column_groups, stream);

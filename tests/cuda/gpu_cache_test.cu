@@ -385,6 +385,44 @@ static void shapes(void)
     run_pair("8x256 no RoPE", shape_of(8, 2, D, 8, 256, 0, KVB_FRAME_PRE, KVB_ROPE_NONE), plain, 300, 1, 0, 1.0, 2e-3);
 }
 
+/* Books that only the kernel for any mixture of shapes takes: as the recipes `best` and `best-fast` make them. */
+static void mixtures(void)
+{
+    const struct { uint32_t d, stages, other_d, other_stages; } kinds[] = {{16, 0, 16, 2}, {16, 3, 8, 2}, {8, 3, 4, 2},
+                                                                           {4, 3, 2, 2},   {2, 3, 1, 2},  {4, 0, 32, 0}};
+    const kvb_policy some = policy_of(0.02, KVB_SCORE_EXACT_K, 32, 4);
+    char name[100];
+    for (const auto &k : kinds)
+        for (uint32_t D = 64; D <= 128; D *= 2)
+            for (int style = 1; style <= 2; style++)
+                for (int frame = 0; frame < 2; frame++) {
+                    rt_shape s = shape_of(8, 2, D, k.d, 16, k.stages, frame ? KVB_FRAME_PRE : KVB_FRAME_BLOCK, (kvb_rope_style)style);
+                    s.other_channels = k.other_d;
+                    s.other_stages = k.other_stages;
+                    s.key_transform = k.d != 16;
+                    snprintf(name, sizeof name, "%ux16 of %u and %ux16 of %u, D %u %s %s", k.d, k.stages, k.other_d, k.other_stages, D,
+                             frame ? "pre" : "block:16", style == 2 ? "halves" : "pairs");
+                    run_pair(name, s, some, 300, 1, 0, 1.0, 2e-3);
+                }
+    rt_shape s = shape_of(8, 2, 128, 8, 16, 3, KVB_FRAME_PRE, KVB_ROPE_HALF);
+    s.other_channels = 4;
+    s.other_stages = 2;
+    s.key_transform = true;
+    s.fine_channels = 2;
+    s.fine_centroids = 256;
+    kvb_policy fine = some;
+    fine.exact = KVB_EXACT_FINE;
+    run_pair("a mixture, pre, fine codes", s, fine, 300, 1, 0, 1.0, 2e-3);
+    run_pair("a mixture, pre, large logits", s, some, 400, 1, 0, 3.0, 2e-3);
+    run_pair("a mixture, pre, three tokens a step", s, some, 300, 3, 0, 1.0, 2e-3);
+    run_pair("a mixture, pre, nothing exact", s, policy_of(0.0, KVB_SCORE_EXACT_K, 0, 0), 300, 1, 0, 1.0, 2e-3);
+    s.frame = KVB_FRAME_POST;
+    run_pair("a mixture, post", s, some, 300, 1, 0, 1.0, 2e-3);
+    s.rope_style = KVB_ROPE_NONE;
+    s.frame = KVB_FRAME_PRE;
+    run_pair("a mixture, no RoPE", s, some, 300, 1, 0, 1.0, 2e-3);
+}
+
 static void policies(void)
 {
     const rt_shape s = shape_of(8, 2, 64, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF);
@@ -444,6 +482,11 @@ static void few(void)
     run_pair("8x256", grid, p, 70, 1, 0, 1.0, 2e-3);
     run_pair("16x4096", shape_of(4, 1, 64, 16, 4096, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), p, 70, 1, 0, 1.0, 2e-3);
     run_pair("8x256 pre", shape_of(4, 1, 64, 8, 256, 0, KVB_FRAME_PRE, KVB_ROPE_HALF), p, 70, 1, 0, 1.0, 2e-3);
+    rt_shape mixture = shape_of(4, 1, 64, 8, 16, 2, KVB_FRAME_PRE, KVB_ROPE_HALF);
+    mixture.key_transform = true;
+    mixture.other_channels = 4;
+    mixture.other_stages = 3;
+    run_pair("a mixture", mixture, p, 70, 1, 0, 1.0, 2e-3);
     run_pair("a prompt", shape_of(4, 1, 64, 4, 16, 0, KVB_FRAME_BLOCK, KVB_ROPE_HALF), policy_of(0.1, KVB_SCORE_KEY_NORM, 16, 2), 70, 1,
              60, 1.0, 2e-3);
 }
@@ -457,8 +500,11 @@ int main(int argc, char **argv)
     }
     if (argc > 1 && strcmp(argv[1], "few") == 0)
         few();
+    else if (argc > 1 && strcmp(argv[1], "mixtures") == 0)
+        mixtures();
     else {
         shapes();
+        mixtures();
         policies();
         calls();
     }

@@ -66,7 +66,8 @@ static void make_transform(uint32_t dim, uint64_t key, float *forward, float *in
 /* Floats of one head's table. */
 static size_t table_floats(const rt_shape *s)
 {
-    return (size_t)s->head_dim * s->centroids * (s->stages > 0 ? s->stages : 1);
+    const uint32_t most = s->stages > s->other_stages ? s->stages : s->other_stages;
+    return (size_t)s->head_dim * s->centroids * (most > 0 ? most : 1);
 }
 
 static size_t fine_floats(const rt_shape *s)
@@ -107,12 +108,14 @@ static void make_part(const rt_shape *s, const kvb_scaling *scaling, kvb_book_pa
         part->scaling = scaling;
         part->table = NULL;
     }
-    if (!s->transform)
+    if (!s->transform && !s->key_transform)
         return;
     float *mean = memory + table, *forward = mean + dim, *inverse = forward + dim * dim;
     rt_normal(mean, dim, key + 1);
-    make_transform(s->head_dim, key + 2, forward, inverse);
     part->mean = mean;
+    if (!s->transform && scaling != &s->scaling[KVB_KEY])
+        return;
+    make_transform(s->head_dim, key + 2, forward, inverse);
     part->forward = forward;
     part->inverse = inverse;
 }
@@ -132,7 +135,7 @@ static kvb_book *build(const kvb_book_spec *spec)
 
 kvb_book *rt_book_make(const rt_shape *s, const kvb_policy *policy)
 {
-    const size_t dim = s->head_dim, floats = table_floats(s) + (s->transform ? dim + 2 * dim * dim : 0);
+    const size_t dim = s->head_dim, floats = table_floats(s) + (s->transform || s->key_transform ? dim + 2 * dim * dim : 0);
     const size_t parts = (size_t)s->layers * s->kv_heads * 2;
     kvb_layer *layer = calloc(s->layers, sizeof *layer);
     kvb_book_part *part = calloc(2 * parts, sizeof *part);
@@ -141,6 +144,10 @@ kvb_book *rt_book_make(const rt_shape *s, const kvb_policy *policy)
     if (layer != NULL && part != NULL && memory != NULL) {
         for (size_t i = 0; i < parts; i++) {
             make_part(s, &s->scaling[i % 2], part + i, memory + i * floats, kvb_rng_key(s->seed, i, 1, 2, 3));
+            if (s->other_channels != 0 && i % 3 == 1) {
+                part[i].channels = s->other_channels;
+                part[i].stages = s->other_stages;
+            }
             make_fine(s, part + i, part + parts + i, memory + parts * floats + i * fine_floats(s),
                       kvb_rng_key(s->seed, i, 1, 2, 3));
         }

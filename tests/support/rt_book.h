@@ -15,6 +15,8 @@ typedef struct rt_shape {
     uint32_t rope_dims;
     uint32_t sliding;  /* window of sliding layers; 0: full attention */
     bool transform;    /* means and a linear transform */
+    bool key_transform; /* means, and a linear transform of keys alone */
+    uint32_t other_channels, other_stages; /* of every third codebook; 0: one shape for all */
     bool last_exact;   /* the last layer is KVB_LAYER_UNSUPPORTED */
     uint64_t seed;
     uint32_t stages;   /* of additive codebooks; 0: plain */
