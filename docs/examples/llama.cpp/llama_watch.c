@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -126,6 +127,7 @@ int watch_open(watch *w, const char *model, const char *text, uint32_t ctx, enum
     struct llama_context_params p = llama_context_default_params();
     p.n_ctx = p.n_batch = p.n_ubatch = p.n_outputs_max = ctx; /* a chunk is one step: observe() sees all of it at once */
     p.n_seq_max = 1;
+    p.n_threads = p.n_threads_batch = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
     p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     p.type_k = p.type_v = type;
     p.cb_eval = attention_of != NULL ? observe : NULL;
