@@ -181,6 +181,23 @@ void kvb_put_printable(FILE *to, const char *text)
     }
 }
 
+/* What a file is good for that was given in place of a book. */
+static const char *advice(const kvb_error *err)
+{
+    static const struct { const char *ending, *text; } known[] = {
+        {".kvc", "; this looks like a capture: `kvbook train` makes a book of it, `kvbook verify` checks it"},
+        {".gguf", "; this looks like a model: `kvbook calibrate` makes a book for it"},
+        {".kvp", "; this looks like saved caches: `kvbook verify` checks them"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known && strncmp(err->message, "not a .kvb file", 15) == 0; i++) {
+        const char *at = strstr(err->where, known[i].ending);
+        const char after = at != NULL ? at[strlen(known[i].ending)] : ' ';
+        if (after == '\0' || after == ',') /* "x.kvc", "x.kvc, byte 0" */
+            return known[i].text;
+    }
+    return "";
+}
+
 void kvb_print_error(const kvb_error *err)
 {
     const char *no_color = getenv("NO_COLOR");
@@ -189,5 +206,6 @@ void kvb_print_error(const kvb_error *err)
     kvb_put_printable(stderr, err->where);
     fputs(err->where[0] != '\0' ? ": " : "", stderr);
     kvb_put_printable(stderr, err->message);
+    fputs(advice(err), stderr);
     fputc('\n', stderr);
 }

@@ -15,8 +15,7 @@
 #include "model/backward.h"
 #include "model/divergence.h"
 #include "tests/support/cm.h"
-#include "tests/support/scratch.h"
-#include "tests/support/tiny_llama2c.h"
+#include "tests/support/tiny_run.h"
 
 enum { CTX = 96, CHUNKS = 42, LAYERS = 3, WINDOW = 5 };
 #define RECIPE                                                                                                         \
@@ -24,53 +23,22 @@ enum { CTX = 96, CHUNKS = 42, LAYERS = 3, WINDOW = 5 };
     "\"values\":{\"shape\":\"4x16\"}}"
 
 typedef struct fixture {
-    char *folder;
-    kvb_model *model;
-    kvb_text text;
-    kvb_text_source source;
+    tiny_run run;
     kvb_book *book[2]; /* frames pre and block:16 */
 } fixture;
 
 static kvb_book *calibrate(const fixture *f, const char *frame)
 {
     char json[256];
-    kvb_recipe recipe;
-    kvb_train_options options;
-    kvb_capture_store *store = NULL;
-    kvb_book *book = NULL;
-    uint8_t *image = NULL;
-    size_t size;
-    kvb_error err = {0};
-    const kvb_capture_options capture = {.ctx = CTX, .chunks = CHUNKS, .bos = -1, .seed = 1, .stop_on_nan = true};
     snprintf(json, sizeof json, RECIPE, frame);
-    kvb_train_options_init(&options);
-    if (kvb_recipe_parse(json, strlen(json), "t.json", &recipe, &err) != KVB_OK ||
-        kvb_capture_run(f->model, &f->text, &capture, &store, &err) != KVB_OK ||
-        kvb_train_book(kvb_capture_view(store), &recipe, &options, &image, &size, NULL, &err) != KVB_OK ||
-        kvb_book_open_memory(image, size, "calibrated", &book, &err) != KVB_OK)
-        print_error("%s: %s\n", err.where, err.message);
-    free(image);
-    kvb_capture_close(store);
-    kvb_recipe_free(&recipe);
-    return book;
+    return tiny_run_calibrate(&f->run, json, CTX, CHUNKS);
 }
 
 static int set_up(void **state)
 {
     static fixture f;
-    char path[512], tokenizer[512];
-    tiny_llama2c tiny = tiny_llama2c_default();
-    f.folder = scratch_create();
-    scratch_path(f.folder, "tiny.bin", path);
-    scratch_path(f.folder, "tokenizer.bin", tokenizer);
-    kvb_model_options options = {.tokenizer_path = tokenizer};
-    if (!tiny_llama2c_write(&tiny, path, tokenizer) || kvb_model_open(path, &options, &f.model, NULL) != KVB_OK)
+    if (!tiny_run_open(&f.run, CTX, CHUNKS))
         return 1;
-    f.source = (kvb_text_source){.path = "folder/words.txt", .bytes = 9, .tokens = 7};
-    f.text = (kvb_text){.sources = &f.source, .source_count = 1, .id_count = CTX * CHUNKS + 5};
-    f.text.ids = kvb_alloc_array(f.text.id_count, sizeof *f.text.ids);
-    for (size_t i = 0; i < f.text.id_count; i++)
-        f.text.ids[i] = (uint32_t)kvb_rng_below(3, i, tiny.vocab);
     f.book[0] = calibrate(&f, "pre");
     f.book[1] = calibrate(&f, "block:16");
     *state = &f;
@@ -82,9 +50,7 @@ static int tear_down(void **state)
     fixture *f = *state;
     kvb_book_close(f->book[0]);
     kvb_book_close(f->book[1]);
-    kvb_model_close(f->model);
-    free(f->text.ids);
-    scratch_remove(f->folder);
+    tiny_run_close(&f->run);
     return 0;
 }
 
@@ -133,16 +99,16 @@ static double student_loss(student *s, uint32_t tokens, bool wanted)
 
 static void student_make(student *s, const fixture *f, const kvb_book *book, uint32_t tokens)
 {
-    const uint32_t width = kvb_model_get_info(f->model)->embedding;
+    const uint32_t width = kvb_model_get_info(f->run.model)->embedding;
     const float *hidden;
-    *s = (student){.ids = f->text.ids};
+    *s = (student){.ids = f->run.text.ids};
     assert_int_equal(kvb_tune_work_create(book, tokens, &s->work, NULL), KVB_OK);
     for (uint32_t l = 0; l < LAYERS; l++) {
         assert_int_equal(kvb_tune_layer_create(NULL, book, l, false, &s->layer[l], NULL), KVB_OK);
         assert_int_equal(kvb_tune_memo_create(&s->layer[l], tokens, &s->memo[l], NULL), KVB_OK);
     }
-    assert_int_equal(kvb_backward_create(f->model, tokens, 0, &s->backward, NULL), KVB_OK);
-    assert_int_equal(kvb_divergence_create(f->model, &s->divergence, NULL), KVB_OK);
+    assert_int_equal(kvb_backward_create(f->run.model, tokens, 0, &s->backward, NULL), KVB_OK);
+    assert_int_equal(kvb_divergence_create(f->run.model, &s->divergence, NULL), KVB_OK);
     s->teacher = kvb_alloc_array((size_t)tokens * width, sizeof(float));
     s->d_hidden = kvb_alloc_array((size_t)tokens * width, sizeof(float));
     s->kept = kvb_alloc_zeroed((size_t)kvb_book_layer(book, 0)->kv_heads * tokens, 1);
@@ -229,7 +195,7 @@ static tuned distill(const fixture *f, const kvb_tune_options *o)
 {
     tuned t = {0};
     kvb_error err = {0};
-    if (kvb_distill_book(f->model, &f->text, f->book[0], o, &t.image, &t.size, &t.report, &err) != KVB_OK)
+    if (kvb_distill_book(f->run.model, &f->run.text, f->book[0], o, &t.image, &t.size, &t.report, &err) != KVB_OK)
         fail_msg("%s: %s", err.where, err.message);
     return t;
 }
@@ -275,7 +241,7 @@ static void test_kl_falls(void **state)
     kvb_tune_options again = usual();
     again.epochs = 1;
     tuned u = {0};
-    assert_int_equal(kvb_distill_book(f->model, &f->text, book, &again, &u.image, &u.size, &u.report, NULL), KVB_OK);
+    assert_int_equal(kvb_distill_book(f->run.model, &f->run.text, book, &again, &u.image, &u.size, &u.report, NULL), KVB_OK);
     assert_true(fabs(u.report.kl.heldout_before - kl->heldout_after) < 1e-2 * kl->heldout_after);
     kvb_book_close(book);
     free(t.image);
@@ -354,15 +320,15 @@ static void test_refusals(void **state)
     uint64_t last = 7;
     o.progress = stop;
     o.progress_user = &last;
-    assert_int_equal(kvb_distill_book(f->model, &f->text, f->book[0], &o, &image, &size, NULL, &err), KVB_E_CANCELLED);
+    assert_int_equal(kvb_distill_book(f->run.model, &f->run.text, f->book[0], &o, &image, &size, NULL, &err), KVB_E_CANCELLED);
     assert_null(image);
     assert_non_null(strstr(err.message, "7 of 132"));
     o = usual();
     o.chunks = 1;
-    assert_int_equal(kvb_distill_book(f->model, &f->text, f->book[0], &o, &image, &size, NULL, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_distill_book(f->run.model, &f->run.text, f->book[0], &o, &image, &size, NULL, &err), KVB_E_USAGE);
     o = usual();
     o.epochs = 0;
-    assert_int_equal(kvb_distill_book(f->model, &f->text, f->book[0], &o, &image, &size, NULL, &err), KVB_E_USAGE);
+    assert_int_equal(kvb_distill_book(f->run.model, &f->run.text, f->book[0], &o, &image, &size, NULL, &err), KVB_E_USAGE);
 }
 
 int main(void)

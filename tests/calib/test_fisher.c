@@ -9,7 +9,6 @@
 #include "calib/capture_rows.h"
 #include "calib/text_gradient.h"
 #include "calib/train_impl.h"
-#include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/half.h"
 #include "format/base/rng.h"
@@ -17,34 +16,20 @@
 #include "tests/support/cm.h"
 #include "tests/support/scratch.h"
 #include "tests/support/synth.h"
-#include "tests/support/tiny_llama2c.h"
+#include "tests/support/tiny_run.h"
 
 enum { CTX = 40, CHUNKS = 3 };
 
 typedef struct fixture {
-    char *folder;
-    kvb_model *model;
-    kvb_text text;
-    kvb_text_source source;
+    tiny_run run;
     kvb_capture_options options;
 } fixture;
 
 static int set_up(void **state)
 {
     static fixture f;
-    char path[512], tokenizer[512];
-    tiny_llama2c tiny = tiny_llama2c_default();
-    f.folder = scratch_create();
-    scratch_path(f.folder, "tiny.bin", path);
-    scratch_path(f.folder, "tokenizer.bin", tokenizer);
-    kvb_model_options options = {.tokenizer_path = tokenizer};
-    if (!tiny_llama2c_write(&tiny, path, tokenizer) || kvb_model_open(path, &options, &f.model, NULL) != KVB_OK)
+    if (!tiny_run_open(&f.run, CTX, CHUNKS))
         return 1;
-    f.source = (kvb_text_source){.path = "words.txt", .bytes = 9, .tokens = 7};
-    f.text = (kvb_text){.sources = &f.source, .source_count = 1, .id_count = CTX * CHUNKS + 5};
-    f.text.ids = kvb_alloc_array(f.text.id_count, sizeof *f.text.ids);
-    for (size_t i = 0; i < f.text.id_count; i++)
-        f.text.ids[i] = (uint32_t)kvb_rng_below(3, i, tiny.vocab);
     f.options = (kvb_capture_options){.ctx = CTX, .chunks = CHUNKS, .bos = -1, .seed = 1, .gradients = true};
     *state = &f;
     return 0;
@@ -53,9 +38,7 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     fixture *f = *state;
-    kvb_model_close(f->model);
-    free(f->text.ids);
-    scratch_remove(f->folder);
+    tiny_run_close(&f->run);
     return 0;
 }
 
@@ -123,13 +106,13 @@ static kvb_status attend(void *user, const kvb_attention_call *c, float *out, kv
 /* The sum of log p(next token) of a chunk. */
 static double likelihood(const fixture *f, kvb_forward *forward, uint64_t chunk, moved m)
 {
-    const uint32_t vocab = kvb_model_get_info(f->model)->vocab;
+    const uint32_t vocab = kvb_model_get_info(f->run.model)->vocab;
     const kvb_forward_hooks hooks = {.attend = attend, .attend_user = &m};
     const float *hidden;
     float *logits = malloc((size_t)CTX * vocab * sizeof *logits);
     uint32_t tokens[CTX];
     double sum = 0.0;
-    kvb_text_chunk(&f->text, CTX, 0, chunk, -1, tokens);
+    kvb_text_chunk(&f->run.text, CTX, 0, chunk, -1, tokens);
     assert_int_equal(kvb_forward_run(forward, tokens, CTX, 0, &hooks, &hidden, NULL), KVB_OK);
     kvb_forward_logits(forward, hidden, CTX, logits);
     for (uint32_t i = 0; i + 1 < CTX; i++) {
@@ -164,8 +147,8 @@ static kept gradients_of(const fixture *f, uint64_t chunk)
 {
     kept k = {0};
     kvb_text_gradient *g = NULL;
-    assert_int_equal(kvb_text_gradient_create(f->model, &f->options, KVB_TARGET_NEXT, 0, &g, NULL), KVB_OK);
-    assert_int_equal(kvb_text_gradient_run(g, &f->text, chunk, keep, &k, NULL), KVB_OK);
+    assert_int_equal(kvb_text_gradient_create(f->run.model, &f->options, KVB_TARGET_NEXT, 0, &g, NULL), KVB_OK);
+    assert_int_equal(kvb_text_gradient_run(g, &f->run.text, chunk, keep, &k, NULL), KVB_OK);
     kvb_text_gradient_destroy(g);
     return k;
 }
@@ -179,10 +162,10 @@ static void free_kept(kept *k)
 static void test_finite_differences(void **state)
 {
     const fixture *f = *state;
-    const kvb_model_info *info = kvb_model_get_info(f->model);
+    const kvb_model_info *info = kvb_model_get_info(f->run.model);
     kvb_forward *forward = NULL;
     kept k = gradients_of(f, 1);
-    assert_int_equal(kvb_forward_create(f->model, CTX, &forward, NULL), KVB_OK);
+    assert_int_equal(kvb_forward_create(f->run.model, CTX, &forward, NULL), KVB_OK);
     for (uint32_t l = 0; l < info->layers; l++)
         for (uint32_t i = 0; i < 12; i++) {
             const uint32_t head = i % 2, token = i < 4 ? 0 : (uint32_t)kvb_rng_below(5, l * 12 + i, CTX);
@@ -215,7 +198,7 @@ static kvb_capture_store *capture(const fixture *f, uint64_t max_rows, int threa
     const int before = omp_get_max_threads();
     options.max_rows = max_rows;
     omp_set_num_threads(threads);
-    if (kvb_capture_run(f->model, &f->text, &options, &store, &err) != KVB_OK)
+    if (kvb_capture_run(f->run.model, &f->run.text, &options, &store, &err) != KVB_OK)
         fail_msg("%s: %s", err.where, err.message);
     omp_set_num_threads(before);
     return store;
@@ -230,8 +213,8 @@ static void test_capture(void **state)
     kvb_capture_options options = f->options;
     kvb_capture_store *store = capture(f, KEEP * CHUNKS, 3), *one = capture(f, KEEP * CHUNKS, 1), *file = NULL;
     options.max_rows = KEEP * CHUNKS;
-    scratch_path(f->folder, "fisher.kvc", path);
-    assert_int_equal(kvb_capture_run_to_file(f->model, &f->text, &options, path, NULL), KVB_OK);
+    scratch_path(f->run.folder, "fisher.kvc", path);
+    assert_int_equal(kvb_capture_run_to_file(f->run.model, &f->run.text, &options, path, NULL), KVB_OK);
     assert_int_equal(kvb_capture_open(path, &file, NULL), KVB_OK);
     const kvb_capture *c = kvb_capture_view(store);
     assert_int_equal(c->rows, KEEP * CHUNKS);
@@ -271,7 +254,7 @@ static void test_cancel(void **state)
     kvb_capture_options options = f->options;
     kvb_capture_store *store = NULL;
     options.progress = stop;
-    assert_int_equal(kvb_capture_run(f->model, &f->text, &options, &store, NULL), KVB_E_CANCELLED);
+    assert_int_equal(kvb_capture_run(f->run.model, &f->run.text, &options, &store, NULL), KVB_E_CANCELLED);
     assert_null(store);
 }
 

@@ -7,42 +7,26 @@
 
 #include "calib/sensitivity.h"
 #include "calib/train.h"
-#include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/rng.h"
 #include "format/base/rope.h"
 #include "model/divergence.h"
 #include "tests/support/cm.h"
-#include "tests/support/scratch.h"
 #include "tests/support/synth.h"
-#include "tests/support/tiny_llama2c.h"
+#include "tests/support/tiny_run.h"
 
 enum { CTX = 192, CHUNKS = 6, DRAWS = 6 };
 
 typedef struct fixture {
-    char *folder;
-    kvb_model *model;
-    kvb_text text;
-    kvb_text_source source;
+    tiny_run run;
     kvb_capture_options options;
 } fixture;
 
 static int set_up(void **state)
 {
     static fixture f;
-    char path[512], tokenizer[512];
-    tiny_llama2c tiny = tiny_llama2c_default();
-    f.folder = scratch_create();
-    scratch_path(f.folder, "tiny.bin", path);
-    scratch_path(f.folder, "tokenizer.bin", tokenizer);
-    kvb_model_options options = {.tokenizer_path = tokenizer};
-    if (!tiny_llama2c_write(&tiny, path, tokenizer) || kvb_model_open(path, &options, &f.model, NULL) != KVB_OK)
+    if (!tiny_run_open(&f.run, CTX, CHUNKS))
         return 1;
-    f.source = (kvb_text_source){.path = "words.txt", .bytes = 9, .tokens = 7};
-    f.text = (kvb_text){.sources = &f.source, .source_count = 1, .id_count = CTX * CHUNKS + 5};
-    f.text.ids = kvb_alloc_array(f.text.id_count, sizeof *f.text.ids);
-    for (size_t i = 0; i < f.text.id_count; i++)
-        f.text.ids[i] = (uint32_t)kvb_rng_below(3, i, tiny.vocab);
     f.options = (kvb_capture_options){.ctx = CTX, .chunks = CHUNKS, .bos = -1, .seed = 1};
     *state = &f;
     return 0;
@@ -51,9 +35,7 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     fixture *f = *state;
-    kvb_model_close(f->model);
-    free(f->text.ids);
-    scratch_remove(f->folder);
+    tiny_run_close(&f->run);
     return 0;
 }
 
@@ -63,7 +45,7 @@ static kvb_sensitivity *measure(const fixture *f, int threads)
     kvb_error err = {0};
     int before = omp_get_max_threads();
     omp_set_num_threads(threads);
-    if (kvb_sensitivity_measure(f->model, &f->text, &f->options, CHUNKS, &s, &err) != KVB_OK)
+    if (kvb_sensitivity_measure(f->run.model, &f->run.text, &f->options, CHUNKS, &s, &err) != KVB_OK)
         print_error("%s: %s\n", err.where, err.message);
     omp_set_num_threads(before);
     return s;
@@ -136,19 +118,19 @@ static kvb_status attend(void *user, const kvb_attention_call *c, float *out, kv
 /* Mean KL of the chunks with that noise. */
 static double measure_kl(const fixture *f, noisy n)
 {
-    const size_t width = kvb_model_get_info(f->model)->embedding, values = CTX * width;
+    const size_t width = kvb_model_get_info(f->run.model)->embedding, values = CTX * width;
     kvb_forward *forward = NULL;
     kvb_divergence *divergence = NULL;
     float *teacher = malloc(values * sizeof *teacher);
     double sum = 0.0;
     uint32_t tokens[CTX];
-    assert_int_equal(kvb_forward_create(f->model, CTX, &forward, NULL), KVB_OK);
-    assert_int_equal(kvb_divergence_create(f->model, &divergence, NULL), KVB_OK);
+    assert_int_equal(kvb_forward_create(f->run.model, CTX, &forward, NULL), KVB_OK);
+    assert_int_equal(kvb_divergence_create(f->run.model, &divergence, NULL), KVB_OK);
     for (uint32_t c = 0; c < CHUNKS; c++)
         for (uint32_t draw = 0; draw < DRAWS; draw++) {
             const float *hidden;
             n.key = kvb_rng_key(7, c, draw, n.layer, n.head);
-            kvb_text_chunk(&f->text, CTX, 0, c, -1, tokens);
+            kvb_text_chunk(&f->run.text, CTX, 0, c, -1, tokens);
             assert_int_equal(kvb_forward_run(forward, tokens, CTX, 0, NULL, &hidden, NULL), KVB_OK);
             memcpy(teacher, hidden, values * sizeof *teacher);
             kvb_forward_hooks hooks = {.attend = attend, .attend_user = &n};
@@ -166,7 +148,7 @@ static double measure_kl(const fixture *f, noisy n)
 static void test_predicts_kl(void **state)
 {
     const fixture *f = *state;
-    const kvb_model_info *info = kvb_model_get_info(f->model);
+    const kvb_model_info *info = kvb_model_get_info(f->run.model);
     kvb_sensitivity *s = measure(f, 2);
     assert_non_null(s);
     double predicted_sum = 0.0, found_sum = 0.0;
@@ -192,7 +174,7 @@ static void test_predicts_kl(void **state)
 static void test_threads(void **state)
 {
     const fixture *f = *state;
-    const kvb_layer *layer = kvb_model_get_info(f->model)->layer;
+    const kvb_layer *layer = kvb_model_get_info(f->run.model)->layer;
     kvb_sensitivity *one = measure(f, 1), *three = measure(f, 3);
     assert_true(one != NULL && three != NULL);
     for (int kind = 0; kind < 2; kind++)
@@ -225,7 +207,7 @@ static void test_cancel_within_a_chunk(void **state)
     int asked = 0;
     options.progress = stop_within;
     options.progress_user = &asked;
-    assert_int_equal(kvb_sensitivity_measure(f->model, &f->text, &options, CHUNKS, &s, NULL), KVB_E_CANCELLED);
+    assert_int_equal(kvb_sensitivity_measure(f->run.model, &f->run.text, &options, CHUNKS, &s, NULL), KVB_E_CANCELLED);
     assert_int_equal(asked, 2);
     assert_null(s);
 }
@@ -236,7 +218,7 @@ static void test_cancel(void **state)
     kvb_capture_options options = f->options;
     kvb_sensitivity *s = NULL;
     options.progress = stop;
-    assert_int_equal(kvb_sensitivity_measure(f->model, &f->text, &options, CHUNKS, &s, NULL), KVB_E_CANCELLED);
+    assert_int_equal(kvb_sensitivity_measure(f->run.model, &f->run.text, &options, CHUNKS, &s, NULL), KVB_E_CANCELLED);
     assert_null(s);
 }
 
@@ -248,7 +230,7 @@ static void test_cancel(void **state)
 static void test_allocated_book(void **state)
 {
     const fixture *f = *state;
-    const kvb_model_info *info = kvb_model_get_info(f->model);
+    const kvb_model_info *info = kvb_model_get_info(f->run.model);
     kvb_capture_options options = f->options;
     kvb_capture_store *store = NULL;
     kvb_recipe recipe;
@@ -262,7 +244,7 @@ static void test_allocated_book(void **state)
     assert_int_equal(kvb_recipe_set_bits(&recipe, 0.4, &err), KVB_E_USAGE);
     assert_non_null(strstr(err.message, "0.5 to 2"));
     assert_int_equal(kvb_recipe_set_bits(&recipe, 1.2, &err), KVB_OK);
-    assert_int_equal(kvb_capture_run(f->model, &f->text, &options, &store, &err), KVB_OK);
+    assert_int_equal(kvb_capture_run(f->run.model, &f->run.text, &options, &store, &err), KVB_OK);
     kvb_train_options_init(&train);
     kvb_status status = kvb_train_book(kvb_capture_view(store), &recipe, &train, &image, &size, NULL, &err);
     if (status != KVB_OK)
@@ -296,7 +278,7 @@ static void test_capture_without(void **state)
     kvb_error err = {0};
     uint8_t *image = NULL;
     size_t size;
-    assert_int_equal(kvb_capture_run(f->model, &f->text, &f->options, &store, &err), KVB_OK);
+    assert_int_equal(kvb_capture_run(f->run.model, &f->run.text, &f->options, &store, &err), KVB_OK);
     assert_int_equal(kvb_recipe_parse(LADDER, strlen(LADDER), "t.json", &recipe, &err), KVB_OK);
     assert_int_equal(kvb_recipe_set_bits(&recipe, 1, &err), KVB_OK);
     kvb_train_options_init(&train);

@@ -10,12 +10,11 @@
 #include "format/base/checked.h"
 #include "format/base/fail.h"
 #include "format/base/json.h"
-#include "format/base/rng.h"
 #include "format/book_write.h"
 #include "tests/support/cm.h"
 #include "tests/support/rt_book.h"
-#include "tests/support/scratch.h"
 #include "tests/support/tiny_llama2c.h"
+#include "tests/support/tiny_run.h"
 
 enum { CTX = 96, CHUNKS = 8, LAYERS = 3 };
 /* The error of a cache that holds everything as half floats, whose relative errors are at most 2^-11 each. */
@@ -25,10 +24,7 @@ enum { CTX = 96, CHUNKS = 8, LAYERS = 3 };
     "\"values\":{\"shape\":\"4x16\"}}"
 
 typedef struct fixture {
-    char *folder;
-    kvb_model *model;
-    kvb_text text;
-    kvb_text_source source;
+    tiny_run run;
     kvb_book *book;  /* frame pre */
     kvb_book *block; /* frame block:16 */
     kvb_book *bytes; /* centroids on a grid */
@@ -37,43 +33,15 @@ typedef struct fixture {
 static kvb_book *calibrate(const fixture *f, const char *centroids, const char *frame)
 {
     char json[256];
-    kvb_recipe recipe;
-    kvb_train_options options;
-    kvb_capture_store *store = NULL;
-    kvb_book *book = NULL;
-    uint8_t *image = NULL;
-    size_t size;
-    kvb_error err = {0};
-    const kvb_capture_options capture = {.ctx = CTX, .chunks = CHUNKS, .bos = -1, .seed = 1, .stop_on_nan = true};
     snprintf(json, sizeof json, RECIPE, centroids, frame);
-    kvb_train_options_init(&options);
-    if (kvb_recipe_parse(json, strlen(json), "t.json", &recipe, &err) != KVB_OK ||
-        kvb_capture_run(f->model, &f->text, &capture, &store, &err) != KVB_OK ||
-        kvb_train_book(kvb_capture_view(store), &recipe, &options, &image, &size, NULL, &err) != KVB_OK ||
-        kvb_book_open_memory(image, size, "calibrated", &book, &err) != KVB_OK)
-        print_error("%s: %s\n", err.where, err.message);
-    free(image);
-    kvb_capture_close(store);
-    kvb_recipe_free(&recipe);
-    return book;
+    return tiny_run_calibrate(&f->run, json, CTX, CHUNKS);
 }
 
 static int set_up(void **state)
 {
     static fixture f;
-    char path[512], tokenizer[512];
-    tiny_llama2c tiny = tiny_llama2c_default();
-    f.folder = scratch_create();
-    scratch_path(f.folder, "tiny.bin", path);
-    scratch_path(f.folder, "tokenizer.bin", tokenizer);
-    kvb_model_options options = {.tokenizer_path = tokenizer};
-    if (!tiny_llama2c_write(&tiny, path, tokenizer) || kvb_model_open(path, &options, &f.model, NULL) != KVB_OK)
+    if (!tiny_run_open(&f.run, CTX, CHUNKS))
         return 1;
-    f.source = (kvb_text_source){.path = "folder/words.txt", .bytes = 9, .tokens = 7};
-    f.text = (kvb_text){.sources = &f.source, .source_count = 1, .id_count = CTX * CHUNKS + 5};
-    f.text.ids = kvb_alloc_array(f.text.id_count, sizeof *f.text.ids);
-    for (size_t i = 0; i < f.text.id_count; i++)
-        f.text.ids[i] = (uint32_t)kvb_rng_below(3, i, tiny.vocab);
     f.book = calibrate(&f, "half", "pre");
     f.block = calibrate(&f, "half", "block:16");
     f.bytes = calibrate(&f, "int8", "block:16");
@@ -87,9 +55,7 @@ static int tear_down(void **state)
     kvb_book_close(f->book);
     kvb_book_close(f->block);
     kvb_book_close(f->bytes);
-    kvb_model_close(f->model);
-    free(f->text.ids);
-    scratch_remove(f->folder);
+    tiny_run_close(&f->run);
     return 0;
 }
 
@@ -114,7 +80,7 @@ static tuned tune(const fixture *f, const kvb_book *book, const kvb_tune_options
 {
     tuned t = {0};
     kvb_error err = {0};
-    if (kvb_tune_book(f->model, &f->text, book, o, &t.image, &t.size, &t.report, &err) != KVB_OK)
+    if (kvb_tune_book(f->run.model, &f->run.text, book, o, &t.image, &t.size, &t.report, &err) != KVB_OK)
         fail_msg("%s: %s", err.where, err.message);
     assert_int_equal(kvb_book_open_memory(t.image, t.size, "tuned", &t.book, &err), KVB_OK);
     return t;
@@ -203,10 +169,10 @@ static void test_heldout_chunk_moves_nothing(void **state)
     fixture other = *f;
     kvb_tune_options o = usual();
     uint32_t same = 0;
-    other.text.ids = kvb_alloc_array(f->text.id_count, sizeof *other.text.ids);
-    memcpy(other.text.ids, f->text.ids, f->text.id_count * sizeof *other.text.ids);
+    other.run.text.ids = kvb_alloc_array(f->run.text.id_count, sizeof *other.run.text.ids);
+    memcpy(other.run.text.ids, f->run.text.ids, f->run.text.id_count * sizeof *other.run.text.ids);
     for (size_t i = CTX * (CHUNKS - 1); i < CTX * CHUNKS; i++)
-        other.text.ids[i] = (other.text.ids[i] + 1) % tiny_llama2c_default().vocab;
+        other.run.text.ids[i] = (other.run.text.ids[i] + 1) % tiny_llama2c_default().vocab;
     tuned a = tune(f, f->book, &o), b = tune(&other, f->book, &o);
     for (uint32_t l = 0; l < LAYERS; l++) {
         const kvb_tune_layer_report *x = &a.report.layer[l], *y = &b.report.layer[l];
@@ -218,7 +184,7 @@ static void test_heldout_chunk_moves_nothing(void **state)
     assert_true(same > 0);
     drop(&a);
     drop(&b);
-    free(other.text.ids);
+    free(other.run.text.ids);
 }
 
 /* A rate that throws the centroids far away must leave every layer as it was. */
@@ -368,7 +334,7 @@ static void test_cancel(void **state)
         kvb_error err = {0};
         o.progress = stop_at;
         o.progress_user = &stopped;
-        assert_int_equal(kvb_tune_book(f->model, &f->text, f->book, &o, &image, &size, NULL, &err), KVB_E_CANCELLED);
+        assert_int_equal(kvb_tune_book(f->run.model, &f->run.text, f->book, &o, &image, &size, NULL, &err), KVB_E_CANCELLED);
         assert_int_equal(stopped, at);
         assert_null(image);
     }
@@ -380,7 +346,7 @@ static void expect_refused(const fixture *f, const kvb_book *book, const kvb_tun
     uint8_t *image;
     size_t size;
     kvb_error err = {0};
-    kvb_status status = kvb_tune_book(f->model, &f->text, book, o, &image, &size, NULL, &err);
+    kvb_status status = kvb_tune_book(f->run.model, &f->run.text, book, o, &image, &size, NULL, &err);
     if (status != expected || strstr(err.message, part) == NULL)
         print_error("%s: %s: %s\n", kvb_status_name(status), err.where, err.message);
     assert_int_equal(status, expected);

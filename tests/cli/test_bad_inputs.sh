@@ -190,4 +190,11 @@ if [ -r /proc/self/status ]; then
 else
     skip "signals" "no /proc here"
 fi
+# Other files of this trade in place of a book: the error says what they are for.
+for pair in 'kvc:a capture: `kvbook train`' 'gguf:a model: `kvbook calibrate`' 'kvp:saved caches: `kvbook verify`'; do
+    echo 'something else' >"$tmp/other.${pair%%:*}"
+    refuse "a .${pair%%:*} in place of a book" 3 "looks like ${pair#*:}" "$kvbook" info "$tmp/other.${pair%%:*}"
+done
+echo x >"$tmp/short.kvc"
+refuse "a .kvc of two bytes in place of a book" 3 'looks like a capture' "$kvbook" info "$tmp/short.kvc"
 done_testing
