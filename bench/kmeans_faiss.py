@@ -92,7 +92,7 @@ def run_ours(library, x, start, iterations=ITERATIONS, results=None):
     for i in range(count):
         problems[i] = Problem(x[i].ctypes.data, 0, n, d, d, k, None, start[i].ctypes.data, i, tables[i].ctypes.data)
     options = Options()
-    library.kvb_kmeans_options_init(ctypes.byref(options))
+    library.kvb_kmeans_options_init_sized(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options)))
     options.iterations, options.swap_rounds = iterations, 0
     status = library.kvb_kmeans_train(problems, ctypes.c_size_t(count), ctypes.byref(options), results, None)
     assert status == 0, status

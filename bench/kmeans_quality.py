@@ -55,7 +55,7 @@ def run(lib, jobs, weighted, seeding, iterations, swaps, first_seed=0):
         problems[i] = Problem(x.ctypes.data, 1, len(x), d, d, k, w.ctypes.data if weighted else None, None,
                               first_seed + i, tables[i].ctypes.data)
     options = Options()
-    lib.kvb_kmeans_options_init(ctypes.byref(options))
+    lib.kvb_kmeans_options_init_sized(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options)))
     options.seeding, options.iterations, options.swap_rounds = seeding, iterations, swaps
     options.holdout_every = 16
     start = time.perf_counter()

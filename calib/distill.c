@@ -24,7 +24,6 @@ typedef struct distiller {
     uint64_t teacher_left;    /* bytes */
     float *spare;             /* [T][E] of the chunk at hand, where it is not kept */
     float *d_hidden;          /* [T][E] */
-    double sum;               /* of the KL of chunks */
 } distiller;
 
 void kvb_distill_options_init(kvb_tune_options *o)
@@ -109,7 +108,7 @@ static void clock_part(double *part, double *at)
     *at = now;
 }
 
-/* Adds the chunk's KL to t->sum; where `factor` is not 0, adds the gradient of factor * KL to the tables'. */
+/* Adds the chunk's KL to the run's sum; where `factor` is not 0, adds the gradient of factor * KL to the tables'. */
 static kvb_status run_chunk(void *user, uint64_t chunk, double factor, kvb_error *err)
 {
     distiller *t = user;
@@ -128,7 +127,7 @@ static kvb_status run_chunk(void *user, uint64_t chunk, double factor, kvb_error
     if (status != KVB_OK)
         return status;
     const double kl = kvb_divergence_run(t->divergence, teacher, hidden, ctx, wanted ? t->d_hidden : NULL);
-    t->sum += kl;
+    t->run.sum += kl;
     status = check_finite(t, kl, err);
     for (size_t i = 0; wanted && i < (size_t)ctx * t->width; i++)
         t->d_hidden[i] *= (float)factor;
@@ -150,11 +149,11 @@ static kvb_status run_chunk(void *user, uint64_t chunk, double factor, kvb_error
 static kvb_status measure(distiller *t, double *mean, kvb_error *err)
 {
     kvb_status status = KVB_OK;
-    t->sum = 0.0;
+    t->run.sum = 0.0;
     for (uint64_t c = 0; c < t->run.chunks && status == KVB_OK; c++)
         if (kvb_tune_is_held_out(&t->run, c))
             status = run_chunk(t, c, 0.0, err);
-    *mean = t->sum / (double)t->run.report.heldout_chunks;
+    *mean = t->run.sum / (double)t->run.report.heldout_chunks;
     return status;
 }
 
@@ -174,32 +173,40 @@ static void judge(distiller *t, uint32_t epoch, double heldout)
         kl->heldout_after = heldout;
 }
 
+static kvb_status measure_before(distiller *t, kvb_error *err)
+{
+    kvb_status status = measure(t, &t->run.report.kl.heldout_before, err);
+    return status == KVB_OK ? kvb_tune_reached(&t->run, 0, err) : status;
+}
+
 static kvb_status train(distiller *t, kvb_error *err)
 {
     kvb_tune_report *r = &t->run.report;
     const uint64_t passes = t->run.trained * t->run.o->epochs;
-    double seconds = 0.0, heldout = 0.0;
+    double heldout = 0.0;
     kvb_status status = KVB_OK;
-    for (uint32_t epoch = 0; epoch < t->run.o->epochs && status == KVB_OK; epoch++) {
-        const double start = kvb_tune_wall_seconds();
-        t->sum = 0.0;
+    for (uint32_t epoch = t->run.mark.epochs; epoch < t->run.o->epochs && status == KVB_OK; epoch++) {
         status = kvb_tune_epoch(&t->run, epoch, run_chunk, t, err);
-        r->kl.train_last = t->sum / (double)t->run.trained;
-        seconds += kvb_tune_wall_seconds() - start;
+        if (status != KVB_OK)
+            return status;
+        r->kl.train_last = t->run.sum / (double)t->run.trained;
         if (epoch == 0)
             r->kl.train_first = r->kl.train_last;
-        if (status == KVB_OK)
-            status = measure(t, &heldout, err);
-        if (status == KVB_OK)
-            judge(t, epoch, heldout);
+        status = measure(t, &heldout, err);
+        if (status != KVB_OK)
+            return status;
+        judge(t, epoch, heldout);
+        status = kvb_tune_reached(&t->run, epoch + 1, err);
     }
+    if (status != KVB_OK)
+        return status;
     for (uint32_t l = 0; l < t->run.layers; l++)
         kvb_tune_restore_layer(&t->run, l);
-    double *parts[] = {&seconds, &r->kl.teacher_seconds, &r->kl.student_seconds, &r->kl.loss_seconds,
+    double *parts[] = {&t->run.trained_seconds, &r->kl.teacher_seconds, &r->kl.student_seconds, &r->kl.loss_seconds,
                        &r->kl.backward_seconds};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         *parts[i] /= (double)passes;
-    r->pass_seconds = seconds;
+    r->pass_seconds = t->run.trained_seconds;
     return status;
 }
 
@@ -250,9 +257,11 @@ kvb_status kvb_distill_book(const kvb_model *model, const kvb_text *text, const 
     if (status == KVB_OK)
         status = create(&t, err);
     if (status == KVB_OK)
-        status = kvb_tune_passed(&t.run, 0, err);
+        status = kvb_tune_resume(&t.run, err);
     if (status == KVB_OK)
-        status = measure(&t, &t.run.report.kl.heldout_before, err);
+        status = kvb_tune_passed(&t.run, 0, err);
+    if (status == KVB_OK && !t.run.marked)
+        status = measure_before(&t, err);
     if (status == KVB_OK)
         status = train(&t, err);
     destroy(&t);

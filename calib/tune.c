@@ -155,11 +155,10 @@ static kvb_status measure(tuner *t, bool heldout, bool after, kvb_error *err)
 
 static kvb_status train(tuner *t, kvb_error *err)
 {
-    const double start = kvb_tune_wall_seconds();
     kvb_status status = KVB_OK;
-    for (uint32_t epoch = 0; epoch < t->run.o->epochs && status == KVB_OK; epoch++)
+    for (uint32_t epoch = t->run.mark.epochs; epoch < t->run.o->epochs && status == KVB_OK; epoch++)
         status = kvb_tune_epoch(&t->run, epoch, run_chunk, t, err);
-    t->run.report.pass_seconds = (kvb_tune_wall_seconds() - start) / (double)(t->run.trained * t->run.o->epochs);
+    t->run.report.pass_seconds = t->run.trained_seconds / (double)(t->run.trained * t->run.o->epochs);
     return status;
 }
 
@@ -209,13 +208,21 @@ static kvb_status create(tuner *t, kvb_error *err)
     return status == KVB_OK ? kvb_forward_create(t->run.model, t->run.o->ctx, &t->forward, err) : status;
 }
 
-static kvb_status run(tuner *t, kvb_error *err)
+static kvb_status measure_before(tuner *t, kvb_error *err)
 {
-    kvb_status status = kvb_tune_passed(&t->run, 0, err);
-    if (status == KVB_OK)
-        status = measure(t, true, false, err);
+    kvb_status status = measure(t, true, false, err);
     if (status == KVB_OK)
         status = measure(t, false, false, err);
+    return status == KVB_OK ? kvb_tune_reached(&t->run, 0, err) : status;
+}
+
+static kvb_status run(tuner *t, kvb_error *err)
+{
+    kvb_status status = kvb_tune_resume(&t->run, err);
+    if (status == KVB_OK)
+        status = kvb_tune_passed(&t->run, 0, err);
+    if (status == KVB_OK && !t->run.marked)
+        status = measure_before(t, err);
     if (status == KVB_OK)
         status = train(t, err);
     if (status == KVB_OK)

@@ -11,6 +11,7 @@
 #ifndef KVB_CALIB_TUNE_H
 #define KVB_CALIB_TUNE_H
 
+#include "calib/checkpoint.h"
 #include "model/model.h"
 #include "model/text.h"
 
@@ -35,6 +36,7 @@ typedef struct kvb_tune_options {
     void *keep_user;
     kvb_exact_form exact;    /* KVB_EXACT_FINE: what is read exactly went through the book's fine codes */
     uint32_t sinks;          /* first tokens that are half floats all the same */
+    kvb_checkpoint *checkpoint; /* where tuning leaves its state, and goes on from one that it left there; or NULL */
     uint64_t teacher_bytes;  /* end to end: at most so many bytes of the exact model's predictions are kept for later epochs */
     kvb_progress_fn progress; /* total in passes over a chunk */
     void *progress_user;
@@ -63,6 +65,7 @@ typedef struct kvb_tune_report {
     uint32_t layers;
     kvb_tune_layer_report *layer; /* [layers] */
     uint64_t chunks, heldout_chunks, measured_chunks, steps; /* measured: of those trained on */
+    uint64_t resumed;            /* steps that the run went on from, which an earlier one did; 0: from the start */
     kvb_tune_kl kl;
     double seconds, pass_seconds; /* all of it; of one chunk's training pass */
 } kvb_tune_report;

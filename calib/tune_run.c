@@ -85,11 +85,19 @@ static void step_tables(kvb_tune_run *t, uint32_t step, uint64_t steps)
     }
 }
 
-kvb_status kvb_tune_epoch(kvb_tune_run *t, uint32_t epoch, kvb_tune_chunk_fn chunk, void *user, kvb_error *err)
+uint64_t kvb_tune_steps(const kvb_tune_run *t)
 {
-    const uint64_t batch = t->o->batch, steps = (t->trained + batch - 1) / batch * t->o->epochs;
+    return (t->trained + t->o->batch - 1) / t->o->batch;
+}
+
+static kvb_status run_epoch(kvb_tune_run *t, uint32_t epoch, kvb_tune_chunk_fn chunk, void *user, kvb_error *err)
+{
+    const uint64_t batch = t->o->batch, each = kvb_tune_steps(t), steps = each * t->o->epochs;
+    const uint64_t begun = t->report.steps - epoch * each; /* in a run that was interrupted */
     shuffle(t, epoch);
-    for (uint64_t first = 0; first < t->trained; first += batch) {
+    if (begun == 0)
+        t->sum = 0.0;
+    for (uint64_t first = begun * batch; first < t->trained; first += batch) {
         const uint64_t count = t->trained - first < batch ? t->trained - first : batch;
         for (uint64_t i = 0; i < count; i++) {
             kvb_status status = chunk(user, t->order[first + i], 1.0 / (double)count, err);
@@ -97,8 +105,19 @@ kvb_status kvb_tune_epoch(kvb_tune_run *t, uint32_t epoch, kvb_tune_chunk_fn chu
                 return status;
         }
         step_tables(t, (uint32_t)++t->report.steps, steps);
+        kvb_status status = kvb_tune_reached(t, epoch, err);
+        if (status != KVB_OK)
+            return status;
     }
     return KVB_OK;
+}
+
+kvb_status kvb_tune_epoch(kvb_tune_run *t, uint32_t epoch, kvb_tune_chunk_fn chunk, void *user, kvb_error *err)
+{
+    const double start = kvb_tune_wall_seconds();
+    kvb_status status = run_epoch(t, epoch, chunk, user, err);
+    t->trained_seconds += kvb_tune_wall_seconds() - start;
+    return status;
 }
 
 static uint32_t tables_of(const kvb_tune_layer *layer)
@@ -221,6 +240,8 @@ kvb_status kvb_tune_finish(kvb_tune_run *t, kvb_status status, uint8_t **image, 
 {
     *image = NULL;
     *size = 0;
+    if (status == KVB_E_CANCELLED)
+        (void)kvb_tune_save(t, NULL); /* what is said is that it was stopped; an older state does as well, only later */
     if (status == KVB_OK)
         status = kvb_tune_build(t->book, t->layer, t->text, t->o, &t->report, image, size, err);
     for (uint32_t l = 0; t->layer != NULL && l < t->layers; l++)

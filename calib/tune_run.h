@@ -6,6 +6,15 @@
 #include "calib/tune.h"
 #include "calib/tune_layer.h"
 
+/* How far a run is: between two steps, or behind the last one of an epoch that is judged now. */
+typedef struct kvb_tune_mark {
+    uint64_t steps, done; /* of all epochs; passes over a chunk, for progress */
+    uint32_t epochs;      /* that are over, judged where that is to be done */
+    double sum;           /* of the losses of the epoch under way */
+    double seconds;       /* of training so far */
+    kvb_tune_kl kl;
+} kvb_tune_mark;
+
 typedef struct kvb_tune_run {
     const kvb_model *model;
     const kvb_text *text;
@@ -22,6 +31,11 @@ typedef struct kvb_tune_run {
     uint64_t chunk;           /* at hand */
     uint64_t done, total;     /* passes over a chunk; the caller sets `total` */
     double start;             /* seconds */
+    double sum;               /* of the losses of chunks, where the way of tuning wants it */
+    double trained_seconds;   /* of the epochs that are over */
+    kvb_tune_mark mark;       /* the last one reached; tables are as they were there */
+    bool marked;              /* there is one */
+    double saved_at, save_seconds; /* the last save: when, and what it took */
 } kvb_tune_run;
 
 /* Makes all of it. KVB_E_USAGE for options that make no sense and for fewer than two chunks, KVB_E_MISMATCH where the book's
@@ -45,8 +59,19 @@ kvb_tune_call kvb_tune_call_of(const kvb_tune_run *run, const kvb_attention_call
 
 /* Adds the gradient of factor times the chunk's loss to the tables'. */
 typedef kvb_status (*kvb_tune_chunk_fn)(void *user, uint64_t chunk, double factor, kvb_error *err);
-/* One pass over the chunks that are not held out, in steps of o->batch. */
+/* Steps of an epoch. */
+uint64_t kvb_tune_steps(const kvb_tune_run *run);
+/* One pass over the chunks that are not held out, in steps of o->batch: those of them that report.steps does not count yet. `sum`
+ * is zeroed before the first. */
 kvb_status kvb_tune_epoch(kvb_tune_run *run, uint32_t epoch, kvb_tune_chunk_fn chunk, void *user, kvb_error *err);
+
+/* tune_resume.c: the state in the options' checkpoint, where there is one. */
+/* Goes on from what is there: nothing, or the run's tables, sums and report as they were at its mark. */
+kvb_status kvb_tune_resume(kvb_tune_run *run, kvb_error *err);
+/* A mark is reached, so many epochs being over: saves it, unless saving would take too much of the time. */
+kvb_status kvb_tune_reached(kvb_tune_run *run, uint32_t epochs, kvb_error *err);
+/* Saves the last mark, also in the middle of a step; tables must not have been restored since. */
+kvb_status kvb_tune_save(kvb_tune_run *run, kvb_error *err);
 
 void kvb_tune_keep_layer(kvb_tune_run *run, uint32_t layer);    /* takes its tables for the best so far */
 void kvb_tune_restore_layer(kvb_tune_run *run, uint32_t layer); /* back to those */

@@ -251,21 +251,25 @@ static bool quality_is_good(const kvb_quality *q)
     return true;
 }
 
-static kvb_status parse_quality(const kvb_reader *r, const kvb_entry *e, uint8_t *raw, kvb_quality *quality)
+/* Records lie in the file as they do in memory (book_read.c made sure of the byte order). */
+_Static_assert(sizeof(kvb_quality) == KVB_QUALITY_VALUES * sizeof(float), "quality records are used in place");
+
+static kvb_status check_quality(const kvb_reader *r, const kvb_entry *e, const kvb_quality *quality)
 {
-    kvb_status status = kvb_section_copy(r, e, raw);
-    if (status != KVB_OK)
-        return status;
-    kvb_cursor c = kvb_cursor_over(raw, (size_t)e->raw_size);
-    for (uint32_t s = 0; s < e->shape[0]; s++) {
-        quality[s].train_error = kvb_cursor_f32(&c);
-        quality[s].heldout_error = kvb_cursor_f32(&c);
-        quality[s].usage = kvb_cursor_f32(&c);
-        quality[s].entropy = kvb_cursor_f32(&c);
+    for (uint32_t s = 0; s < e->shape[0]; s++)
         if (!quality_is_good(&quality[s]))
             return kvb_section_fail(r, e, "group %u has an infinite or negative figure", s);
-    }
     return KVB_OK;
+}
+
+static kvb_status inflate_quality(const kvb_reader *r, const kvb_entry *e, uint32_t slot)
+{
+    kvb_quality *own = r->book->own_quality[slot] = kvb_alloc_array((size_t)e->raw_size, 1);
+    if (own == NULL)
+        return kvb_fail_memory(r->err, r->name);
+    r->book->quality[slot] = own;
+    kvb_status status = kvb_section_copy(r, e, (uint8_t *)own);
+    return status == KVB_OK ? check_quality(r, e, own) : status;
 }
 
 static kvb_status read_quality(const kvb_reader *r, const kvb_entry *e)
@@ -285,14 +289,10 @@ static kvb_status read_quality(const kvb_reader *r, const kvb_entry *e)
     status = kvb_section_expect(r, e, &want, true);
     if (status != KVB_OK)
         return status;
-    uint8_t *raw = kvb_alloc_array((size_t)e->raw_size, 1);
-    r->book->quality[slot] = kvb_alloc_zeroed(want.shape[0], sizeof(kvb_quality));
-    if (raw == NULL || r->book->quality[slot] == NULL)
-        status = kvb_fail_memory(r->err, r->name);
-    else
-        status = parse_quality(r, e, raw, r->book->quality[slot]);
-    free(raw);
-    return status;
+    if (e->codec != KVB_CODEC_RAW)
+        return inflate_quality(r, e, slot);
+    r->book->quality[slot] = (const kvb_quality *)(const void *)kvb_section_bytes(r, e);
+    return r->kind->lazy ? KVB_OK : check_quality(r, e, r->book->quality[slot]);
 }
 
 static bool has_section(const kvb_reader *r, const char *type)

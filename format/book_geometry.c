@@ -116,8 +116,9 @@ static kvb_status make_slots(kvb_reader *r)
                                r->header.sections, (unsigned long long)count);
     book->codebook = kvb_alloc_zeroed((size_t)count, sizeof *book->codebook);
     book->quality = kvb_alloc_zeroed((size_t)count, sizeof *book->quality);
+    book->own_quality = kvb_alloc_zeroed((size_t)count, sizeof *book->own_quality);
     book->codebooks = (uint32_t)count;
-    if (book->codebook == NULL || book->quality == NULL) {
+    if (book->codebook == NULL || book->quality == NULL || book->own_quality == NULL) {
         book->codebooks = 0;
         return kvb_fail_memory(r->err, r->name);
     }

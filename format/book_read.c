@@ -15,10 +15,13 @@ static const kvb_file_kind book_kind = {.magic = KVB_MAGIC, .extension = "kvb", 
                                         .known_count = sizeof known_sections / sizeof *known_sections,
                                         .most_codec = KVB_CODEC_ZLIB};
 
-/* What grows with the codebooks, and is only ever calculated with: whatever stands there, no index and no size follows. */
+/* What grows with the codebooks, and is only ever calculated with or shown: whatever stands there, no index and no size follows.
+ * A record of quality is small, but each lies on a page of its own, and touching that costs more than reading it. */
 static bool is_bulk(const kvb_entry *e)
 {
-    static const char bulk[][5] = {"CODE", "FINE", "MEAN", "XFRM"};
+    static const char bulk[][5] = {"CODE", "FINE", "MEAN", "XFRM", "qual"};
+    if (e->codec != KVB_CODEC_RAW)
+        return false;
     for (size_t i = 0; i < sizeof bulk / sizeof *bulk; i++)
         if (strcmp(e->type, bulk[i]) == 0)
             return true;
@@ -166,7 +169,8 @@ void kvb_book_close(kvb_book *book)
     if (book == NULL)
         return;
     for (uint32_t i = 0; i < book->codebooks; i++)
-        free(book->quality[i]);
+        free(book->own_quality[i]);
+    free(book->own_quality);
     free(book->quality);
     free(book->codebook);
     free(book->fine);

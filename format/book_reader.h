@@ -20,7 +20,8 @@ struct kvb_book {
     kvb_codebook *codebook; /* [codebooks] by layer, head, kind */
     kvb_scaling *scaling;   /* [codebooks] of those that have one; NULL where the file has none */
     kvb_codebook *fine;     /* [codebooks] or NULL where the file has none */
-    kvb_quality **quality;  /* [codebooks] NULL where the file has none */
+    const kvb_quality **quality; /* [codebooks] NULL where the file has none; in place, or */
+    kvb_quality **own_quality;   /* [codebooks] where they were compressed */
     uint32_t codebooks;
     kvb_policy policy;
     char *meta; /* NUL-terminated */
@@ -41,7 +42,7 @@ kvb_status kvb_reader_pool(const kvb_reader *r, const kvb_entry *e);
 kvb_status kvb_reader_check_scaled(const kvb_reader *r);
 
 /* book_read.c: validates `book->bytes` and fills the rest of a zeroed book. On failure the caller still closes it.
- * `defer` leaves what the bytes of CODE, FINE, MEAN and XFRM sections are to kvb_book_verify(). */
+ * `defer` leaves what the bytes of CODE, FINE, MEAN, XFRM and raw qual sections are to kvb_book_verify(). */
 kvb_status kvb_book_parse(kvb_book *book, const char *name, bool defer, kvb_error *err);
 /* A book over bytes in memory, which it owns from now on, also on failure. */
 kvb_status kvb_book_adopt(uint8_t *bytes, size_t size, const char *name, bool defer, kvb_book **out, kvb_error *err);

@@ -1,6 +1,7 @@
 /* The batch: check everything, then share the problems out to threads. */
 #include <math.h>
 #include <omp.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,14 +9,22 @@
 #include "format/base/fail.h"
 #include "kmeans/kmeans_internal.h"
 
-void kvb_kmeans_options_init(kvb_kmeans_options *options)
+void kvb_kmeans_options_init_sized(kvb_kmeans_options *options, size_t size)
 {
-    *options = (kvb_kmeans_options){
-        .struct_size = sizeof *options,
+    const size_t known = size < sizeof *options ? size : sizeof *options;
+    const kvb_kmeans_options usual = {
+        .struct_size = (uint32_t)known,
         .iterations = 15,
         .holdout_block = 256,
         .swap_rounds = 6,
     };
+    memcpy(options, &usual, known);
+}
+
+/* In parentheses the name is no macro. */
+void(kvb_kmeans_options_init)(kvb_kmeans_options *options)
+{
+    kvb_kmeans_options_init_sized(options, offsetof(kvb_kmeans_options, swap_rounds));
 }
 
 /* A caller compiled against an older header passes a shorter struct: what it lacks keeps its default. */

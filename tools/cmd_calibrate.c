@@ -82,6 +82,7 @@ static kvb_status begin(const calibrate_args *a, const kvb_input *in, const kvb_
     kvb_json_begin_object(&job, NULL);
     kvb_checkpoint_job_put(&job, recipe, a->recipe.seed.value, options.device);
     kvb_checkpoint_job_put_input(&job, in->model, &in->text, &options, in->chunks);
+    kvb_tune_job_put(&job, &a->tune);
     kvb_json_end_object(&job);
     kvb_status status = kvb_begin_checkpoint(&a->checkpoint, a->output, &job, p, checkpoint, err);
     kvb_json_writer_free(&job);
@@ -89,11 +90,11 @@ static kvb_status begin(const calibrate_args *a, const kvb_input *in, const kvb_
 }
 
 /* What the first process does with the image. */
-static kvb_status finish(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_progress *p, double start,
-                         uint8_t **image, size_t size, kvb_error *err)
+static kvb_status finish(const calibrate_args *a, const kvb_input *in, const kvb_recipe *recipe, kvb_checkpoint *checkpoint,
+                         kvb_progress *p, double start, uint8_t **image, size_t size, kvb_error *err)
 {
     char bytes[32], took[32];
-    kvb_status status = kvb_tune_image(in, &a->tune, a->recipe.seed.value, p, image, &size, err);
+    kvb_status status = kvb_tune_image(in, &a->tune, a->recipe.seed.value, checkpoint, p, image, &size, err);
     if (status == KVB_OK)
         status = kvb_write_file(a->output, *image, size, err);
     if (status == KVB_OK)
@@ -121,7 +122,7 @@ static kvb_status calibrate(const calibrate_args *a, const kvb_team *team, const
     else
         status = kvb_run_calibration(in, recipe, &a->capture, a->recipe.seed.value, checkpoint, p, &image, &size, &report, err);
     if (status == KVB_OK && team->rank == 0)
-        status = finish(a, in, recipe, p, start, &image, size, err);
+        status = finish(a, in, recipe, checkpoint, p, start, &image, size, err);
     status = kvb_end_checkpoint(checkpoint, kvb_team_agree(team, status, err), p);
     free(image);
     return status;

@@ -213,7 +213,7 @@ static kvb_status calibrate(eval_run *r, kvb_progress *p, kvb_error *err)
         status = kvb_run_calibration(&calibration, &r->recipe, &a->capture, a->recipe.seed.value, NULL, p, &image, &size,
                                      &report, err);
     if (status == KVB_OK)
-        status = kvb_tune_image(&calibration, &a->tune, a->recipe.seed.value, p, &image, &size, err);
+        status = kvb_tune_image(&calibration, &a->tune, a->recipe.seed.value, NULL, p, &image, &size, err);
     if (status == KVB_OK)
         status = kvb_book_open_memory(image, size, r->name[last], &r->book[last], err);
     if (a->calibration.text.count > 0)

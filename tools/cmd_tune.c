@@ -47,7 +47,7 @@ static kvb_status tune(const tune_args *a, const kvb_input *in, const kvb_book *
     char bytes[32];
     kvb_status status = kvb_check_identity(book, a->books.items[0], in->model, &a->allow, err);
     if (status == KVB_OK)
-        status = kvb_run_tuning(in, book, &a->tune, a->seed.value, p, &image, &size, err);
+        status = kvb_run_tuning(in, book, &a->tune, a->seed.value, NULL, p, &image, &size, err);
     if (status == KVB_OK)
         status = kvb_write_file(a->output, image, size, err);
     if (status == KVB_OK)

@@ -1,5 +1,6 @@
 #include "tools/tuning.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "calib/distill.h"
@@ -20,6 +21,12 @@ static kvb_status keep(void *user, const kvb_attention_call *call, uint8_t *kept
         .protocol = KVB_PROTOCOL_CHUNK, .seed = k->seed, .q = call->q, .k_pre = call->k_pre, .k = call->k, .v = call->v,
     };
     return kvb_prefill_kept(&p, kvb_parallel_openmp, kept, err);
+}
+
+static void say_resumed(kvb_progress *p, const kvb_tune_report *r)
+{
+    if (r->resumed > 0)
+        kvb_say(p, "went on after step %llu of %llu", (unsigned long long)r->resumed, (unsigned long long)r->steps);
 }
 
 static void say_layers(kvb_progress *p, const kvb_tune_report *r)
@@ -64,7 +71,7 @@ static void say_result(kvb_progress *p, const kvb_tune_report *r)
 }
 
 kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kvb_tune_args *args, uint64_t seed,
-                          kvb_progress *p, uint8_t **image, size_t *size, kvb_error *err)
+                          kvb_checkpoint *checkpoint, kvb_progress *p, uint8_t **image, size_t *size, kvb_error *err)
 {
     kvb_tune_options options;
     kvb_tune_report report;
@@ -90,19 +97,21 @@ kvb_status kvb_run_tuning(const kvb_input *input, const kvb_book *book, const kv
         options.exact = k.policy.exact;
         options.sinks = k.policy.sinks;
     }
+    options.checkpoint = checkpoint;
     options.progress = kvb_progress_report;
     options.progress_user = p;
     kvb_status status = (to_end ? kvb_distill_book : kvb_tune_book)(input->model, &input->text, book, &options, image, size,
                                                                     &report, err);
     if (status != KVB_OK)
         return status;
+    say_resumed(p, &report);
     (to_end ? say_kl : say_result)(p, &report);
     kvb_tune_report_free(&report);
     return KVB_OK;
 }
 
-kvb_status kvb_tune_image(const kvb_input *input, const kvb_tune_args *args, uint64_t seed, kvb_progress *p,
-                          uint8_t **image, size_t *size, kvb_error *err)
+kvb_status kvb_tune_image(const kvb_input *input, const kvb_tune_args *args, uint64_t seed, kvb_checkpoint *checkpoint,
+                          kvb_progress *p, uint8_t **image, size_t *size, kvb_error *err)
 {
     kvb_book *book = NULL;
     if (args->epochs.value == 0)
@@ -111,7 +120,21 @@ kvb_status kvb_tune_image(const kvb_input *input, const kvb_tune_args *args, uin
     free(*image);
     *image = NULL;
     if (status == KVB_OK)
-        status = kvb_run_tuning(input, book, args, seed, p, image, size, err);
+        status = kvb_run_tuning(input, book, args, seed, checkpoint, p, image, size, err);
     kvb_book_close(book);
     return status;
+}
+
+void kvb_tune_job_put(kvb_json_writer *w, const kvb_tune_args *a)
+{
+    char text[160];
+    const bool to_end = a->objective.value == KVB_TUNE_PREDICTIONS;
+    kvb_tune_options usual;
+    (to_end ? kvb_distill_options_init : kvb_tune_options_init)(&usual);
+    if (a->epochs.value == 0)
+        return;
+    snprintf(text, sizeof text, "%u of %s, batch %u, rate %.17g, stream %u, exact %u", (unsigned)a->epochs.value,
+             to_end ? "kl" : "attention", a->batch.set ? (unsigned)a->batch.value : usual.batch, a->rate.set ? a->rate.value : usual.rate,
+             (unsigned)a->stream.value, (unsigned)a->exact.value);
+    kvb_json_put_string(w, "--tune", text);
 }

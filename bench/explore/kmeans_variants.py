@@ -36,7 +36,7 @@ def library_table(lib, x, w, k, iterations, swaps, seed=0):
     problem = quality.Problem(x.ctypes.data, 0, len(x), x.shape[1], x.shape[1], k, w.ctypes.data, None, seed,
                               table.ctypes.data)
     options = quality.Options()
-    lib.kvb_kmeans_options_init(ctypes.byref(options))
+    lib.kvb_kmeans_options_init_sized(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options)))
     options.iterations, options.swap_rounds, options.threads = iterations, swaps, 1
     status = lib.kvb_kmeans_train(ctypes.byref(problem), ctypes.c_size_t(1), ctypes.byref(options), None, None)
     assert status == 0, status

@@ -2,7 +2,9 @@
 
 #include <string.h>
 
-static const uint32_t round_constant[64] = {
+#include "format/base/sha256_ni.h"
+
+const uint32_t kvb_sha256_constant[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -43,7 +45,7 @@ static void compress(uint32_t state[8], const uint8_t block[64])
     uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
     for (unsigned t = 0; t < 64; t++) {
         uint32_t sum1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
-        uint32_t t1 = h + sum1 + ((e & f) ^ (~e & g)) + round_constant[t] + w[t];
+        uint32_t t1 = h + sum1 + ((e & f) ^ (~e & g)) + kvb_sha256_constant[t] + w[t];
         uint32_t sum0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
         uint32_t t2 = sum0 + ((a & b) ^ (a & c) ^ (b & c));
         h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
@@ -74,6 +76,9 @@ void kvb_sha256_add(kvb_sha256 *s, const void *bytes, size_t size)
             return;
         compress(s->state, s->block);
     }
+    const size_t fast = kvb_sha256_ni(s->state, from, size);
+    from += fast;
+    size -= fast;
     for (; size >= 64; size -= 64, from += 64)
         compress(s->state, from);
     memcpy(s->block, from, size);

@@ -156,8 +156,8 @@ typedef enum kvb_open_flag {
  *
  * A file of up to 1 MiB is read and checked whole. A larger one is mapped, privately and read-only, so that opening takes
  * milliseconds whatever its size. Checked then: header, table, identity, the place and shape of every section, that none is
- * missing, and the content of all but CODE, FINE, MEAN and XFRM sections. What these four hold is only calculated with: damage in
- * them makes wrong numbers, never a wrong index or address. kvb_book_verify() checks them too; call it once before a book that
+ * missing, and the content of all but CODE, FINE, MEAN, XFRM and uncompressed qual sections. What these hold is only calculated
+ * with or shown: damage in them makes wrong numbers (kvb_book_quality()'s too), never a wrong index or address. kvb_book_verify() checks them too; call it once before a book that
  * may be damaged, or comes from a stranger, serves.
  *
  * While a book is mapped its file must not change. One that is cut short ends the process with SIGBUS when a missing page is

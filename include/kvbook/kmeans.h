@@ -82,7 +82,14 @@ typedef struct kvb_kmeans_options {
     uint32_t curve_length;   /* iterations of each problem that have room there */
 } kvb_kmeans_options;
 
+/* Fills the first `size` bytes of the struct with defaults, sizeof(kvb_kmeans_options) as the caller's header has it: a newer
+ * library writes no further, and takes fields that an older header lacks for their defaults. */
+KVB_API void kvb_kmeans_options_init_sized(kvb_kmeans_options *options, size_t size);
+
+/* The init function. A program that looks the symbol up at run time, or was compiled when there was no macro, cannot say how long its
+ * struct is: for it the function fills the fields up to progress_user, which every version had, and struct_size says so. */
 KVB_API void kvb_kmeans_options_init(kvb_kmeans_options *options);
+#define kvb_kmeans_options_init(options) kvb_kmeans_options_init_sized((options), sizeof(kvb_kmeans_options))
 
 /* Whether this build can train with it. */
 KVB_API bool kvb_kmeans_has_backend(kvb_kmeans_backend backend);

@@ -331,12 +331,101 @@ static void test_refusals(void **state)
     assert_int_equal(kvb_distill_book(f->run.model, &f->run.text, f->book[0], &o, &image, &size, NULL, &err), KVB_E_USAGE);
 }
 
+/* ---- jobs that are stopped */
+
+typedef kvb_status tune_fn(const kvb_model *model, const kvb_text *text, const kvb_book *book, const kvb_tune_options *options,
+                           uint8_t **image, size_t *size, kvb_tune_report *report, kvb_error *err);
+
+typedef struct interruption {
+    uint64_t after, seen; /* calls of progress that a run lives through */
+} interruption;
+
+static int interrupt(void *user, const char *what, uint64_t done, uint64_t total)
+{
+    interruption *i = user;
+    (void)what, (void)done, (void)total;
+    return i->seen++ >= i->after;
+}
+
+static kvb_checkpoint *enter(const char *folder)
+{
+    kvb_checkpoint *c;
+    kvb_error err = {0};
+    if (kvb_checkpoint_open(folder, "{\"job\": \"a\"}", true, &c, &err) != KVB_OK)
+        fail_msg("%s: %s", err.where, err.message);
+    return c;
+}
+
+/* Stopped after every `lives` passes, resumed each time: how many runs it took, and what the last one reports. */
+static int stop_and_go(tune_fn *tune, const fixture *f, kvb_tune_options o, uint64_t lives, uint8_t **image, size_t *size,
+                       kvb_tune_report *report)
+{
+    char folder[512];
+    scratch_path(f->folder, "stopped", folder);
+    kvb_status status = KVB_E_CANCELLED;
+    int runs = 0;
+    for (; status == KVB_E_CANCELLED && runs < 200; runs++) {
+        interruption i = {.after = lives};
+        kvb_error err = {0};
+        o.checkpoint = enter(folder);
+        o.progress = interrupt;
+        o.progress_user = &i;
+        status = tune(f->model, &f->text, f->book[0], &o, image, size, report, &err);
+        if (status == KVB_OK)
+            kvb_checkpoint_remove(o.checkpoint);
+        else
+            kvb_checkpoint_close(o.checkpoint);
+    }
+    assert_int_equal(status, KVB_OK);
+    return runs;
+}
+
+static void check_resumes(tune_fn *tune, const fixture *f, kvb_tune_options o, uint64_t least)
+{
+    uint8_t *whole, *image;
+    size_t whole_size, size;
+    kvb_tune_report report;
+    o.ctx = CTX / 4;
+    o.chunks = 7;
+    o.epochs = 3;
+    o.batch = 2;
+    o.holdout_every = 4;
+    o.rate = 0.05;
+    assert_int_equal(tune(f->model, &f->text, f->book[0], &o, &whole, &whole_size, &report, NULL), KVB_OK);
+    assert_int_equal(report.resumed, 0);
+    kvb_tune_report_free(&report);
+    for (uint64_t lives = least; lives <= 16; lives += 1 + lives / 2) {
+        const int runs = stop_and_go(tune, f, o, lives, &image, &size, &report);
+        assert_true(runs > 1);
+        assert_int_equal(size, whole_size);
+        assert_memory_equal(image, whole, size);
+        /* Not from the start: the last run alone lives too short for all steps. */
+        assert_true(report.resumed > 0);
+        kvb_tune_report_free(&report);
+        free(image);
+    }
+    free(whole);
+}
+
+static void test_resumes(void **state)
+{
+    const fixture *f = *state;
+    kvb_tune_options o;
+    kvb_distill_options_init(&o);
+    check_resumes(kvb_distill_book, f, o, 3);
+    kvb_tune_options_init(&o);
+    check_resumes(kvb_tune_book, f, o, 5);
+    o.stream = KVB_TUNE_EXACT;
+    check_resumes(kvb_tune_book, f, o, 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),      cmocka_unit_test(test_kl_falls),
         cmocka_unit_test(test_worse_is_refused), cmocka_unit_test(test_threads_do_not_matter),
         cmocka_unit_test(test_kept_tokens),    cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_resumes),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -325,7 +325,9 @@ static uint8_t *build_large(size_t *size)
     for (size_t i = 0; i < DIM * CENTROIDS; i++)
         table[i] = (float)(i * 2654435761u >> 7 & 1023) / 256.0f;
     kvb_layer layer = {.heads = 1, .kv_heads = 1, .head_dim = DIM, .attention_scale = 0.125};
-    kvb_book_part part[2] = {{.channels = 8, .centroids = CENTROIDS, .table = table}, {.channels = 8, .centroids = CENTROIDS, .table = table}};
+    static const kvb_quality quality[DIM / 8] = {{.train_error = 0.25f}};
+    const kvb_book_part one = {.channels = 8, .centroids = CENTROIDS, .table = table, .quality = quality};
+    const kvb_book_part part[2] = {one, one};
     const kvb_book_spec spec = {.layers = 1, .layer = &layer, .part = part, .part_heads = 1, .meta_json = "{}"};
     uint8_t *image;
     assert_int_equal(kvb_book_build(&spec, &image, size, NULL), KVB_OK);
@@ -360,6 +362,16 @@ static void test_large_book(void **state)
     assert_string_equal(err.message, other.message);
     kvb_book_close(book);
     image[size / 2] ^= 1;
+
+    /* The last section is a record of quality, which is used where it lies: it is shown as it is, and found by verifying. */
+    image[size - 1] ^= 0x80;
+    assert_int_equal(scratch_write(path, image, size), 0);
+    assert_int_equal(kvb_book_open(path, &book, &err), KVB_OK);
+    assert_true(kvb_book_quality(book, 0, 0, KVB_VALUE)->train_error == 0.25f);
+    assert_int_equal(kvb_book_verify(book, &err), KVB_E_FORMAT);
+    assert_non_null(strstr(err.where, "(qual, layer 0, head 0, value)"));
+    kvb_book_close(book);
+    image[size - 1] ^= 0x80;
 
     uint8_t *meta = memmem(image, size, "{}", 2);
     assert_non_null(meta);

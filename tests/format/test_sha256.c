@@ -48,11 +48,33 @@ static void test_pieces(void **state)
     }
 }
 
+/* The processor's own rounds, which take long inputs, against those that take what comes in small pieces. */
+static void test_long_inputs(void **state)
+{
+    enum { MOST = (1 << 16) + 400 };
+    (void)state;
+    uint8_t *bytes = malloc(MOST), whole[32], pieces[32];
+    assert_non_null(bytes);
+    for (size_t i = 0; i < MOST; i++)
+        bytes[i] = (uint8_t)(i * i >> 3 ^ i);
+    for (size_t size = (1 << 16) - 70; size <= MOST; size += 37) {
+        kvb_sha256 s;
+        kvb_sha256_begin(&s);
+        for (size_t at = 0; at < size; at += 1000)
+            kvb_sha256_add(&s, bytes + at, size - at < 1000 ? size - at : 1000);
+        kvb_sha256_end(&s, pieces);
+        kvb_sha256_of(bytes, size, whole);
+        assert_memory_equal(whole, pieces, 32);
+    }
+    free(bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_digests),
         cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_long_inputs),
     };
     return cmocka_run_group_tests_name("sha256", tests, NULL, NULL);
 }

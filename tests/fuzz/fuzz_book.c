@@ -1,5 +1,5 @@
 /* The .kvb reader: any bytes, as they are and with their checksums made right. What opens must be readable throughout, also where
- * CODE, FINE, MEAN and XFRM sections are left to kvb_book_verify() as in a mapped book; both ways must come to one verdict. */
+ * CODE, FINE, MEAN, XFRM and raw qual sections are left to kvb_book_verify() as in a mapped book; both ways must come to one verdict. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -172,6 +172,38 @@ static void progress_and_cancel(void **state)
         }
 }
 
+/* Callers whose struct is shorter than the library's: nothing is written past what they have, and what they have serves. */
+static void older_callers(void **state)
+{
+    (void)state;
+    setup s;
+    for (size_t size = offsetof(kvb_kmeans_options, swap_rounds); size <= sizeof s.options; size += sizeof(uint32_t)) {
+        uint8_t *after = (uint8_t *)&s.options + size;
+        prepare(&s);
+        memset(&s.options, 0xA5, sizeof s.options);
+        kvb_kmeans_options_init_sized(&s.options, size);
+        assert_int_equal(s.options.struct_size, size);
+        assert_int_equal(s.options.iterations, 15);
+        for (size_t i = 0; i < sizeof s.options - size; i++)
+            assert_int_equal(after[i], 0xA5);
+        assert_int_equal(kvb_kmeans_train(&s.problem, 1, &s.options, NULL, &s.err), KVB_OK);
+    }
+    /* The symbol itself, as found at run time. */
+    uint8_t *after = (uint8_t *)&s.options + offsetof(kvb_kmeans_options, swap_rounds);
+    memset(&s.options, 0xA5, sizeof s.options);
+    (kvb_kmeans_options_init)(&s.options);
+    assert_int_equal(s.options.struct_size, offsetof(kvb_kmeans_options, swap_rounds));
+    for (uint8_t *p = after; p < (uint8_t *)(&s.options + 1); p++)
+        assert_int_equal(*p, 0xA5);
+    assert_int_equal(kvb_kmeans_train(&s.problem, 1, &s.options, NULL, &s.err), KVB_OK);
+    /* A newer one: what the library does not know of is the caller's own. */
+    _Alignas(kvb_kmeans_options) uint8_t longer[sizeof s.options + 8];
+    memset(longer, 0xA5, sizeof longer);
+    kvb_kmeans_options_init_sized((kvb_kmeans_options *)(void *)longer, sizeof longer);
+    for (size_t i = sizeof s.options; i < sizeof longer; i++)
+        assert_int_equal(longer[i], 0xA5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -180,6 +212,7 @@ int main(void)
         cmocka_unit_test(half_values),
         cmocka_unit_test(holdout_that_leaves_too_little),
         cmocka_unit_test(options),
+        cmocka_unit_test(older_callers),
         cmocka_unit_test(progress_and_cancel),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
