@@ -15,6 +15,7 @@
 #include "model/backward.h"
 #include "model/divergence.h"
 #include "tests/support/cm.h"
+#include "tests/support/scratch.h"
 #include "tests/support/tiny_run.h"
 
 enum { CTX = 96, CHUNKS = 42, LAYERS = 3, WINDOW = 5 };
@@ -361,7 +362,7 @@ static int stop_and_go(tune_fn *tune, const fixture *f, kvb_tune_options o, uint
                        kvb_tune_report *report)
 {
     char folder[512];
-    scratch_path(f->folder, "stopped", folder);
+    scratch_path(f->run.folder, "stopped", folder);
     kvb_status status = KVB_E_CANCELLED;
     int runs = 0;
     for (; status == KVB_E_CANCELLED && runs < 200; runs++) {
@@ -370,7 +371,7 @@ static int stop_and_go(tune_fn *tune, const fixture *f, kvb_tune_options o, uint
         o.checkpoint = enter(folder);
         o.progress = interrupt;
         o.progress_user = &i;
-        status = tune(f->model, &f->text, f->book[0], &o, image, size, report, &err);
+        status = tune(f->run.model, &f->run.text, f->book[0], &o, image, size, report, &err);
         if (status == KVB_OK)
             kvb_checkpoint_remove(o.checkpoint);
         else
@@ -391,7 +392,7 @@ static void check_resumes(tune_fn *tune, const fixture *f, kvb_tune_options o, u
     o.batch = 2;
     o.holdout_every = 4;
     o.rate = 0.05;
-    assert_int_equal(tune(f->model, &f->text, f->book[0], &o, &whole, &whole_size, &report, NULL), KVB_OK);
+    assert_int_equal(tune(f->run.model, &f->run.text, f->book[0], &o, &whole, &whole_size, &report, NULL), KVB_OK);
     assert_int_equal(report.resumed, 0);
     kvb_tune_report_free(&report);
     for (uint64_t lives = least; lives <= 16; lives += 1 + lives / 2) {
