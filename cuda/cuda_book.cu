@@ -127,26 +127,21 @@ static std::vector<float> grid_steps(const kvb_book *book, uint32_t index)
     return step;
 }
 
-/* Why no kernel made for one shape fits, or NULL; then the others tell which does, how many of its blocks fit on a multiprocessor, and the
- * steps of tables of bytes. */
-static const char *choose_shape(const kvb_book *book, uint32_t index, kvb_mma_choice *choice, int *resident, std::vector<float> &step)
+/* Whether a kernel made for one shape fits keys that it need not turn; then the others tell which, how many of its blocks fit on a
+ * multiprocessor, and the steps of tables of bytes. */
+static bool choose_shape(const kvb_book *book, uint32_t index, bool halves, kvb_mma_choice *choice, int *resident, std::vector<float> &step)
 {
     const kvb_layer *l = kvb_book_layer(book, index);
-    const uint32_t block = l->frame == KVB_FRAME_POST ? 0 : l->frame == KVB_FRAME_PRE ? 1 : l->rope_block;
-    const bool turns = l->rope_style != KVB_ROPE_NONE && block != 0;
-    *choice = {KVB_MMA_NONE, true, false};
-    if (turns && block != 16)
-        return "keys are coded before RoPE";
     const kvb_shape shape = shape_of(kvb_book_codebook(book, index, 0, KVB_KEY), l->head_dim);
     for (uint32_t g = 0; g < l->kv_heads; g++)
         for (int k = 0; k < 2; k++) {
             const kvb_codebook *c = kvb_book_codebook(book, index, g, (kvb_kind)k);
             if (!same_shape(shape, shape_of(c, l->head_dim)))
-                return "heads, keys and values have codebooks of several shapes";
+                return false;
             if (c->mean != NULL || c->forward != NULL)
-                return "codebooks have a mean or a transform";
+                return false;
         }
-    kvb_mma_choice found = {kvb_mma_shape_of(&shape), !turns || l->rope_style == KVB_ROPE_HALF, true};
+    kvb_mma_choice found = {kvb_mma_shape_of(&shape), halves, true};
     if (found.kind != KVB_MMA_NONE)
         step = grid_steps(book, index);
     *resident = step.empty() ? 0 : kvb_mma_residency(found, l->head_dim);
@@ -156,9 +151,9 @@ static const char *choose_shape(const kvb_book *book, uint32_t index, kvb_mma_ch
         *resident = kvb_mma_residency(found, l->head_dim);
     }
     if (*resident == 0)
-        return "no faster kernel is compiled for the shape";
+        return false;
     *choice = found;
-    return NULL;
+    return true;
 }
 
 static bool fits_halves(const float *x, size_t n)
@@ -169,11 +164,11 @@ static bool fits_halves(const float *x, size_t n)
     return true;
 }
 
-/* Why no fast kernel fits, or NULL. */
+/* Why no fast kernel fits, or NULL; then the others tell as choose_shape() does. */
 static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_choice *choice, int *resident, std::vector<float> &step)
 {
     const kvb_layer *l = kvb_book_layer(book, index);
-    const bool turns = l->rope_style != KVB_ROPE_NONE && l->frame != KVB_FRAME_POST;
+    const bool turns = l->rope_style != KVB_ROPE_NONE && l->frame != KVB_FRAME_POST, halves = !turns || l->rope_style == KVB_ROPE_HALF;
     *choice = {KVB_MMA_NONE, true, false};
     if (l->kind == KVB_LAYER_SLIDING)
         return "a sliding layer";
@@ -181,7 +176,7 @@ static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_c
         return "the frame is not block:16";
     if (turns && l->rope_dims != l->head_dim)
         return "part of the channels has no RoPE";
-    if (choose_shape(book, index, choice, resident, step) == NULL)
+    if (!(turns && l->frame == KVB_FRAME_PRE) && choose_shape(book, index, halves, choice, resident, step))
         return NULL;
     for (uint32_t g = 0; g < l->kv_heads; g++) {
         const float *inverse = kvb_book_codebook(book, index, g, KVB_KEY)->inverse;
@@ -190,7 +185,6 @@ static const char *choose_kernel(const kvb_book *book, uint32_t index, kvb_mma_c
         if (inverse != NULL && !fits_halves(inverse, (size_t)l->head_dim * l->head_dim))
             return "the transform does not fit half floats";
     }
-    const bool halves = !turns || l->rope_style == KVB_ROPE_HALF;
     *resident = kvb_tile_residency(l->head_dim, halves);
     if (*resident == 0)
         return "no faster kernel is compiled for the head dimension";

@@ -154,6 +154,16 @@ template <int DIM> struct mma_state {
     float most[2], total[2];
 };
 
+template <int DIM> KVB_DI void mma_clear(mma_state<DIM> &st)
+{
+#pragma unroll
+    for (int i = 0; i < DIM / 16; i++)
+        st.sum[i][0] = st.sum[i][1] = st.sum[i][2] = st.sum[i][3] = 0.0f;
+    /* Far under every score, but not so far that the first one overflows against a masked one. */
+    st.most[0] = st.most[1] = -1e30f;
+    st.total[0] = st.total[1] = 0.0f;
+}
+
 /* The query of this lane's column for all products: `turn` of channels as the layout pairs them, at `position`. */
 template <class M, bool HALVES, int DIM>
 KVB_DI void mma_seed(mma_state<DIM> &st, const kvb_dev_layer &l, const float *q, uint32_t position, bool turn)

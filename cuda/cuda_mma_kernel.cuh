@@ -14,14 +14,19 @@ KVB_DI void mma_copy(uint32_t to, const void *from)
     asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(to), "l"(from));
 }
 
-/* Tables of one head as mma_tables() laid them out. Ends when the caller waits for its copies. */
-template <class M> KVB_DI void mma_load_tables(unsigned char *shared, const void *key, const void *value)
+/* The same of many bytes, a multiple of 16, by all threads of the block. Ends when the caller waits for its copies. */
+KVB_DI void mma_copy_all(void *to, const void *from, uint32_t bytes)
 {
-    const uint32_t origin = (uint32_t)__cvta_generic_to_shared(shared);
-    for (uint32_t i = threadIdx.x * 16; i < M::KEY_BYTES; i += blockDim.x * 16)
-        mma_copy(origin + i, (const char *)key + i);
-    for (uint32_t i = threadIdx.x * 16; i < M::VALUE_BYTES; i += blockDim.x * 16)
-        mma_copy(origin + M::KEY_BYTES + i, (const char *)value + i);
+    const uint32_t origin = (uint32_t)__cvta_generic_to_shared(to);
+    for (uint32_t i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
+        mma_copy(origin + i, (const char *)from + i);
+}
+
+/* Tables of one head as mma_tables() laid them out. */
+template <class M> KVB_DI void mma_load_tables(unsigned char *shared, const uint8_t *tables)
+{
+    mma_copy_all(shared, tables, M::KEY_BYTES);
+    mma_copy_all(shared + M::KEY_BYTES, tables + M::KEY_BYTES, M::VALUE_BYTES);
 }
 
 /* Keys' rows of 16-row tables, once for each lane of a phase. */
@@ -77,15 +82,21 @@ KVB_DI int32_t mma_look_up(const kvb_dev_cache &c, const kvb_dev_sequence &s, ui
     return __ldg(s.page + (index < last ? index : last));
 }
 
+/* Where a page begins; the first page, and `hidden` and a flag, where it lies outside. */
+KVB_DI const uint8_t *mma_page(const kvb_dev_cache &c, int32_t page, uint32_t *hidden)
+{
+    const bool inside = page >= 0 && page < (int32_t)c.page_count;
+    if (!inside)
+        atomicOr(c.flags, KVB_FLAG_PLACE);
+    *hidden = inside ? 0 : ~0u;
+    return c.pages + (size_t)(inside ? page : 0) * c.page_bytes;
+}
+
 KVB_DI void mma_enter_page(mma_reader &r, const kvb_dev_cache &c, const kvb_dev_sequence &s, const kvb_dev_place &p, int32_t page,
                            uint32_t tile_bytes)
 {
     const uint32_t at = r.tile & (c.page_tokens / KVB_TILE - 1);
-    const bool inside = page >= 0 && page < (int32_t)c.page_count;
-    if (!inside)
-        atomicOr(c.flags, KVB_FLAG_PLACE);
-    r.hidden = inside ? 0 : ~0u;
-    const uint8_t *base = c.pages + (size_t)(inside ? page : 0) * c.page_bytes;
+    const uint8_t *base = mma_page(c, page, &r.hidden);
     r.keys = base + p.key_codes + at * tile_bytes + threadIdx.x % 32 * (tile_bytes / 32);
     r.values = base + p.value_codes + at * tile_bytes + threadIdx.x % 32 * (tile_bytes / 32);
     r.masks = (const uint32_t *)(base + p.masks) + at;
@@ -180,6 +191,27 @@ KVB_DI mma_extent mma_extent_of(const kvb_dev_cache &c, const kvb_dev_layer &l, 
     return x;
 }
 
+/* A warp's share of its sequence, of `work` that counts a tile of exact rows as WEIGHT tiles of codes, which come first. */
+typedef struct mma_share {
+    kvb_dev_sequence sequence;
+    mma_extent extent;
+    uint32_t from, to;
+} mma_share;
+
+template <int WEIGHT>
+KVB_DI mma_share mma_share_of(const kvb_dev_cache &c, const kvb_dev_layer &l, const kvb_dev_batch &b, const kvb_dev_work &w,
+                              const mma_columns &columns, uint32_t warp, uint32_t warps)
+{
+    mma_share m;
+    m.sequence = {0, 0, 0, NULL};
+    const bool there = kvb_sequence(c, b, columns.sequence, &m.sequence);
+    m.extent = mma_extent_of(c, l, m.sequence, columns.head, there);
+    const uint32_t work = m.extent.coded + WEIGHT * m.extent.exact, part = blockIdx.x * warps + warp, parts = w.splits * warps;
+    m.from = kvb_part(work, part, parts);
+    m.to = kvb_part(work, part + 1, parts);
+    return m;
+}
+
 /* The queries of all columns, on their way to shared memory: sent for first, as nothing else has to be known for that. */
 template <int DIM, int WARPS> struct mma_queries {
     enum { THREADS = WARPS * 32, ALL = KVB_COLUMNS * DIM, EACH = ALL > THREADS ? ALL / THREADS : 1 };
@@ -225,12 +257,16 @@ template <class M, bool HALVES, int DIM> KVB_DI void mma_put_steps(const kvb_dev
     }
 }
 
-/* Tiles from e to e_end of exact tokens: queries as they are, channels in plain order. */
-template <class M, int DIM>
-KVB_DI void mma_exact_tiles(mma_state<DIM> &st, const kvb_dev_cache &c, const kvb_dev_layer &l, const kvb_dev_batch &b,
-                            const kvb_dev_sequence &s, const mma_columns &columns, const mma_extent &x, const float *queries, uint32_t e,
-                            uint32_t e_end)
+/* The tiles of exact tokens of a share: queries as they are, channels in plain order. */
+template <class M, int WEIGHT, int DIM>
+KVB_DI void mma_exact_tiles(mma_state<DIM> &st, const kvb_dev_cache &c, const kvb_dev_layer &l, const kvb_dev_batch &b, const mma_share &share,
+                            const mma_columns &columns, const float *queries)
 {
+    const kvb_dev_sequence &s = share.sequence;
+    const mma_extent &x = share.extent;
+    const uint32_t past = share.from > x.coded ? share.from - x.coded : 0, end = share.to > x.coded ? share.to - x.coded : 0;
+    const uint32_t e_end = min((end + WEIGHT - 1) / WEIGHT, x.exact);
+    uint32_t e = (past + WEIGHT - 1) / WEIGHT;
     if (e >= e_end)
         return;
     const uint32_t lane = threadIdx.x % 32, t = lane & 3;
@@ -318,17 +354,15 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
     const uint8_t *tables = l.mma_tables + (size_t)columns.head * M::HEAD_BYTES;
     const float *table_steps = (const float *)(tables + M::KEY_BYTES + M::VALUE_BYTES); /* [kind][D], of bytes */
     if constexpr (!M::FAR)
-        mma_load_tables<M>(shared, tables, tables + M::KEY_BYTES);
+        mma_load_tables<M>(shared, tables);
     const kvb_dev_place place = c.place[columns.head];
-    kvb_dev_sequence s = {0, 0, 0, NULL};
-    const bool there = kvb_sequence(c, b, columns.sequence, &s);
-    const mma_extent x = mma_extent_of(c, l, s, columns.head, there);
-    const uint32_t work = x.coded + M::EXACT_WEIGHT * x.exact, part = blockIdx.x * M::WARPS + warp, parts = w.splits * M::WARPS;
-    const uint32_t from = kvb_part(work, part, parts), to = kvb_part(work, part + 1, parts);
+    const mma_share share = mma_share_of<M::EXACT_WEIGHT>(c, l, b, w, columns, warp, M::WARPS);
+    const kvb_dev_sequence &s = share.sequence;
+    const mma_extent &x = share.extent;
     const uint32_t tile_bytes = M::TILE_BYTES;
     const bool turns = l.frame_block != 0 && l.rope_style != KVB_ROPE_NONE;
 
-    uint32_t tile = min(from, x.coded), tile_end = min(to, x.coded);
+    uint32_t tile = min(share.from, x.coded), tile_end = min(share.to, x.coded);
     uint32_t next_keys[M::LANE_WORDS], next_values[M::LANE_WORDS], next_mask = 0, next_hidden = 0;
     mma_reader reader = {NULL, NULL, NULL, tile, 0, 0, 0};
     if (tile < tile_end) {
@@ -346,12 +380,7 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
     if (turns)
         mma_put_steps<M, HALVES, DIM>(l, steps);
     mma_state<DIM> st;
-#pragma unroll
-    for (int i = 0; i < DIM / 16; i++)
-        st.sum[i][0] = st.sum[i][1] = st.sum[i][2] = st.sum[i][3] = 0.0f;
-    /* Far under every score, but not so far that the first one overflows against a masked one. */
-    st.most[0] = st.most[1] = -1e30f;
-    st.total[0] = st.total[1] = 0.0f;
+    mma_clear(st);
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
 
@@ -420,9 +449,7 @@ __global__ void __launch_bounds__(mma_traits<KIND>::WARPS * 32, DIM > 128 ? 1 : 
             st.sum[i][3] *= step.y;
         }
     }
-    const uint32_t past = from > x.coded ? from - x.coded : 0, end = to > x.coded ? to - x.coded : 0;
-    mma_exact_tiles<M, DIM>(st, c, l, b, s, columns, x, queries, (past + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT,
-                            min((end + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT, x.exact));
+    mma_exact_tiles<M, M::EXACT_WEIGHT>(st, c, l, b, share, columns, queries);
     mma_finish<M, DIM, M::WARPS>(st, shared, shares, l, b, columns, w, column_groups, out);
 }
 

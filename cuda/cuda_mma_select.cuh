@@ -296,8 +296,7 @@ __global__ void __launch_bounds__(ALL_WARPS * 32, 8 / ALL_WARPS)
     mma_queries<DIM, P::WARPS> loaded;
     mma_load_queries(loaded, q, l, b, columns);
     const uint8_t *tables = l.mma_tables + (size_t)columns.head * P::HEAD_BYTES;
-    for (uint32_t i = threadIdx.x * 16; i < P::KEY_BYTES; i += blockDim.x * 16)
-        mma_copy((uint32_t)__cvta_generic_to_shared(shared) + i, tables + i);
+    mma_copy_all(shared, tables, P::KEY_BYTES);
     const bool turns = l.frame_block != 0 && l.rope_style != KVB_ROPE_NONE;
     select_turns<P> turn_of;
     select_load_turns<P, HALVES, DIM>(turn_of, l, turns);
@@ -312,13 +311,11 @@ __global__ void __launch_bounds__(ALL_WARPS * 32, 8 / ALL_WARPS)
         st.table[i][3] = x.w;
     }
     const kvb_dev_place place = c.place[columns.head];
-    kvb_dev_sequence s = {0, 0, 0, NULL};
-    const bool there = kvb_sequence(c, b, columns.sequence, &s);
-    const mma_extent x = mma_extent_of(c, l, s, columns.head, there);
-    const uint32_t work = x.coded + P::EXACT_WEIGHT * x.exact, part = blockIdx.x * P::WARPS + warp, parts = w.splits * P::WARPS;
-    const uint32_t from = kvb_part(work, part, parts), to = kvb_part(work, part + 1, parts);
-    uint32_t tile = min(from, x.coded);
-    const uint32_t tile_end = min(to, x.coded);
+    const mma_share share = mma_share_of<P::EXACT_WEIGHT>(c, l, b, w, columns, warp, P::WARPS);
+    const kvb_dev_sequence &s = share.sequence;
+    const mma_extent &x = share.extent;
+    uint32_t tile = min(share.from, x.coded);
+    const uint32_t tile_end = min(share.to, x.coded);
 
     mma_reader reader = {NULL, NULL, NULL, tile, 0, 0, 0};
     if (tile < tile_end) {
@@ -443,9 +440,7 @@ __global__ void __launch_bounds__(ALL_WARPS * 32, 8 / ALL_WARPS)
                 rows.sum[i][2 * r + e] = t < 2 ? routed : 0.0f;
             }
         }
-    const uint32_t past = from > x.coded ? from - x.coded : 0, end = to > x.coded ? to - x.coded : 0;
-    mma_exact_tiles<M, DIM>(rows, c, l, b, s, columns, x, queries, (past + P::EXACT_WEIGHT - 1) / P::EXACT_WEIGHT,
-                            min((end + P::EXACT_WEIGHT - 1) / P::EXACT_WEIGHT, x.exact));
+    mma_exact_tiles<M, P::EXACT_WEIGHT>(rows, c, l, b, share, columns, queries);
     mma_finish<M, DIM, P::WARPS>(rows, shared, shares, l, b, columns, w, column_groups, out);
 }
 

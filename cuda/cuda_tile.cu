@@ -11,14 +11,10 @@ struct tile_source {
 KVB_DI tile_source tile_at(const kvb_dev_cache &c, const kvb_dev_sequence &s, const kvb_dev_place &place, const kvb_dev_head &h, uint32_t tile)
 {
     const uint32_t lane = threadIdx.x % 32, at = tile & (c.page_tokens / KVB_TILE - 1);
-    const int32_t page = __ldg(s.page + (tile >> c.page_shift));
-    const bool inside = page >= 0 && page < (int32_t)c.page_count;
-    if (!inside)
-        atomicOr(c.flags, KVB_FLAG_PLACE);
-    const uint8_t *base = c.pages + (size_t)(inside ? page : 0) * c.page_bytes;
+    uint32_t hidden;
+    const uint8_t *base = mma_page(c, __ldg(s.page + (tile >> c.page_shift)), &hidden);
     return {base + place.key_codes + (at * KVB_TILE + lane) * h.code_bytes[KVB_KEY],
-            base + place.value_codes + (at * KVB_TILE + lane) * h.code_bytes[KVB_VALUE], (const uint32_t *)(base + place.masks) + at,
-            inside ? 0 : ~0u};
+            base + place.value_codes + (at * KVB_TILE + lane) * h.code_bytes[KVB_VALUE], (const uint32_t *)(base + place.masks) + at, hidden};
 }
 
 KVB_DI void tile_prefetch(const uint8_t *row, uint32_t bytes)
@@ -30,9 +26,8 @@ KVB_DI void tile_prefetch(const uint8_t *row, uint32_t bytes)
 /* A table of half floats to shared memory, where it has a place there. */
 KVB_DI void tile_load_table(unsigned char *to, const kvb_dev_codebook &c, tile_form form)
 {
-    const uint32_t bytes = form == TILE_ANY ? 0 : c.shape.units * c.shape.rows * c.shape.channels * 2;
-    for (uint32_t i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
-        mma_copy((uint32_t)__cvta_generic_to_shared(to) + i, (const char *)c.table + i);
+    if (form != TILE_ANY)
+        mma_copy_all(to, c.table, c.shape.units * c.shape.rows * c.shape.channels * 2);
 }
 
 template <bool HALVES, int DIM>
@@ -82,17 +77,11 @@ __global__ void __launch_bounds__(tile_kernel<DIM>::WARPS * 32, 1)
     mma_put_queries<M>(loaded, l, queries);
 
     const kvb_dev_place place = c.place[columns.head];
-    kvb_dev_sequence s = {0, 0, 0, NULL};
-    const bool there = kvb_sequence(c, b, columns.sequence, &s);
-    const mma_extent x = mma_extent_of(c, l, s, columns.head, there);
-    const uint32_t work = x.coded + M::EXACT_WEIGHT * x.exact, part = blockIdx.x * M::WARPS + warp, parts = w.splits * M::WARPS;
-    const uint32_t from = kvb_part(work, part, parts), to = kvb_part(work, part + 1, parts);
+    const mma_share share = mma_share_of<M::EXACT_WEIGHT>(c, l, b, w, columns, warp, M::WARPS);
+    const kvb_dev_sequence &s = share.sequence;
+    const mma_extent &x = share.extent;
     mma_state<DIM> st;
-#pragma unroll
-    for (int i = 0; i < DIM / 16; i++)
-        st.sum[i][0] = st.sum[i][1] = st.sum[i][2] = st.sum[i][3] = 0.0f;
-    st.most[0] = st.most[1] = -1e30f; /* far under every score, but not so far that the first one overflows against a masked one */
-    st.total[0] = st.total[1] = 0.0f;
+    mma_clear(st);
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
 
@@ -101,8 +90,8 @@ __global__ void __launch_bounds__(tile_kernel<DIM>::WARPS * 32, 1)
     const uint32_t rows = (uint32_t)__cvta_generic_to_shared(room);
     const tile_keys keys = {turns, mean, (uint32_t)__cvta_generic_to_shared(matrix), has_matrix, turns_keys};
     const uint32_t own = t & 2 ? 16 + (lane >> 2) : lane >> 2; /* the token of the tile's first product that this lane scores */
-    const uint32_t tile_end = min(to, x.coded);
-    uint32_t tile = min(from, x.coded), since = 0;
+    const uint32_t tile_end = min(share.to, x.coded);
+    uint32_t tile = min(share.from, x.coded), since = 0;
     tile_source now = {NULL, NULL, NULL, 0};
     if (tile < tile_end)
         now = tile_at(c, s, place, head, tile);
@@ -137,43 +126,48 @@ __global__ void __launch_bounds__(tile_kernel<DIM>::WARPS * 32, 1)
         now = next;
     }
     tile_close<DIM>(st, mean + DIM, (float *)room);
-    const uint32_t past = from > x.coded ? from - x.coded : 0, end = to > x.coded ? to - x.coded : 0;
-    mma_exact_tiles<M, DIM>(st, c, l, b, s, columns, x, queries, (past + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT,
-                            min((end + M::EXACT_WEIGHT - 1) / M::EXACT_WEIGHT, x.exact));
+    mma_exact_tiles<M, M::EXACT_WEIGHT>(st, c, l, b, share, columns, queries);
     __syncthreads();
     mma_finish<M, DIM, M::WARPS>(st, shared, shares, l, b, columns, w, column_groups, out);
 }
 
 typedef void (*tile_fn)(kvb_dev_layer, kvb_dev_cache, kvb_dev_batch, const void *, void *, kvb_dev_work, uint32_t);
 
-static const struct {
+typedef struct tile_entry {
     uint32_t dim;
     bool halves;
     tile_fn kernel;
     uint32_t warps, bytes;
-} tile_kernels[] = {
+} tile_entry;
+
+static const tile_entry tile_kernels[] = {
     {64, true, attend_tile<true, 64>, tile_kernel<64>::WARPS, tile_kernel<64>::SHARED_BYTES},
     {64, false, attend_tile<false, 64>, tile_kernel<64>::WARPS, tile_kernel<64>::SHARED_BYTES},
     {128, true, attend_tile<true, 128>, tile_kernel<128>::WARPS, tile_kernel<128>::SHARED_BYTES},
     {128, false, attend_tile<false, 128>, tile_kernel<128>::WARPS, tile_kernel<128>::SHARED_BYTES},
 };
 
+static const tile_entry *find_kernel(uint32_t dim, bool halves)
+{
+    for (const tile_entry &k : tile_kernels)
+        if (k.dim == dim && k.halves == halves)
+            return &k;
+    return NULL;
+}
+
 int kvb_tile_residency(uint32_t dim, bool halves)
 {
-    for (const auto &k : tile_kernels)
-        if (k.dim == dim && k.halves == halves)
-            return mma_ready((const void *)k.kernel, (int)k.warps * 32, k.bytes);
-    return 0;
+    const tile_entry *k = find_kernel(dim, halves);
+    return k == NULL ? 0 : mma_ready((const void *)k->kernel, (int)k->warps * 32, k->bytes);
 }
 
 cudaError_t kvb_tile_launch(bool halves, const kvb_dev_layer *layer, const kvb_dev_cache *cache, const kvb_dev_batch *batch, const void *q,
                             void *out, const kvb_dev_work *work, uint32_t column_groups, cudaStream_t stream)
 {
-    for (const auto &k : tile_kernels)
-        if (k.dim == layer->dim && k.halves == halves) {
-            k.kernel<<<dim3(work->splits, layer->kv_heads, batch->sequences * column_groups), k.warps * 32, k.bytes, stream>>>(
-                *layer, *cache, *batch, q, out, *work, column_groups);
-            return cudaGetLastError();
-        }
-    return cudaErrorInvalidDeviceFunction;
+    const tile_entry *k = find_kernel(layer->dim, halves);
+    if (k == NULL)
+        return cudaErrorInvalidDeviceFunction;
+    k->kernel<<<dim3(work->splits, layer->kv_heads, batch->sequences * column_groups), k->warps * 32, k->bytes, stream>>>(
+        *layer, *cache, *batch, q, out, *work, column_groups);
+    return cudaGetLastError();
 }

@@ -64,27 +64,9 @@ KVB_DI tile_form tile_form_of(const kvb_shape &s)
 /* BYTES bytes of memory, aligned to the largest power of two that divides BYTES. */
 template <int BYTES> KVB_DI void tile_words(uint32_t *to, const uint8_t *p)
 {
-    if (BYTES % 16 == 0) {
-#pragma unroll
-        for (int i = 0; i < BYTES / 16; i++) {
-            const uint4 x = __ldg((const uint4 *)p + i);
-            to[4 * i] = x.x;
-            to[4 * i + 1] = x.y;
-            to[4 * i + 2] = x.z;
-            to[4 * i + 3] = x.w;
-        }
-    } else if (BYTES % 8 == 0) {
-#pragma unroll
-        for (int i = 0; i < BYTES / 8; i++) {
-            const uint2 x = __ldg((const uint2 *)p + i);
-            to[2 * i] = x.x;
-            to[2 * i + 1] = x.y;
-        }
-    } else if (BYTES % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < BYTES / 4; i++)
-            to[i] = __ldg((const uint32_t *)p + i);
-    } else {
+    if constexpr (BYTES % 4 == 0)
+        mma_codes<BYTES / 4, 4>(to, p);
+    else {
 #pragma unroll
         for (int i = 0; i < BYTES / 2; i++) {
             const uint32_t x = __ldg((const uint16_t *)p + i);
@@ -220,19 +202,19 @@ struct tile_keys {
     bool has_matrix, turned;
 };
 
-/* The pairs of (product j, half h) that a lane turns begin at pair tile_pair(); of interleaved pairs half 0's and half 1's pair. */
-template <bool HALVES> KVB_DI uint32_t tile_pair(int j, int h)
+/* The first pair that lane 4g + t turns of (product j, half h): of halves the first of two, of interleaved pairs the only one. */
+template <bool HALVES> KVB_DI uint32_t tile_pair(uint32_t j, uint32_t h, uint32_t t)
 {
-    const uint32_t t = threadIdx.x & 3;
     return HALVES ? 16 * j + 8 * h + 2 * t : 8 * j + 4 * h + t;
 }
 
 /* Cosines and sines of what tile_turn() turns: of halves two pairs side by side; else one pair of each half of a product. */
 template <bool HALVES> KVB_DI float4 tile_angles(const unsigned char *row, int j, int h)
 {
+    const uint32_t t = threadIdx.x & 3;
     if (HALVES)
-        return *(const float4 *)(row + 8 * tile_pair<HALVES>(j, h));
-    const float2 x = *(const float2 *)(row + 8 * tile_pair<HALVES>(j, 0)), y = *(const float2 *)(row + 8 * tile_pair<HALVES>(j, 1));
+        return *(const float4 *)(row + 8 * tile_pair<HALVES>(j, h, t));
+    const float2 x = *(const float2 *)(row + 8 * tile_pair<HALVES>(j, 0, t)), y = *(const float2 *)(row + 8 * tile_pair<HALVES>(j, 1, t));
     return make_float4(x.x, x.y, y.x, y.y);
 }
 
@@ -258,16 +240,16 @@ KVB_DI void tile_seed(mma_state<DIM> &st, const kvb_dev_layer &l, const float *q
                 y[h][0] = v.x;
                 y[h][1] = v.y;
                 float4 a;
-                angles(tile_pair<HALVES>(j, h), &a.x, &a.y);
-                angles(tile_pair<HALVES>(j, h) + 1, &a.z, &a.w);
+                angles(tile_pair<HALVES>(j, h, t), &a.x, &a.y);
+                angles(tile_pair<HALVES>(j, h, t) + 1, &a.z, &a.w);
                 tile_turn<true>(x[h], y[h], a);
                 st.q[j + DIM / 32][h] = mma_pack(y[h][0], y[h][1]);
             }
         }
         if (!HALVES) {
             float4 a;
-            angles(tile_pair<HALVES>(j, 0), &a.x, &a.y);
-            angles(tile_pair<HALVES>(j, 1), &a.z, &a.w);
+            angles(tile_pair<HALVES>(j, 0, t), &a.x, &a.y);
+            angles(tile_pair<HALVES>(j, 1, t), &a.z, &a.w);
             tile_turn<false>(x[0], x[1], a);
         }
         st.q[j][0] = mma_pack(x[0][0], x[0][1]);
@@ -279,7 +261,7 @@ KVB_DI void tile_seed(mma_state<DIM> &st, const kvb_dev_layer &l, const float *q
 template <bool HALVES, int DIM> KVB_DI void tile_put_steps(const kvb_dev_layer &l, uint2 *steps)
 {
     for (uint32_t i = threadIdx.x; i < (HALVES ? DIM / 32 : DIM / 16) * 8; i += blockDim.x) {
-        const uint32_t j = i / 8, h = i / 4 % 2, t = i % 4, pair = HALVES ? 16 * j + 8 * h + 2 * t : 8 * j + 4 * h + t;
+        const uint32_t j = i / 8, h = i / 4 % 2, pair = tile_pair<HALVES>(j, h, i % 4);
         float sine[2], cosine[2];
         for (uint32_t e = 0; e < 2; e++)
             sincospif(kvb_phase(l.turn[HALVES ? pair + e : pair], KVB_TILE), &sine[e], &cosine[e]);
