@@ -19,6 +19,12 @@ typedef struct kvb_tune_layer {
     float *gram;               /* [H*D][H*D] M, or NULL */
 } kvb_tune_layer;
 
+/* How many of `table` there are. */
+static inline uint32_t kvb_tune_tables(const kvb_tune_layer *layer)
+{
+    return layer->table != NULL ? layer->geometry->kv_heads * 2 : 0;
+}
+
 /* `model` may be NULL: then there is no gram, and kvb_tune_norm(), _forward() and _backward() are not to be called.
  * `fine`: with the book's fine codebooks, where it has any. KVB_E_MEMORY only. A layer without codes leaves table NULL. */
 kvb_status kvb_tune_layer_create(const kvb_model *model, const kvb_book *book, uint32_t index, bool fine,

@@ -44,11 +44,6 @@ static void list_table(const kvb_tune_table *t, field f[TABLE_FIELDS])
         f[i] = (field){all[i], t->floats * sizeof *all[i]};
 }
 
-static uint32_t tables_of(const kvb_tune_layer *layer)
-{
-    return layer->table != NULL ? layer->geometry->kv_heads * 2 : 0;
-}
-
 typedef bool (*field_fn)(void *user, const field *f);
 
 static bool all_of(field_fn visit, void *user, const field *f, size_t count)
@@ -70,7 +65,7 @@ static bool visit_state(kvb_tune_run *t, kvb_tune_mark *mark, field_fn visit, vo
         good = all_of(visit, user, f, LAYER_FIELDS);
     }
     for (uint32_t l = 0; l < t->layers; l++)
-        for (uint32_t i = 0; good && i < tables_of(&t->layer[l]); i++) {
+        for (uint32_t i = 0; good && i < kvb_tune_tables(&t->layer[l]); i++) {
             list_table(&t->layer[l].table[i], f);
             good = all_of(visit, user, f, TABLE_FIELDS);
         }
@@ -123,7 +118,7 @@ static bool mark_is_good(const kvb_tune_run *t, const kvb_tune_mark *m)
 kvb_status kvb_tune_resume(kvb_tune_run *t, kvb_error *err)
 {
     kvb_saved saved = {0};
-    kvb_tune_mark m = {0};
+    kvb_tune_mark m = {.kl = t->report.kl}; /* what a record has not of it stays */
     kvb_status status = kvb_checkpoint_load(t->o->checkpoint, record_name, &saved, err);
     if (status != KVB_OK || saved.file == NULL)
         return status;
@@ -134,18 +129,12 @@ kvb_status kvb_tune_resume(kvb_tune_run *t, kvb_error *err)
     if (!mark_is_good(t, &m))
         return kvb_fail(err, KVB_E_FORMAT, kvb_checkpoint_folder(t->o->checkpoint), "what tuning left there is of another tuning; delete "
                         "%s.kvck in it to tune anew", record_name);
-    t->report.kl.accepted = m.kl.accepted;
-    t->report.kl.best_epoch = m.kl.best_epoch;
-    t->report.kl.heldout_before = m.kl.heldout_before;
-    t->report.kl.heldout_after = m.kl.heldout_after;
-    t->report.kl.train_first = m.kl.train_first;
-    t->report.kl.train_last = m.kl.train_last;
+    t->report.kl = m.kl;
     t->report.steps = t->report.resumed = m.steps;
     t->done = m.done;
     t->sum = m.sum;
     t->trained_seconds = m.seconds;
     t->mark = m;
-    t->mark.kl = t->report.kl;
     t->marked = true;
     return KVB_OK;
 }

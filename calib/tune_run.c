@@ -78,7 +78,7 @@ static void step_tables(kvb_tune_run *t, uint32_t step, uint64_t steps)
     const double rate = t->o->rate * 0.5 * (1.0 + cos(acos(-1.0) * (double)(step - 1) / (double)steps));
     for (uint32_t l = 0; l < t->layers; l++) {
         kvb_tune_layer *layer = &t->layer[l];
-        const uint32_t tables = layer->table != NULL ? layer->geometry->kv_heads * 2 : 0;
+        const uint32_t tables = kvb_tune_tables(layer);
 #pragma omp parallel for schedule(dynamic, 1)
         for (uint32_t i = 0; i < tables; i++)
             kvb_tune_step(&layer->table[i], rate, step);
@@ -120,20 +120,15 @@ kvb_status kvb_tune_epoch(kvb_tune_run *t, uint32_t epoch, kvb_tune_chunk_fn chu
     return status;
 }
 
-static uint32_t tables_of(const kvb_tune_layer *layer)
-{
-    return layer->table != NULL ? layer->geometry->kv_heads * 2 : 0;
-}
-
 void kvb_tune_keep_layer(kvb_tune_run *t, uint32_t l)
 {
-    for (uint32_t i = 0; i < tables_of(&t->layer[l]); i++)
+    for (uint32_t i = 0; i < kvb_tune_tables(&t->layer[l]); i++)
         kvb_tune_table_keep(&t->layer[l].table[i]);
 }
 
 void kvb_tune_restore_layer(kvb_tune_run *t, uint32_t l)
 {
-    for (uint32_t i = 0; i < tables_of(&t->layer[l]); i++)
+    for (uint32_t i = 0; i < kvb_tune_tables(&t->layer[l]); i++)
         kvb_tune_table_restore(&t->layer[l].table[i]);
 }
 
