@@ -95,6 +95,13 @@ tiny_model() { # tiny_model FILE SEED
     "$build/tests/make_tiny_gguf" "$1" "$2"
 }
 
+# python_with MODULES: sets $python to one that has them, or to nothing. Debian's own has what `make check` installs, whatever stands first in PATH.
+python_with() {
+    for python in python3 /usr/bin/python3 ""; do
+        [ -z "$python" ] || ! "$python" -c "import $1" 2>/dev/null || break
+    done
+}
+
 # A target of the Makefile, with the flags that the build was made with, so that nothing else is made anew.
 remake() { # remake TARGET [VARIABLE=VALUE]...
     make -s "$@" BUILD="$build" $(grep -o -m 1 -e ' -Werror ' "$build/flags" | sed 's/ *-Werror */WERROR=-Werror/')

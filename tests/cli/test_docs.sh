@@ -58,10 +58,7 @@ skip "docs/methods.md: compare" "needs SmolLM2 and half an hour"
 
 # The Python of docs/serving.md, with what a scheduler would bring.
 block docs/serving.md 1 >"$tmp/serving.py"
-python=
-for candidate in python3 /usr/bin/python3; do # Debian's own has the numpy that `make check` installs, whatever stands first in PATH
-    "$candidate" -c 'import numpy' 2>/dev/null && { python=$candidate; break; }
-done
+python_with numpy
 if [ -n "$python" ]; then
     {
         echo 'import numpy; ids = [7]; finished = 7; block_tables = numpy.zeros((1, 40), numpy.int32); lengths = numpy.array([10])'

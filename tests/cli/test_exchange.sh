@@ -170,11 +170,12 @@ assert sum(len(data(n[:-4])) for n in members) - len(data("__metadata__")) == in
     ok "what Python reads of NPZ" || fail "what Python reads of NPZ" "$(cat "$err")"
 expect "import what Python wrote" 0 wrote "$kvbook" import "$tmp/again.npz" -o "$work/y.kvb"
 same "what Python wrote: the same bytes" "$tmp/antkv.kvb" "$work/y.kvb"
-if python3 -c 'import numpy' 2>/dev/null; then
-    python3 -c 'import numpy, sys; numpy.savez(sys.argv[2], **numpy.load(sys.argv[1]))' "$work/x.npz" "$tmp/numpy.npz"
+python_with numpy
+if [ -n "$python" ]; then
+    "$python" -c 'import numpy, sys; numpy.savez(sys.argv[2], **numpy.load(sys.argv[1]))' "$work/x.npz" "$tmp/numpy.npz"
     expect "import what numpy wrote" 0 wrote "$kvbook" import "$tmp/numpy.npz" -o "$work/y.kvb"
     same "what numpy wrote: the same bytes" "$tmp/antkv.kvb" "$work/y.kvb"
-    python3 -c 'import numpy, sys; numpy.savez_compressed(sys.argv[2], **numpy.load(sys.argv[1]))' "$work/x.npz" "$tmp/numpy.npz"
+    "$python" -c 'import numpy, sys; numpy.savez_compressed(sys.argv[2], **numpy.load(sys.argv[1]))' "$work/x.npz" "$tmp/numpy.npz"
     refuse "what numpy compressed" 3 'savez_compressed' "$kvbook" import "$tmp/numpy.npz" -o "$work/z.kvb"
 else
     skip "import what numpy wrote" "numpy is missing: pip install numpy"

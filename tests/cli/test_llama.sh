@@ -68,8 +68,7 @@ unset OMP_WAIT_POLICY
 expect "llama_capture" 0 ended ended "$tmp/llama_capture" "$model" "$tmp/text.txt" 256 8 "$work/llama.kvc"
 expect "kvbook verifies llama.cpp's capture" 0 ' 0 failed' "$kvbook" verify "$work/llama.kvc"
 expect "kvbook's own capture" 0 . "$kvbook" capture --model "$model" --text "$tmp/text.txt" --ctx 256 --chunks 8 --sensitivity 0 -o "$work/own.kvc"
-python=
-for candidate in python3 /usr/bin/python3; do "$candidate" -c 'import numpy' 2>/dev/null && { python=$candidate; break; }; done
+python_with numpy
 if [ -n "$python" ]; then
     # llama.cpp rounds activations to 8 bits: a tenth is far above what that does (3 %), far below what RoPE or another order would.
     expect "both see the same text" 0 'weight_v: ' env KVBOOK_LIBRARY_DIR="$(cd "$build" && pwd)" PYTHONPATH=python "$python" $example/compare_captures.py "$work/llama.kvc" "$work/own.kvc"

@@ -2,10 +2,7 @@
 # The Python package from the source tree, over the libraries of this build, where a Python with numpy and pytest is.
 . "$(dirname "$0")/lib.sh"
 
-python=
-for candidate in python3 /usr/bin/python3; do
-    "$candidate" -c 'import numpy, pytest' 2>/dev/null && { python=$candidate; break; }
-done
+python_with "numpy, pytest"
 if [ -z "$python" ]; then
     skip "the Python package" "no python3 with numpy and pytest (python3-numpy, python3-pytest); it was NOT tested"
 else

@@ -14,36 +14,10 @@ expect "with a checkpoint" 0 'wrote' "$kvbook" calibrate $job --checkpoint "$wor
 same "the same bytes with a checkpoint" "$work/whole.kvb" "$work/kept.kvb"
 if [ -e "$work/ck" ]; then fail "the checkpoint goes when the book is there" "it is still there"; else ok "the checkpoint goes when the book is there"; fi
 
-cat >"$tmp/kill.py" <<'P'
-"""Runs a command that resumes, killing it with SIGKILL at random moments, until N kills have hit it; then lets it end. Starts anew when a run
-ends before its kill."""
-import random, subprocess, sys, time
-kills, seed, output, limit = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
-command = sys.argv[5:]
-random.seed(seed)
-done = finished = 0
-while done < kills:
-    p = subprocess.Popen(command + ["--resume", "-o", output], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, err = p.communicate(timeout=random.uniform(0.0, limit))
-        if p.returncode != 0:
-            print("run ended with %d: %s" % (p.returncode, err.decode()))
-            sys.exit(1)
-        finished += 1
-        if finished > 50 * kills:
-            sys.exit("no run was killed")
-    except subprocess.TimeoutExpired:
-        p.kill()
-        p.communicate()
-        done += 1
-p = subprocess.run(command + ["--resume", "-o", output], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-print("%d kills, %d runs ended in between, the last with %d" % (done, finished, p.returncode))
-sys.exit(p.returncode)
-P
 start=$(date +%s%N)
 "$kvbook" calibrate $job -q -o "$work/timed.kvb"
 took=$(awk -v a="$start" -v b="$(date +%s%N)" 'BEGIN { print (b - a) / 1e9 }')
-if python3 "$tmp/kill.py" "${KILLS:-8}" 1 "$work/killed.kvb" "$took" "$kvbook" calibrate $job >"$out" 2>"$err"; then
+if python3 tests/cli/killed.py "${KILLS:-8}" 1 "$work/killed.kvb" "$took" "$kvbook" calibrate $job >"$out" 2>"$err"; then
     ok "killed ${KILLS:-8} times"
     same "the same bytes after kills" "$work/whole.kvb" "$work/killed.kvb"
 else
@@ -54,7 +28,7 @@ ls "$work" | grep -v '^[a-z]*\.kvb$' >"$tmp/left" && fail "nothing is left behin
 # Training alone.
 "$kvbook" capture $input --sensitivity 8 -q -o "$work/c.kvc"
 expect "train" 0 'wrote' "$kvbook" train "$work/c.kvc" --recipe best --bits 2 -o "$work/t.kvb"
-if python3 "$tmp/kill.py" 4 2 "$work/tk.kvb" "$took" "$kvbook" train "$work/c.kvc" --recipe best --bits 2 >"$out" 2>"$err"; then
+if python3 tests/cli/killed.py 4 2 "$work/tk.kvb" "$took" "$kvbook" train "$work/c.kvc" --recipe best --bits 2 >"$out" 2>"$err"; then
     same "train: the same bytes after kills" "$work/t.kvb" "$work/tk.kvb"
 else
     fail "train: killed" "$(cat "$out" "$err")"

@@ -61,30 +61,10 @@ refuse "a damaged state" 3 'tuning.kvck: is damaged: its size or checksum' \
 rm -r "$work/ck"
 
 # At moments of chance.
-cat >"$tmp/kill.py" <<'P'
-import random, subprocess, sys, time
-kills, limit, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
-random.seed(3)
-done = ended = 0
-while done < kills and ended < 50 * kills:
-    p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        _, err = p.communicate(timeout=random.uniform(0.0, limit))
-        if p.returncode != 0:
-            sys.exit("ended with %d: %s" % (p.returncode, err.decode()))
-        ended += 1
-    except subprocess.TimeoutExpired:
-        p.kill()
-        p.communicate()
-        done += 1
-p = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-print("%d kills, %d runs ended in between, the last with %d" % (done, ended, p.returncode))
-sys.exit(p.returncode)
-P
 start=$(date +%s%N)
 "$kvbook" calibrate $job --tune 6 --tune-rate 0.01 -q -o "$work/whole.kvb"
 took=$(awk -v a="$start" -v b="$(date +%s%N)" 'BEGIN { print (b - a) / 1e9 }')
-if python3 "$tmp/kill.py" "${KILLS:-6}" "$took" "$kvbook" calibrate $job --tune 6 --tune-rate 0.01 --resume -o "$work/killed.kvb" >"$out" 2>"$err"; then
+if python3 tests/cli/killed.py "${KILLS:-6}" 3 "$work/killed.kvb" "$took" "$kvbook" calibrate $job --tune 6 --tune-rate 0.01 >"$out" 2>"$err"; then
     ok "killed ${KILLS:-6} times: $(cat "$out")"
     same "the same bytes after kills" "$work/whole.kvb" "$work/killed.kvb"
 else

@@ -103,10 +103,10 @@ int main(int argc, char **argv)
     failed = failed || score(&w, &r, chunks, &nll);
     if (!failed)
         printf("%s%s: perplexity %.4f over %u chunks of %u tokens\n", argv[5], argc > 6 ? " bare" : "", exp(nll / chunks / (ctx - 1)), chunks, ctx);
-    if (r.cache != NULL)
-        printf("the last chunk's cache: %.3f bits an element without the codebooks\n",
-               8.0 * (double)(kvb_cache_count_bytes(r.cache).total - kvb_cache_count_bytes(r.cache).codebooks) /
-                   (double)kvb_cache_count_bytes(r.cache).elements);
+    if (r.cache != NULL) {
+        const kvb_cache_bytes b = kvb_cache_count_bytes(r.cache);
+        printf("the last chunk's cache: %.3f bits an element without the codebooks\n", 8.0 * (double)(b.total - b.codebooks) / (double)b.elements);
+    }
     watch_close(&w);
     kvb_cache_destroy(r.cache);
     kvb_book_close(r.book);
