@@ -62,6 +62,11 @@ json "pools from the second of two layers on take half" "$tmp/ott1-bits.json" \
     "(lambda b: abs(d['bits_effective'] - (b('ott0') + b('kivi')) / 2) < 1e-9)(lambda n: json.load(open('$tmp/' + n + '.json'))['bits_effective'])"
 json "and those from the third on nothing" "$tmp/ott-bits.json" \
     "d['bits_effective'] == json.load(open('$tmp/kivi.json'))['bits_effective'] and d['kl'] == json.load(open('$tmp/kivi.json'))['kl']"
+sed 's/"ott"/"ott0"/; s/, "layer": 2//' "$tmp/ott.json" >"$tmp/all-layers.json"
+expect "pools where no layer is named" 0 . "$kvbook" calibrate $input --recipe "$tmp/all-layers.json" --bits 2 -o "$work/all-layers.kvb"
+"$kvbook" eval $score --book "$work/all-layers.kvb" --window 0 --json -q >"$tmp/all-layers-score.json" 2>"$err"
+json "are in all layers" "$tmp/all-layers-score.json" \
+    "all(d[k] == json.load(open('$tmp/ott0.json'))[k] for k in ('bits_effective', 'kl', 'ppl'))"
 pool_refused() { # pool_refused SED PATTERN: a change to the recipe, and what is said of it
     sed "$1" "$tmp/ott.json" >"$tmp/bad.json"
     refuse "recipe of a pool: $2" 3 "$2" "$kvbook" eval $score --recipe "$tmp/bad.json" --bits 2
@@ -123,5 +128,8 @@ refuse "a group that does not divide a head" 2 'does not divide a head' "$kvbook
 refuse "tuning" 2 'no centroids to tune' "$kvbook" tune "$work/kivi.kvb" $input -o "$work/x.kvb"
 refuse "anchors over scales of several tokens" 2 'tokens share scales' "$kvbook" eval $score --book "$work/kivi.kvb" --anchors '1%'
 echo 'a b c d' >"$tmp/prompt.txt"
-refuse "packing" 2 'which a file of caches cannot hold yet' "$kvbook" pack $model --book "$work/kivi.kvb" --text "$tmp/prompt.txt" -o "$work/x.kvp"
+for name in kivi ott0; do
+    refuse "packing with $name" 2 'which a file of caches cannot hold yet: use a book' "$kvbook" pack $model --book "$work/$name.kvb" --text "$tmp/prompt.txt" -o "$work/x.kvp"
+    [ ! -e "$work/x.kvp" ] && ok "nothing is left of $name" || fail "nothing is left of $name" "x.kvp is there"
+done
 done_testing

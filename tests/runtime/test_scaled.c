@@ -440,6 +440,60 @@ static void test_pools(void **state)
     kvb_book_close(book);
 }
 
+/* One more token in a cache, and what its queries get. */
+static void step(kvb_cache *cache, const rt_rows *rows, uint32_t t, float *out)
+{
+    float q[4 * D], keys[2 * D], values[2 * D];
+    rt_rows_take(rows->q, 4, rows->tokens, D, t, q);
+    rt_rows_take(rows->k_pre, 2, rows->tokens, D, t, keys);
+    rt_rows_take(rows->v, 2, rows->tokens, D, t, values);
+    assert_int_equal(kvb_cache_append(cache, 0, keys, values, NULL), KVB_OK);
+    assert_int_equal(kvb_cache_attend(cache, 0, q, out, NULL), KVB_OK);
+}
+
+/* A cache's pools know its own tokens alone: beside another cache of the same book, whose keys are smaller and would take all places,
+ * the outputs are those of a cache by itself to the bit; and the next cache begins with empty pools. */
+static void test_pools_are_a_caches_own(void **state)
+{
+    (void)state;
+    const kvb_policy policy = {.window = 10, .sinks = 3};
+    kvb_scaling pooled = along_tokens;
+    pooled.pool = 2;
+    pooled.spill = 4;
+    const rt_shape shape = shape_of(pooled, along_channels, 4);
+    kvb_book *book = rt_book_make(&shape, &policy);
+    assert_non_null(book);
+    rt_rows rows, small;
+    assert_true(rt_rows_make(&rows, kvb_book_layer(book, 0), TOKENS, 55));
+    assert_true(rt_rows_make(&small, kvb_book_layer(book, 0), TOKENS, 56));
+    for (uint32_t i = 0; i < 2 * TOKENS * D; i++)
+        small.k_pre[i] *= 0.01f;
+    static float alone[TOKENS][4 * D], beside[4 * D], other[4 * D];
+    kvb_cache_options options;
+    kvb_cache *cache, *neighbour;
+    kvb_cache_options_init(&options, book);
+    assert_int_equal(kvb_cache_create(book, &options, &cache, NULL), KVB_OK);
+    for (uint32_t t = 0; t < TOKENS; t++)
+        step(cache, &rows, t, alone[t]);
+    assert_int_equal(kvb_cache_count_bytes(cache).anchors, 2 * 6 * (2 * D * 2)); /* all places of both pools are taken */
+    kvb_cache_destroy(cache);
+    assert_int_equal(kvb_cache_create(book, &options, &cache, NULL), KVB_OK);
+    assert_int_equal(kvb_cache_create(book, &options, &neighbour, NULL), KVB_OK);
+    bool differ = false;
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        step(neighbour, &small, t, other);
+        step(cache, &rows, t, beside);
+        assert_memory_equal(beside, alone[t], sizeof beside);
+        differ |= memcmp(other, beside, sizeof other) != 0;
+    }
+    assert_true(differ);
+    kvb_cache_destroy(cache);
+    kvb_cache_destroy(neighbour);
+    rt_rows_free(&rows);
+    rt_rows_free(&small);
+    kvb_book_close(book);
+}
+
 /* In the codes of a group the mean of those that stay stands for each token taken out: levels lie as they would for these rows, found by the
  * formula. Keys and values of two tokens are smaller than the others: left in place they would widen every range, and a mean that counts them, or by another
  * count, would too. */
@@ -607,7 +661,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula), cmocka_unit_test(test_outliers), cmocka_unit_test(test_cache_equals_prefill), cmocka_unit_test(test_blocks_leave_together),
-        cmocka_unit_test(test_pools), cmocka_unit_test(test_pool_means), cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_pools), cmocka_unit_test(test_pools_are_a_caches_own),
+        cmocka_unit_test(test_pool_means), cmocka_unit_test(test_fixed_bytes), cmocka_unit_test(test_lists), cmocka_unit_test(test_order), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
