@@ -288,12 +288,14 @@ kvb_status kvb_args_parse(const kvb_command_spec *spec, int argc, char **argv, c
     return status == KVB_OK && !*help ? check_required(&r) : status;
 }
 
-/* Wraps `text` at 100 columns with the given indentation; the cursor stands at column `at`. */
+enum { HELP_INDENT = 28, HELP_WIDTH = 80 };
+
+/* Wraps `text` at HELP_WIDTH columns with the given indentation; the cursor stands at column `at`. */
 static void print_wrapped(const char *text, int at, int indent)
 {
     while (*text != '\0') {
         int length = (int)strcspn(text, " ");
-        if (at > indent && at + 1 + length > 100) {
+        if (at > indent && at + 1 + length > HELP_WIDTH) {
             printf("\n%*s", indent, "");
             at = indent;
         } else if (at > indent) {
@@ -314,9 +316,9 @@ static void print_flag(const kvb_flag *flag)
     snprintf(left, sizeof left, "%s%s%s%s%s%s", flag->letter != NULL ? flag->letter : "",
              flag->letter != NULL ? ", " : "", flag->name, flag->value != NULL ? " " : "",
              flag->value != NULL ? flag->value : "", flag->type == KVB_FLAG_STRINGS ? "..." : "");
-    int width = printf("  %-26s", left);
-    if (width >= 28)
-        printf("\n%28s", "");
+    /* Two blanks at least before the text, or a line of its own for it. */
+    const int at = printf("  %s", left);
+    printf("%s%*s", at > HELP_INDENT - 2 ? "\n" : "", at > HELP_INDENT - 2 ? HELP_INDENT : HELP_INDENT - at, "");
     char text[600];
     int n = snprintf(text, sizeof text, "%s", flag->help);
     if (flag->choices != NULL && n > 0) {
@@ -326,7 +328,7 @@ static void print_flag(const kvb_flag *flag)
             count++;
         snprintf(text + n, sizeof text - (size_t)n, ": %s", kvb_join_words(flag->choices, count, list, sizeof list));
     }
-    print_wrapped(text, 28, 28);
+    print_wrapped(text, HELP_INDENT, HELP_INDENT);
 }
 
 void kvb_args_print_help(const kvb_command_spec *spec)

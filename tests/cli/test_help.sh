@@ -7,6 +7,7 @@
 help_flaws() {
     [ ! -s "$err" ] || echo "talks on stderr;"
     awk 'length($0) > 120 { print "line " NR " has " length($0) " columns;" }' "$out"
+    awk '/ $/ { print "line " NR " ends in blanks;" }' "$out"
     if grep -q '	' "$out"; then echo "holds a tab;"; fi
 }
 
@@ -66,6 +67,8 @@ for file in tools/cmd_*.c; do
     name=${file#tools/cmd_}; name=${name%.c}
     if echo "$names" | grep -qx "$name"; then ok "kvbook --help lists $name"; else fail "kvbook --help lists $name" "it does not"; fi
 done
+expect "a flag and what it does share a line" 0 '^  --model FILE              the model' "$kvbook" calibrate --help
+expect "a long flag has a line of its own" 0 '^  --allow-tokenizer-mismatch$' "$kvbook" eval --help
 for name in $names; do
     check_help "help of $name" "^usage: kvbook $name" "$name" --help
     check_flags "$name"
